@@ -1,0 +1,39 @@
+# make demo     the whole method on real handwritten digits, from nothing to tables and figures
+# make test     all tests
+# make lab      JupyterLab on the notebooks
+# make results  the committed results: three seeds of every method
+# make pretrain the tiny base models, again from the beginning
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+BIN := .venv/bin
+SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --cores $(CORES) \
+	--show-failed-logs --quiet rules host reason
+
+.PHONY: demo test lab results pretrain lint
+.DEFAULT_GOAL := demo
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: .venv/installed
+	$(SNAKEMAKE) --configfile params/studies/demo.yaml
+	@cat outputs/demo/figures/main_results.md
+	@echo "The table is in outputs/demo/figures/main_results.md, the figures are beside it; the executed notebooks are in outputs/demo."
+
+test: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+results: .venv/installed
+	$(SNAKEMAKE) --configfile params/studies/tiny.yaml
+	@cat figures/tiny/main_results.md
+
+pretrain: .venv/installed
+	$(BIN)/python -m datadream_utils.pretrain --output models

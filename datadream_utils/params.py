@@ -1,0 +1,245 @@
+"""The parameters of the four stages: names, types and ranges. The tiny world's defaults stand in the notebooks.
+
+A notebook has one cell tagged ``parameters``; papermill adds a cell with what a parameter file changes; the next cell
+calls ``AdaptParams.read(globals())``, which refuses a misspelt name, a wrong type or an impossible value before any
+model is loaded. One file serves all four notebooks, so a name that belongs to another stage is accepted.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from datadream_utils.errors import InputError, nearest, suggest
+from datadream_utils.methods import SETTINGS, get_method
+
+ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# Where a run is kept and what computes it does not change what it computes.
+NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers")
+
+
+def resolve(path):
+    """An absolute path: as given, or relative to the project's folder."""
+    return Path(path) if Path(path).is_absolute() else ROOT / path
+
+
+def run_name(dataset, method, n_shot, seed, variant=""):
+    """``mnist5k_datadream_cls_16shot_seed0``, and ``_<variant>`` when there is one. Never a path."""
+    dataset = re.sub(r"[^A-Za-z0-9-]+", "-", Path(dataset).name).strip("-") or "dataset"
+    return f"{dataset}_{method}_{n_shot}shot_seed{seed}" + (f"_{variant}" if variant else "")
+
+
+class Parameters(BaseModel):
+    """Checked parameters of one stage: every field set, of its type and in its range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def read(cls, namespace):
+        """Check the notebook's parameters.
+
+        ``namespace`` is the notebook's ``globals()``; its ``In`` history tells which names the parameter cells set,
+        so that an unknown one is found. Raises InputError with every problem and its fix.
+        """
+        known = parameter_names()
+        for name in _assigned_parameters(namespace.get("In", ())):
+            if name not in known:
+                raise InputError(f"parameter {name!r} is not known.{suggest(name, known)}")
+        missing = [name for name in cls.model_fields if name not in namespace]
+        if missing:
+            raise InputError(f"parameter {missing[0]!r} is not set: restore its line in the parameters cell.")
+        return cls.make(**{name: namespace[name] for name in cls.model_fields})
+
+    @classmethod
+    def make(cls, **values):
+        """Build from values, with pydantic's findings as one InputError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise InputError("; ".join(_sentence(e) for e in error.errors())) from None
+
+
+class RunParams(Parameters):
+    """What names a run and where it is kept (all stages)."""
+
+    dataset: str
+    method: str
+    n_shot: Count
+    seed: Annotated[int, Field(ge=0)]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9.=-]*$", max_length=60)]
+    output_root: str
+    data_root: str
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    num_threads: Annotated[int, Field(ge=0)]
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name):
+        get_method(name)
+        return name
+
+    @property
+    def run_name(self):
+        """The run's folder name."""
+        return run_name(self.dataset, self.method, self.n_shot, self.seed, self.variant)
+
+    def identity(self):
+        """What decides the result: the parameters without ``NOT_IDENTITY``."""
+        return {k: v for k, v in self.model_dump().items() if k not in NOT_IDENTITY}
+
+
+class AdaptParams(RunParams):
+    """Stage 1: few-shot adaptation of Stable Diffusion (paper, section 3.2)."""
+
+    sd_model: str
+    sd_revision: str | None
+    resolution: Count
+    lora_rank: Count
+    lora_alpha: Positive
+    train_text_encoder: bool
+    adapt_epochs: Count
+    adapt_batch_size: Count
+    adapt_lr: Positive
+    adapt_warmup_steps: Annotated[int, Field(ge=0)]
+    adapt_weight_decay: NonNegative
+    max_grad_norm: Positive
+    mixed_precision: Literal["no", "fp16", "bf16"]
+    gradient_checkpointing: bool
+    guidance_scale: NonNegative
+    num_inference_steps: Count
+
+
+class GenerateParams(RunParams):
+    """Stage 2: sampling a labelled data set (paper, section 3.3)."""
+
+    sd_model: str
+    sd_revision: str | None
+    resolution: Count
+    images_per_class: Count
+    guidance_scale: NonNegative
+    num_inference_steps: Count
+    generate_batch_size: Count
+    mixed_precision: Literal["no", "fp16", "bf16"]
+
+
+class TrainParams(RunParams):
+    """Stage 3: CLIP with LoRA on real and synthetic images (paper, section 3.4)."""
+
+    setting: str
+    clip_model: str
+    clip_revision: str | None
+    images_per_class: Count
+    clip_lora_rank: Count
+    clip_lora_alpha: Positive
+    clip_lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    real_weight: Share
+    train_epochs: Count
+    train_batch_size: Count
+    train_lr: Positive
+    train_min_lr: NonNegative
+    train_warmup_epochs: NonNegative
+    train_weight_decay: NonNegative
+    crop_scale_min: Annotated[float, Field(gt=0, le=1)]
+    flip: Share
+    rand_augment_ops: Annotated[int, Field(ge=0)]
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)]
+    color_jitter: Share
+    grayscale: Share
+    blur: Share
+    solarize: Share
+    mix_share: Share
+    eval_batch_size: Count
+    num_workers: Annotated[int, Field(ge=0)]
+    mixed_precision: Literal["no", "fp16", "bf16"]
+
+    @model_validator(mode="after")
+    def _setting_fits_method(self):
+        if self.setting not in SETTINGS:
+            raise ValueError(f"setting {self.setting!r} is not known.{suggest(self.setting, SETTINGS)}")
+        allowed = get_method(self.method).settings
+        if self.setting not in allowed:
+            raise ValueError(f"method {self.method!r} has no setting {self.setting!r}; use {' or '.join(allowed)}")
+        if self.setting in ("R", "R+S") and self.n_shot > self.images_per_class:
+            raise ValueError(
+                f"n_shot={self.n_shot} is more than images_per_class={self.images_per_class}: an epoch shows "
+                "images_per_class pictures of a class, so raise images_per_class to n_shot or more"
+            )
+        return self
+
+
+class AnalysisParams(Parameters):
+    """Stage 4: tables and figures from every run under ``output_root``."""
+
+    dataset: str
+    n_shot: Count
+    output_root: str
+    data_root: str
+    figures_dir: str
+    example_class: str
+
+
+STAGES = {"adapt": AdaptParams, "generate": GenerateParams, "train": TrainParams, "analysis": AnalysisParams}
+NOTEBOOKS = {"adapt": "01_adapt_sd", "generate": "02_generate", "train": "03_train_clip", "analysis": "04_analysis"}
+
+
+def parameter_names():
+    """Every parameter of every stage, sorted."""
+    return sorted({name for stage in STAGES.values() for name in stage.model_fields})
+
+
+def read_params_file(path):
+    """A parameter file as a dict; InputError names the file for a bad one or an unknown key."""
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold 'name: value' lines, not a {type(values).__name__}.")
+    for name in values:
+        if name not in parameter_names():
+            raise InputError(f"{path}: parameter {name!r} is not known.{suggest(name, parameter_names())}")
+    return values
+
+
+def _assigned_parameters(history):
+    """Names set by cells that hold nothing but plain constants: the parameters cell and papermill's own."""
+    names = []
+    for source in history:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:
+            continue
+        assignments = [node for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        if len(assignments) == len(body) and all(_is_constant(node.value) for node in assignments):
+            for node in assignments:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def _is_constant(node):
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _sentence(error):
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = nearest(where, parameter_names())
+        return f"parameter {where!r} is not known." + (f" Did you mean {near!r}?" if near else "")
+    if error["type"] == "value_error":
+        return message
+    return f"parameter {where!r} is {error['input']!r}: {message}"

@@ -1,0 +1,128 @@
+"""Figures. Every function takes data and returns the Figure; titles say what to see."""
+
+import io
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from datadream_utils.images import read_image, written_whole
+from datadream_utils.methods import METHODS
+
+COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS)), strict=True))
+
+
+class NotebookFigure(Figure):
+    """A Figure that a notebook shows as a picture when it is a cell's last value, without pyplot's global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=90)
+        return buffer.getvalue()
+
+
+def _figure(rows, columns, width, height, **options):
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _picture(image):
+    return image if hasattr(image, "size") and not isinstance(image, str) else read_image(image)
+
+
+def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
+    """Pictures in rows: ``rows`` is a list of lists of PIL images, arrays or paths; gaps (None) stay empty."""
+    rows = rows or [[None]]
+    columns = max(1, *(len(row) for row in rows))
+    height = side * len(rows) + (0.4 if title else 0.05) + (0.25 if column_titles else 0)
+    figure, axes = _figure(len(rows), columns, side * columns + (1.6 if row_titles else 0.1), height)
+    for i, row in enumerate(rows):
+        for j in range(columns):
+            ax = axes[i, j]
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+            if j < len(row) and row[j] is not None:
+                ax.imshow(np.asarray(_picture(row[j])), interpolation="nearest")
+            if i == 0 and column_titles:
+                ax.set_title(column_titles[j], fontsize=8)
+        if row_titles:
+            axes[i, 0].set_ylabel(row_titles[i], rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def loss_curves(losses, title="Denoising loss", window=20):
+    """Losses of several adapters, ``{name: sequence}``, each as a running mean over ``window`` steps."""
+    figure, axes = _figure(1, 1, 6, 3)
+    ax = axes[0, 0]
+    for name, values in losses.items():
+        width = min(window, len(values))
+        ax.plot(np.arange(width - 1, len(values)), np.convolve(values, np.ones(width) / width, "valid"), label=name)
+    ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {window} steps)", title=title)
+    if len(losses) <= 12:
+        ax.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def training_curves(history):
+    """Training loss, and validation accuracy (%) after each epoch, over the optimizer steps."""
+    figure, axes = _figure(1, 2, 8, 2.8)
+    axes[0, 0].plot(history["step"], history["loss"], lw=0.8)
+    axes[0, 0].set(xlabel="optimizer step", ylabel="loss", title="Training loss")
+    validated = history.dropna(subset="val_accuracy")
+    axes[0, 1].plot(validated["step"], 100 * validated["val_accuracy"].astype(float), marker="o", ms=3)
+    axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy after each epoch")
+    if validated.empty:
+        axes[0, 1].text(0.5, 0.5, "this data set has no val split", ha="center", transform=axes[0, 1].transAxes)
+    return figure
+
+
+def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the true class, %)"):
+    """Row: true class; column: predicted class; numbers up to 20 classes."""
+    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = max(3.5, min(0.45 * len(class_names) + 1.5, 12))
+    figure, axes = _figure(1, 1, side + 0.6, side)
+    labels = class_names if len(class_names) <= 50 else False
+    small = len(class_names) <= 20
+    sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f", annot_kws={"size": 7},
+                xticklabels=labels, yticklabels=labels, square=True, cbar_kws={"label": "%"})  # fmt: skip
+    axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
+    return figure
+
+
+def teaser(rows, class_name, dataset):
+    """The paper's first figure: one class, a row of pictures per source, ``{source: [picture, ...]}``."""
+    return show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=0.95)
+
+
+def accuracy_bars(table, dataset):
+    """Test accuracy per method and setting, with the standard deviation over seeds."""
+    table = table[table["dataset"] == dataset]
+    figure, axes = _figure(1, 1, 7.5, 0.36 * len(table) + 1)
+    ax = axes[0, 0]
+    names = [f"{METHODS[row.method].label}, {row.setting}" for row in table.itertuples()]
+    names = [name.removesuffix(", none") for name in names]
+    colours = [COLOURS[method] for method in table["method"]]
+    spread = table["accuracy_std"].fillna(0)
+    ax.barh(names, table["accuracy_mean"], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread, strict=True)):
+        ax.text(mean + std + 0.8, y, f"{mean:.1f}", va="center", fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 105), xlabel="top-1 accuracy on the test split (%)", title=f"Accuracy on {dataset}")
+    sns.despine(ax=ax)
+    return figure
+
+
+def noising_steps(pictures, timesteps):
+    """One picture at several timesteps of the forward process; ``pictures`` as arrays in [0, 1]."""
+    titles = [f"t = {int(t)}" for t in timesteps]
+    return show_grid([list(pictures)], column_titles=titles, title="The same picture, more and more noise", side=1.0)
+
+
+def save_figure(figure, folder, name):
+    """Save as png and pdf with the same bytes every time; returns the png's path."""
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        with written_whole(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+    return folder / f"{name}.png"

@@ -1,0 +1,160 @@
+"""Adaptation: the loss, LoRA's start, and adapters that plain diffusers reads."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import same_progress
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from datadream_utils.adapt import Shots, adapt, adapter_folder, denoising_loss, noise_scheduler, plan_adapters, tokenize
+from datadream_utils.datasets import few_shot
+from datadream_utils.generate import sample
+from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.methods import get_method
+from datadream_utils.params import ROOT
+from datadream_utils.run import stage as run_stage
+
+
+def _batch(pipe, n=3):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, n, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        context = pipe.text_encoder(tokenize(pipe, ["a photo of a seven"] * n)).last_hidden_state
+    return latents, noise, torch.tensor([1, 500, 998])[:n], context
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@torch.no_grad()
+def test_loss_equals_one_written_from_the_noise_schedule(pipe, prediction_type):
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    latents, noise, timesteps, context = _batch(pipe)
+    abar = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+    target = {"epsilon": noise, "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * latents}[prediction_type]
+    expected = F.mse_loss(pipe.unet(noisy, timesteps, context, return_dict=False)[0], target)
+    actual = denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_lora_at_init_changes_nothing(pipe):
+    latents, _, timesteps, context = _batch(pipe)
+    before = pipe.unet(latents, timesteps, context).sample
+    tokens = tokenize(pipe, ["a photo of a seven"])
+    text = pipe.text_encoder(tokens).last_hidden_state
+    parameters = attach_lora(pipe, rank=16, alpha=16.0, seed=1)
+    try:
+        assert torch.equal(pipe.unet(latents, timesteps, context).sample, before)
+        assert torch.equal(pipe.text_encoder(tokens).last_hidden_state, text)
+        assert all(parameter.dtype == torch.float32 for parameter in parameters)
+        assert sum(parameter.numel() for parameter in parameters) == sum(
+            row["LoRA parameters"] for row in count_lora(pipe, 16)
+        )
+    finally:
+        detach_lora(pipe)
+    assert torch.equal(pipe.unet(latents, timesteps, context).sample, before)
+
+
+def test_lora_sits_on_the_papers_layers(pipe):
+    attach_lora(pipe, rank=2, alpha=2.0, seed=0)
+    try:
+        for model, targets in adapted_parts(pipe):
+            adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+            assert adapted and all(name.endswith(targets) for name in adapted)
+            assert all(any(name.endswith(target) for name in adapted) for target in targets)
+    finally:
+        detach_lora(pipe)
+
+
+def test_loss_falls_and_base_returns(pipe, mnist, make_params):
+    p = make_params("adapt", n_shot=2, adapt_epochs=30, adapt_batch_size=2)
+    from datadream_utils.adapt import train_adapter
+
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    adapter = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[7]
+    losses = [loss for _, loss, _ in train_adapter(pipe, adapter, p)]
+    detach_lora(pipe)
+    assert len(losses) == 30 and np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def _perturbed_adapter(pipe, folder, text_encoder=True, alpha=32.0):
+    """An adapter far from its start, as the attached and the saved one."""
+    parameters = attach_lora(pipe, rank=4, alpha=alpha, seed=0, text_encoder=text_encoder)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    save_lora(pipe, folder, text_encoder)
+    return sample(pipe, ["a photo of a seven"] * 2, [1, 2], 2.0, 4, 32)
+
+
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_plain_diffusers_draws_what_the_trained_adapter_draws(pipe, tmp_path, text_encoder):
+    base = np.stack([np.asarray(x) for x in sample(pipe, ["a photo of a seven"] * 2, [1, 2], 2.0, 4, 32)])
+    attached = _perturbed_adapter(pipe, tmp_path / "adapter", text_encoder)
+    detach_lora(pipe)
+    plain = StableDiffusionPipeline.from_pretrained(ROOT / "models" / "tiny-stable-diffusion", dtype=torch.float32)
+    plain.load_lora_weights(tmp_path / "adapter")
+    plain.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    loaded = plain(["a photo of a seven"] * 2, generator=generators, guidance_scale=2.0, num_inference_steps=4).images
+    attached, loaded = (np.stack([np.asarray(image) for image in images]) for images in (attached, loaded))
+    assert np.array_equal(attached, loaded)
+    assert np.abs(attached.astype(int) - base).mean() > 5  # the adapter does something
+
+
+def test_fused_sampling_equals_attached_and_gives_the_base_back(pipe, tmp_path):
+    attached = np.stack([np.asarray(image) for image in _perturbed_adapter(pipe, tmp_path / "adapter")])
+    detach_lora(pipe)
+    before = {name: w.clone() for m in (pipe.unet, pipe.text_encoder) for name, w in m.state_dict().items()}
+    with fused_lora(pipe, tmp_path / "adapter"):
+        fused = np.stack([np.asarray(x) for x in sample(pipe, ["a photo of a seven"] * 2, [1, 2], 2.0, 4, 32)])
+    assert np.abs(fused.astype(int) - attached).max() <= 1
+    after = {name: w for m in (pipe.unet, pipe.text_encoder) for name, w in m.state_dict().items()}
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("method, names", [("datadream_cls", 10), ("datadream_dset", 1), ("fakeit", 0)])
+def test_one_adapter_per_class_or_data_set(mnist, method, names):
+    adapters = plan_adapters(get_method(method), mnist, few_shot(mnist, 3, 0))
+    assert len(adapters) == names
+    assert sum(len(adapter.paths) for adapter in adapters) == (30 if names else 0)
+    for adapter in adapters:
+        for path, prompt in zip(adapter.paths, adapter.prompts, strict=True):
+            assert prompt == f"a photo of a {mnist.class_names[int(path.parent.name)]}"
+
+
+def test_same_parameters_same_bytes_and_resuming_changes_nothing(pipe, mnist, make_params, tmp_path):
+    adapters = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[:3]
+    contents = []
+    for name, first in (("once", []), ("resumed", adapters[1:2])):
+        p = make_params("adapt", n_shot=2, adapt_epochs=2, output_root=str(tmp_path / name))
+        stage = run_stage(p, "adapt")
+        stage.begin()
+        for part in (first, adapters):
+            adapt(pipe, part, p, stage, same_progress)
+        files = [adapter_folder(stage, adapter.name) / WEIGHTS for adapter in adapters]
+        files += sorted((stage.folder / "losses").iterdir())
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+    assert len(set(contents[0])) == len(contents[0])
+
+
+def test_pictures_that_are_not_square_are_cropped_anew(pipe, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)).save(tmp_path / "wide.png")
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "square.png")
+    wide, square = Shots(pipe, [tmp_path / "wide.png"], 32), Shots(pipe, [tmp_path / "square.png"], 32)
+    draw = lambda shots, seed: shots.latents([0], torch.Generator().manual_seed(seed))  # noqa: E731
+    assert draw(wide, 0).shape == (1, 4, 8, 8) and torch.equal(draw(wide, 0), draw(wide, 0))
+    assert wide.moments is None and square.moments is not None
+    assert (draw(wide, 0) - draw(wide, 1)).abs().mean() > 2 * (draw(square, 0) - draw(square, 1)).abs().mean()
+
+
+def test_noise_schedule_is_the_base_models(pipe):
+    config = noise_scheduler(pipe).config
+    assert config.prediction_type == "v_prediction" and config.rescale_betas_zero_snr
+    assert config.num_train_timesteps == 1000

@@ -1,0 +1,135 @@
+"""The notebooks: clean as stored, and run from first to last cell through papermill."""
+
+import json
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_four():
+    assert [file.stem for file in FILES] == list(NOTEBOOKS.values())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_stored_clean(file):
+    notebook = nbformat.read(file, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert sum("parameters" in cell.metadata.get("tags", ()) for cell in code) == 1
+    for cell in code:
+        lines = cell.source.splitlines()
+        assert len(lines) <= 40
+        assert not any(line.startswith(("def ", "class ", "!", "%pip")) for line in lines)
+    assert len(code) <= 0.6 * len(notebook.cells)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_papermill_documents_every_parameter(stage):
+    notebook = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    described = papermill.inspect_notebook(str(notebook))
+    assert set(described) == set(STAGES[stage].model_fields)
+    assert all(entry["help"] and entry["inferred_type_name"] != "None" for entry in described.values())
+
+
+def _run(stage, folder, **changes):
+    parameters = read_params_file(ROOT / "params" / "smoke.yaml") | changes
+    parameters |= {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
+    known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
+    output = folder / f"{stage}-{len(list(folder.glob('*.ipynb')))}.ipynb"
+    source = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    papermill.execute_notebook(str(source), str(output), known, kernel_name="python3", progress_bar=False, cwd=ROOT)
+    return nbformat.read(output, 4)
+
+
+def _outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, {stage: _run(stage, folder) for stage in STAGES}
+
+
+def test_all_four_run_in_order_and_leave_their_files(smoke):
+    folder, _notebooks = smoke
+    run = folder / "outputs" / "mnist5k_datadream_cls_2shot_seed0"
+    assert {path.parent.name for path in run.glob("*/manifest.json")} == {"adapt", "generate", "train-R+S"}
+    assert len(list(run.glob("adapt/adapters/*/pytorch_lora_weights.safetensors"))) == 10
+    assert len(list(run.glob("generate/images/*/*.png"))) == 20
+    metrics = json.loads((run / "train-R+S" / "metrics.json").read_text())
+    assert metrics["n_test"] == 3500 and 0 <= metrics["interval_95"][0] <= metrics["accuracy"] <= 100
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        *(f"main_results.{kind}" for kind in ("csv", "md", "tex")),
+        *(f"{name}.{kind}" for name in ("teaser", "accuracy_bars") for kind in ("png", "pdf")),
+    }
+    assert not list(folder.rglob("*.part"))
+
+
+def test_pictures_show_and_nothing_is_printed_to_stderr(smoke):
+    for stage, notebook in smoke[1].items():
+        outputs = _outputs(notebook)
+        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2, stage
+        assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == [], stage
+
+
+def test_progress_lines_end_at_their_total(smoke):
+    lines = [o.data["text/plain"] for o in _outputs(smoke[1]["adapt"]) if "█" in str(o.get("data", {}))]
+    assert len(lines) == 1 and "20/20" in lines[0] and "░" not in lines[0]
+
+
+def test_a_finished_stage_is_not_run_again(smoke):
+    folder, _ = smoke
+    run = folder / "outputs" / "mnist5k_datadream_cls_2shot_seed0"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    notebook = _run("generate", folder)
+    assert any("finished already" in output.get("text", "") for output in _outputs(notebook))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "stage, changes, message",
+    [
+        ("generate", {"seed": 5}, "run 01_adapt_sd first"),
+        ("adapt", {"dataset": "mnist"}, "neither known nor a folder"),
+        ("adapt", {"method": "datadreamcls"}, "Did you mean 'datadream_cls'"),
+        ("adapt", {"n_shot": 200}, "fewer than n_shot=200"),
+        ("train", {"setting": "SR"}, "setting 'SR' is not known"),
+    ],
+)
+def test_mistakes_stop_before_a_model_is_loaded(tmp_path, stage, changes, message):
+    with pytest.raises(PapermillExecutionError, match=message) as error:
+        _run(stage, tmp_path, **changes)
+    assert "InputError" in str(error.value)
+    assert not list(tmp_path.glob("outputs/*/*/*"))
+
+
+def test_an_unknown_parameter_stops_the_notebook(tmp_path):
+    source = ROOT / "notebooks" / "01_adapt_sd.ipynb"
+    with pytest.raises(PapermillExecutionError, match="parameter 'n_shots' is not known. Did you mean 'n_shot'"):
+        papermill.execute_notebook(
+            str(source), str(tmp_path / "x.ipynb"), {"n_shots": 4}, kernel_name="python3", progress_bar=False, cwd=ROOT
+        )
+
+
+def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path):
+    changes = {"dataset": str(folder_dataset), "method": "datadream_dset", "example_class": "apple pie"}
+    for stage in STAGES:
+        _run(stage, tmp_path, **changes)
+    metrics = json.loads(next(tmp_path.glob("outputs/*/train-R+S/metrics.json")).read_text())
+    assert metrics["n_test"] == 4 and set(metrics["per_class"]) == {"apple pie", "crème brûlée"}
+
+
+@pytest.mark.parametrize("method, setting", [("clip_zeroshot", "none"), ("real", "R")])
+def test_methods_that_generate_nothing_go_through_all_four(tmp_path, method, setting):
+    for stage in STAGES:
+        _run(stage, tmp_path, method=method, setting=setting)
+    assert json.loads(next(tmp_path.glob(f"outputs/*/train-{setting}/metrics.json")).read_text())["n_test"] == 3500

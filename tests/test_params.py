@@ -1,0 +1,108 @@
+"""Parameters: the notebooks' defaults are valid, files use known names, mistakes are explained."""
+
+import pytest
+from conftest import notebook_defaults
+
+from datadream_utils.errors import InputError
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, AdaptParams, parameter_names, read_params_file
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_notebook_sets_exactly_the_stages_parameters(stage):
+    defaults = notebook_defaults(stage)
+    assert list(defaults) and set(defaults) == set(STAGES[stage].model_fields)
+    STAGES[stage].make(**defaults)
+
+
+@pytest.mark.parametrize("name", sorted({"dataset", "n_shot", "output_root", "images_per_class", "guidance_scale"}))
+def test_a_parameter_has_one_default(name):
+    values = [notebook_defaults(s)[name] for s in STAGES if name in STAGES[s].model_fields]
+    assert len(set(values)) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
+def test_parameter_files_fit_every_stage(path):
+    changes = read_params_file(path)
+    for stage, model in STAGES.items():
+        model.make(**(notebook_defaults(stage) | {k: v for k, v in changes.items() if k in model.model_fields}))
+
+
+def test_paper_parameters_are_the_published_ones():
+    paper = read_params_file(ROOT / "params" / "paper.yaml")
+    published = {"lora_rank": 16, "adapt_epochs": 200, "adapt_batch_size": 8, "adapt_lr": 1e-4, "guidance_scale": 2.0}
+    published |= {"num_inference_steps": 50, "images_per_class": 500, "real_weight": 0.8, "clip_lora_alpha": 32.0}
+    assert {name: paper[name] for name in published} == published
+
+
+def _read(changes, history=()):
+    namespace = notebook_defaults("adapt") | changes
+    return AdaptParams.read(namespace | {"In": ["", *history]})
+
+
+def test_misspelt_parameter_is_found_in_the_injected_cell():
+    with pytest.raises(InputError, match=r"parameter 'n_shots' is not known. Did you mean 'n_shot'\?"):
+        _read({"n_shots": 4}, ["# Parameters\nn_shots = 4\n"])
+
+
+def test_other_stages_parameters_and_other_variables_are_fine():
+    source = "from x import y\nstep = 3"
+    assert _read({"step": 3, "train_epochs": 5}, ["# Parameters\ntrain_epochs = 5\n", source, "%matplotlib inline"])
+
+
+def test_a_removed_line_is_named():
+    namespace = notebook_defaults("adapt")
+    del namespace["n_shot"]
+    with pytest.raises(InputError, match="parameter 'n_shot' is not set"):
+        AdaptParams.read(namespace)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "datadream_class"}, r"method 'datadream_class' is not known. Did you mean 'datadream_cls'\?"),
+        ({"n_shot": 0}, "parameter 'n_shot' is 0: Input should be greater than or equal to 1"),
+        ({"n_shot": "16"}, "parameter 'n_shot' is '16': Input should be a valid integer"),
+        ({"adapt_lr": -1.0}, "parameter 'adapt_lr' is -1.0"),
+        ({"device": "gpu"}, "parameter 'device' is 'gpu': Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ({"variant": "../x"}, "parameter 'variant' is '../x'"),
+        ({"seed": True}, "parameter 'seed' is True"),
+    ],
+)
+def test_impossible_values(changes, message):
+    with pytest.raises(InputError, match=message):
+        _read(changes)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"setting": "RS"}, r"setting 'RS' is not known. Did you mean 'R\+S'\?"),
+        ({"setting": "S", "method": "real"}, "method 'real' has no setting 'S'; use R"),
+        ({"setting": "R", "method": "clip_zeroshot"}, "method 'clip_zeroshot' has no setting 'R'; use none"),
+        ({"n_shot": 64}, "n_shot=64 is more than images_per_class=50"),
+    ],
+)
+def test_settings_fit_methods(make_params, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_params("train", **changes)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("n_shots: 4", "Did you mean 'n_shot'"), ("- 1", "must hold"), ("a: [", "cannot be read as YAML")],
+)
+def test_bad_parameter_file(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"mine\.yaml.*" + message):
+        read_params_file(tmp_path / "mine.yaml")
+
+
+def test_names_are_unique_across_notebooks():
+    assert set(NOTEBOOKS) == set(STAGES)
+    assert len(parameter_names()) == len(set(parameter_names()))
+
+
+def test_run_name_is_never_a_path(make_params):
+    p = make_params("adapt", dataset="/home/me/../my data")
+    assert p.run_name == "my-data_datadream_cls_16shot_seed0"
+    assert make_params("adapt", dataset="..", variant="x.1").run_name == "dataset_datadream_cls_16shot_seed0_x.1"

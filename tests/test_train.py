@@ -1,0 +1,167 @@
+"""The classifier: CLIP's own logits, the three losses, augmentation, training sets, determinism."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datadream_utils.augment import Augment, Mix
+from datadream_utils.clip import attach_clip_lora, class_logits, image_features, text_features
+from datadream_utils.datasets import few_shot
+from datadream_utils.train import (
+    class_tokens,
+    evaluate_on_test,
+    evaluation_pictures,
+    fit,
+    learning_rate_factor,
+    mixed_loss,
+    predict,
+    train_steps,
+    training_sets,
+)
+
+
+def _pixels(clip, mnist):
+    _model, tokenizer, processor = clip
+    paths = [files[0] for files in mnist.files["val"]]
+    pictures = evaluation_pictures(paths, processor)
+    return torch.stack([pictures[i] for i in range(len(paths))]), class_tokens(tokenizer, mnist, "cpu"), paths
+
+
+@torch.no_grad()
+def test_logits_equal_transformers_own(clip, mnist):
+    model = clip[0]
+    pixels, tokens, _ = _pixels(clip, mnist)
+    expected = model(pixel_values=pixels, **tokens).logits_per_image
+    actual = class_logits(model, image_features(model, pixels), text_features(model, tokens))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_evaluation_pictures_are_clips_own_preprocessing(clip, mnist):
+    processor = clip[2]
+    pixels, _, paths = _pixels(clip, mnist)
+    images = [Image.open(path).convert("RGB") for path in paths]
+    assert torch.equal(pixels, processor(images=images, return_tensors="pt").pixel_values)
+
+
+@torch.no_grad()
+def test_clip_lora_starts_at_clip(clip, mnist):
+    import copy
+
+    pixels, tokens, _ = _pixels(clip, mnist)
+    before = class_logits(clip[0], image_features(clip[0], pixels), text_features(clip[0], tokens))
+    model = attach_clip_lora(copy.deepcopy(clip[0]), 16, 32.0, 0.1, seed=0).eval()
+    assert torch.equal(class_logits(model, image_features(model, pixels), text_features(model, tokens)), before)
+    trained = {name.split(".lora_")[0] for name, w in model.named_parameters() if w.requires_grad}
+    assert len(trained) == 2 * (4 + 2)  # q and v of 4 vision and 2 text blocks
+    assert all(name.endswith(("q_proj", "v_proj")) for name in trained)
+
+
+def test_losses_on_hand_made_logits():
+    logits = {"real": torch.tensor([[math.log(3.0), 0.0]]), "synthetic": torch.tensor([[0.0, 0.0]])}
+    targets = {"real": torch.tensor([[1.0, 0.0]]), "synthetic": torch.tensor([[0.0, 1.0]])}
+    real, synthetic = math.log(4 / 3), math.log(2)
+    only = lambda kind: ({kind: logits[kind]}, {kind: targets[kind]})  # noqa: E731
+    assert mixed_loss(*only("real"), 0.8).item() == pytest.approx(real)
+    assert mixed_loss(*only("synthetic"), 0.8).item() == pytest.approx(synthetic)
+    assert mixed_loss(logits, targets, 0.8).item() == pytest.approx(0.8 * real + 0.2 * synthetic)
+
+
+def test_soft_targets_match_what_was_mixed():
+    torch.manual_seed(0)
+    pictures = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # channel = class
+    mixed, targets = Mix(share=1.0, n_classes=6)(pictures, torch.arange(6))
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
+    same, hard = Mix(share=0.0, n_classes=6)(pictures, torch.arange(6))
+    assert torch.equal(same, pictures) and torch.equal(hard, torch.eye(6))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cutmix_and_mixup_both_keep_shares(seed):
+    torch.manual_seed(seed)
+    pictures = torch.eye(6)[:, :, None, None].expand(6, 6, 16, 16).contiguous()
+    mixed, targets = Mix(share=1.0, n_classes=6)(pictures, torch.arange(6))
+    torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
+
+
+def test_augmentation_keeps_shape_and_range(make_params):
+    torch.manual_seed(0)
+    pictures = torch.randint(0, 256, (20, 3, 36, 36), dtype=torch.uint8)
+    augmented = Augment(make_params("train"), 32, [0.0] * 3, [1.0] * 3, "cpu")(pictures)
+    assert augmented.shape == (20, 3, 32, 32) and augmented.min() >= -1e-3 and augmented.max() <= 1 + 1e-3
+    off = dict(crop_scale_min=1.0, rand_augment_ops=0, color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
+    plain = Augment(make_params("train", **off), 36, [0.5] * 3, [0.5] * 3, "cpu")(pictures[:, :, :, :])
+    assert plain.shape == (20, 3, 36, 36)
+    flat = torch.full((4, 3, 36, 36), 128, dtype=torch.uint8)
+    still = Augment(make_params("train", **off), 32, [0.5] * 3, [0.5] * 3, "cpu")(flat)
+    torch.testing.assert_close(still, torch.full_like(still, (128 / 255 - 0.5) / 0.5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("setting, kinds", [("R", {"real"}), ("S", {"synthetic"}), ("R+S", {"real", "synthetic"})])
+def test_every_setting_has_the_same_length(mnist, make_params, setting, kinds):
+    p = make_params("train", method="real" if setting == "R" else "fakeit", setting=setting, images_per_class=5)
+    sets = training_sets(setting, few_shot(mnist, 2, 0), few_shot(mnist, 7, 1), p, 32)
+    assert set(sets) == kinds
+    for pictures, labels in sets.values():
+        assert len(pictures) == len(labels) == 50 and labels.bincount().tolist() == [5] * 10
+    if "real" in sets:
+        assert len(set(sets["real"][0].paths)) == 20
+
+
+def test_learning_rate_warms_up_and_returns(make_params):
+    p = make_params("train", train_epochs=10, train_warmup_epochs=2.0)
+    per_epoch, total = train_steps(p, 10)
+    factors = [learning_rate_factor(step, p, per_epoch) for step in range(total)]
+    assert factors[0] == pytest.approx(p.train_min_lr / p.train_lr)
+    assert max(factors) == factors[2 * per_epoch] == pytest.approx(1.0)
+    assert factors[-1] < 0.01 and per_epoch == math.ceil(p.images_per_class * 10 / 64)
+
+
+def _fit(mnist, p):
+    from datadream_utils.models import load_clip
+
+    model, tokenizer, processor = load_clip("models/tiny-clip")
+    sets = training_sets(p.setting, few_shot(mnist, p.n_shot, 0), few_shot(mnist, 4, 1), p, 32)
+    rows = list(fit(model, tokenizer, processor, mnist, sets, p))
+    tuned = rows[0]["model"]
+    return tuned, [row["loss"] for row in rows], tokenizer, processor
+
+
+def test_training_learns_and_repeats_exactly(mnist, make_params):
+    changes = dict(n_shot=4, images_per_class=8, train_epochs=12, train_batch_size=40, train_warmup_epochs=1.0)
+    p = make_params("train", method="fakeit", setting="R+S", **changes)
+    (model, losses, *_), (_, again, *_) = _fit(mnist, p), _fit(mnist, p)
+    assert losses == again and len(losses) == 24
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:3])
+    assert not model.training
+
+
+def test_evaluation_counts_every_test_picture_once(clip, mnist, make_params):
+    p = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=999)
+    table = evaluate_on_test(*clip, mnist, p)
+    assert len(table) == table["file"].nunique() == 3500 and table["file"].str.startswith("test/").all()
+    assert (table["correct"] == (table["label"] == table["prediction"])).all()
+    assert table["correct"].mean() > 0.2  # the shipped CLIP knows digits a little: chance is 0.1
+    tokens = class_tokens(clip[1], mnist, "cpu")
+    paths = [mnist.root / file for file in table["file"][:50]]
+    one_by_one = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=1)
+    few = predict(clip[0], tokens, evaluation_pictures(paths, clip[2]), table["label"][:50], one_by_one)
+    assert few["prediction"].tolist() == table["prediction"][:50].tolist()
+
+
+def test_saved_classifier_is_a_peft_folder(clip, mnist, make_params, tmp_path):
+    from peft import PeftModel
+
+    from datadream_utils.models import load_clip
+
+    p = make_params("train", method="real", setting="R", n_shot=2, images_per_class=2, train_epochs=2)
+    model, _, _, _ = _fit(mnist, p)
+    model.save_pretrained(tmp_path / "classifier")
+    loaded = PeftModel.from_pretrained(load_clip("models/tiny-clip")[0], tmp_path / "classifier").eval()
+    pixels, tokens, _ = _pixels(clip, mnist)
+    with torch.no_grad():
+        assert torch.equal(image_features(loaded, pixels), image_features(model, pixels))
+        assert torch.equal(text_features(loaded, tokens), text_features(model, tokens))

@@ -1,12 +1,16 @@
 """Loading Stable Diffusion and CLIP from a folder or a hub id, in safetensors only."""
 
+from pathlib import Path
+
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
+from datadream_utils.run import digest
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -52,6 +56,18 @@ def load_clip(clip_model, clip_revision=None, device="cpu"):
     except (OSError, ValueError) as error:
         raise _not_found("clip_model", clip_model, "models/tiny-clip", error) from error
     return model.requires_grad_(False).eval().to(device), tokenizer, processor
+
+
+def model_identity(model, revision=None):
+    """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights."""
+    place, revision = _place(model, revision)
+    if Path(place).is_dir():
+        return {"folder": model, "sha256": digest(sorted(Path(place).rglob("*.safetensors")))}
+    for name in ("model_index.json", "config.json"):
+        cached = try_to_load_from_cache(place, name, revision=revision)
+        if isinstance(cached, str):
+            return {"hub": place, "commit": Path(cached).parent.name}
+    return {"hub": place, "revision": revision}
 
 
 def _place(model, revision):

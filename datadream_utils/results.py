@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import binomtest
 from torch import tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -16,11 +17,10 @@ from datadream_utils.run import write_json
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
 
 
-def wilson_interval(n_correct, n, z=1.959964):
+def wilson_interval(n_correct, n):
     """Wilson's 95 % interval of a proportion, as two shares in [0, 1]."""
-    share = n_correct / n
-    centre, spread = share + z * z / (2 * n), z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def confusion(predictions, n_classes):

@@ -147,6 +147,6 @@ def sha256(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def list_hashes(paths, root):
-    """``{path relative to root: sha256}`` of files, for a manifest."""
-    return {str(Path(path).relative_to(root)): sha256(path) for path in paths}
+def digest(paths):
+    """One sha256 of the contents of many files, in order: what a stage was given."""
+    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()

@@ -32,7 +32,7 @@ def test_few_shots_come_from_train_and_are_nested(mnist):
 
 
 def test_stable_seed_is_the_same_on_every_machine():
-    assert stable_seed("generate", 0, "seven", 3) == 6374046466408230757
+    assert stable_seed("generate", 0, "seven", 3) == 3233465078600638685
     assert stable_seed("ab", "c") != stable_seed("a", "bc")
 
 

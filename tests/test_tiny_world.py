@@ -8,8 +8,9 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from datadream_utils import typeset
+from datadream_utils.architectures import make_tokenizer
 from datadream_utils.params import ROOT
-from datadream_utils.pretrain import contrastive_loss, make_tokenizer
+from datadream_utils.pretrain import contrastive_loss
 
 CLIP, SD = ROOT / "models" / "tiny-clip", ROOT / "models" / "tiny-stable-diffusion"
 

@@ -33,6 +33,7 @@ lab: .venv/installed
 
 results: .venv/installed
 	$(SNAKEMAKE) --configfile params/studies/tiny.yaml
+	mkdir -p figures/tiny && cp outputs/tiny/figures/* figures/tiny/
 	@cat figures/tiny/main_results.md
 
 pretrain: .venv/installed

@@ -55,8 +55,9 @@ class Mix:
         targets = F.one_hot(labels, self.n_classes).float()
         if torch.rand(()) >= self.share:
             return pictures, targets
-        pictures, mixed = (self.mixup if torch.rand(()) < 0.5 else self.cutmix)(pictures, labels)
-        first, second, lam = mixed.reshape(-1, len(labels), 3)[0].unbind(-1)
-        other = F.one_hot(second.long(), self.n_classes).float()
-        lam = lam[:, None].to(targets)
-        return pictures, (1 - lam) * F.one_hot(first.long(), self.n_classes).float() + lam * other
+        use_mixup = torch.rand(()) < 0.5
+        pictures, mixed = (self.mixup if use_mixup else self.cutmix)(pictures, labels)
+        first, second, share = mixed.reshape(-1, len(labels), 3)[0].unbind(-1)
+        share_of_first = (1 - share if use_mixup else share)[:, None].to(targets)  # kornia's two conventions
+        first, second = (F.one_hot(part.long(), self.n_classes).float() for part in (first, second))
+        return pictures, share_of_first * first + (1 - share_of_first) * second

@@ -4,6 +4,7 @@ A linear layer W becomes W + (alpha / rank) B A with A (rank, in) drawn from a n
 zero, so that training starts at the base model (Hu et al. 2022). Targets as in the authors' code (paper, appendix A).
 """
 
+import json
 from contextlib import contextmanager
 
 import torch
@@ -58,6 +59,7 @@ def save_lora(pipe, folder, text_encoder=True):
         layers |= {"text_encoder_lora_adapter_metadata": _metadata(pipe.text_encoder)}
     with written_whole(folder) as temporary:
         StableDiffusionPipeline.save_lora_weights(temporary, weight_name=WEIGHTS, **layers)
+        _sort_metadata(temporary / WEIGHTS)
 
 
 @contextmanager
@@ -93,8 +95,8 @@ def _state_dict(model):
 
 
 def _metadata(model):
-    """The adapter's configuration with sets as sorted lists: the same bytes every time."""
-    config = model.peft_config["default"].to_dict()
+    """The adapter's configuration, sets as sorted lists and without paths: the same bytes every time, anywhere."""
+    config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": None}
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
@@ -112,3 +114,14 @@ def count_lora(pipe, rank, text_encoder=True):
             }
         )
     return rows
+
+
+def _sort_metadata(path):
+    """Rewrite a safetensors file's header with sorted metadata: the library writes it in a random order."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])

@@ -25,7 +25,7 @@ def weight_dtype(mixed_precision, device):
 def load_stable_diffusion(sd_model, sd_revision=None, device="cpu", dtype=torch.float32):
     """A ``StableDiffusionPipeline`` without safety checker, frozen, on ``device``.
 
-    sd_model: a folder (relative to the project or absolute) or a hub id. The VAE stays in float32.
+    sd_model: a folder (relative to the project or absolute) or a hub id.
     """
     place, revision = _place(sd_model, sd_revision)
     try:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from datadream_utils.augment import Augment, Mix
 from datadream_utils.clip import attach_clip_lora, class_logits, image_features, text_features, tokenize
 from datadream_utils.datasets import flatten, stable_seed
+from datadream_utils.errors import InputError
 from datadream_utils.images import centre_square, read_image, to_tensor
 from datadream_utils.models import DTYPES
 from datadream_utils.prompts import class_prompt
@@ -72,6 +73,12 @@ def training_sets(setting, shots, synthetic, p, image_size):
     if "R" in setting:
         sets["real"] = [[files[i % len(files)] for i in range(p.images_per_class)] for files in shots]
     if "S" in setting:
+        fewest = min(len(files) for files in synthetic)
+        if fewest < p.images_per_class:
+            raise InputError(
+                f"images_per_class={p.images_per_class}, but a class has {fewest} generated images: set it to "
+                f"{fewest}, or run 02_generate with more in another variant."
+            )
         sets["synthetic"] = [files[: p.images_per_class] for files in synthetic]
     return {
         kind: (training_pictures(paths, image_size), torch.tensor(labels))
@@ -162,7 +169,7 @@ def _batches(sets, p, per_epoch):
             loader = torch.utils.data.DataLoader(
                 pictures, batch_sampler=[i.tolist() for i in indices], num_workers=p.num_workers
             )
-            epoch[kind] = zip(loader, (labels[i] for i in indices), strict=True)
+            epoch[kind] = zip(loader, [labels[i] for i in indices], strict=True)
         for _ in range(per_epoch):
             yield {kind: next(batches) for kind, batches in epoch.items()}
 

@@ -10,7 +10,9 @@ from PIL import Image
 from datadream_utils.augment import Augment, Mix
 from datadream_utils.clip import attach_clip_lora, class_logits, image_features, text_features
 from datadream_utils.datasets import few_shot
+from datadream_utils.errors import InputError
 from datadream_utils.train import (
+    _batches,
     class_tokens,
     evaluate_on_test,
     evaluation_pictures,
@@ -102,13 +104,36 @@ def test_augmentation_keeps_shape_and_range(make_params):
 
 @pytest.mark.parametrize("setting, kinds", [("R", {"real"}), ("S", {"synthetic"}), ("R+S", {"real", "synthetic"})])
 def test_every_setting_has_the_same_length(mnist, make_params, setting, kinds):
-    p = make_params("train", method="real" if setting == "R" else "fakeit", setting=setting, images_per_class=5)
+    p = make_params(
+        "train", method="real" if setting == "R" else "fakeit", setting=setting, n_shot=2, images_per_class=5
+    )
     sets = training_sets(setting, few_shot(mnist, 2, 0), few_shot(mnist, 7, 1), p, 32)
     assert set(sets) == kinds
     for pictures, labels in sets.values():
         assert len(pictures) == len(labels) == 50 and labels.bincount().tolist() == [5] * 10
     if "real" in sets:
         assert len(set(sets["real"][0].paths)) == 20
+
+
+def test_every_picture_keeps_its_label(mnist, make_params):
+    p = make_params("train", method="fakeit", n_shot=3, images_per_class=7, train_batch_size=32, train_epochs=2)
+    sets = training_sets("R+S", few_shot(mnist, 3, 0), few_shot(mnist, 9, 1), p, 32)
+    label_of = {
+        picture.numpy().tobytes(): label
+        for pictures, labels in sets.values()
+        for picture, label in zip((pictures[i] for i in range(len(pictures))), labels.tolist(), strict=True)
+    }
+    seen = {"real": [], "synthetic": []}
+    for batch in _batches(sets, p, train_steps(p, 10)[0]):
+        for kind, (pictures, labels) in batch.items():
+            assert [label_of[picture.numpy().tobytes()] for picture in pictures] == labels.tolist()
+            seen[kind] += labels.tolist()
+    assert all(torch.tensor(labels).bincount().tolist() == [14] * 10 for labels in seen.values())
+
+
+def test_too_few_generated_images_are_counted(mnist, make_params):
+    with pytest.raises(InputError, match="images_per_class=50, but a class has 4 generated images: set it to 4"):
+        training_sets("S", None, few_shot(mnist, 4, 0), make_params("train", method="fakeit", setting="S"), 32)
 
 
 def test_learning_rate_warms_up_and_returns(make_params):
@@ -124,7 +149,7 @@ def _fit(mnist, p):
     from datadream_utils.models import load_clip
 
     model, tokenizer, processor = load_clip("models/tiny-clip")
-    sets = training_sets(p.setting, few_shot(mnist, p.n_shot, 0), few_shot(mnist, 4, 1), p, 32)
+    sets = training_sets(p.setting, few_shot(mnist, p.n_shot, 0), few_shot(mnist, p.images_per_class, 1), p, 32)
     rows = list(fit(model, tokenizer, processor, mnist, sets, p))
     tuned = rows[0]["model"]
     return tuned, [row["loss"] for row in rows], tokenizer, processor
@@ -132,6 +157,7 @@ def _fit(mnist, p):
 
 def test_training_learns_and_repeats_exactly(mnist, make_params):
     changes = dict(n_shot=4, images_per_class=8, train_epochs=12, train_batch_size=40, train_warmup_epochs=1.0)
+    changes |= dict(mix_share=0.0, rand_augment_ops=0, color_jitter=0.0, solarize=0.0)
     p = make_params("train", method="fakeit", setting="R+S", **changes)
     (model, losses, *_), (_, again, *_) = _fit(mnist, p), _fit(mnist, p)
     assert losses == again and len(losses) == 24

@@ -22,7 +22,7 @@ def weight_dtype(mixed_precision, device):
     return DTYPES[mixed_precision]
 
 
-def load_stable_diffusion(sd_model, sd_revision=None, device="cpu", dtype=torch.float32):
+def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.float32):
     """A ``StableDiffusionPipeline`` without safety checker, frozen, on ``device``.
 
     sd_model: a folder (relative to the project or absolute) or a hub id.
@@ -46,7 +46,7 @@ def load_stable_diffusion(sd_model, sd_revision=None, device="cpu", dtype=torch.
     return pipe.to(device)
 
 
-def load_clip(clip_model, clip_revision=None, device="cpu"):
+def load_clip(clip_model, clip_revision="", device="cpu"):
     """``(CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)``; the model in float32, frozen, on ``device``."""
     place, revision = _place(clip_model, clip_revision)
     try:
@@ -58,7 +58,7 @@ def load_clip(clip_model, clip_revision=None, device="cpu"):
     return model.requires_grad_(False).eval().to(device), tokenizer, processor
 
 
-def model_identity(model, revision=None):
+def model_identity(model, revision=""):
     """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights."""
     place, revision = _place(model, revision)
     if Path(place).is_dir():
@@ -72,7 +72,7 @@ def model_identity(model, revision=None):
 
 def _place(model, revision):
     folder = resolve(model)
-    return (str(folder), None) if folder.is_dir() else (model, revision)
+    return (str(folder), None) if folder.is_dir() else (model, revision or None)
 
 
 def _not_found(parameter, value, tiny, error):

@@ -101,7 +101,7 @@ class AdaptParams(RunParams):
     """Stage 1: few-shot adaptation of Stable Diffusion (paper, section 3.2)."""
 
     sd_model: str
-    sd_revision: str | None
+    sd_revision: str
     resolution: Count
     lora_rank: Count
     lora_alpha: Positive
@@ -122,7 +122,7 @@ class GenerateParams(RunParams):
     """Stage 2: sampling a labelled data set (paper, section 3.3)."""
 
     sd_model: str
-    sd_revision: str | None
+    sd_revision: str
     resolution: Count
     images_per_class: Count
     guidance_scale: NonNegative
@@ -136,7 +136,7 @@ class TrainParams(RunParams):
 
     setting: str
     clip_model: str
-    clip_revision: str | None
+    clip_revision: str
     images_per_class: Count
     clip_lora_rank: Count
     clip_lora_alpha: Positive

@@ -141,6 +141,7 @@ def train_vae(folder, steps, device, log):
 def train_unet(folder, clip_folder, vae_folder, steps, device, log):
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).to(device).requires_grad_(False)
+    vae.register_to_config(_name_or_path="")  # no path of this machine in what is shipped
     text_encoder = CLIPTextModel.from_pretrained(clip_folder, dtype=torch.float32).to(device).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
     unet = make_unet().to(device)

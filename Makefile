@@ -7,7 +7,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --cores $(CORES) \
-	--show-failed-logs --quiet rules host reason
+	--show-failed-logs --logger rich --quiet host reason
 
 .PHONY: demo test lab results pretrain lint
 .DEFAULT_GOAL := demo

@@ -157,6 +157,7 @@ class TrainParams(RunParams):
     blur: Share
     solarize: Share
     mix_share: Share
+    val_every: Count
     eval_batch_size: Count
     num_workers: Annotated[int, Field(ge=0)]
     mixed_precision: Literal["no", "fp16", "bf16"]

@@ -66,13 +66,13 @@ def loss_curves(losses, title="Denoising loss", window=20):
 
 
 def training_curves(history):
-    """Training loss, and validation accuracy (%) after each epoch, over the optimizer steps."""
+    """Training loss, and validation accuracy (%) now and then, over the optimizer steps."""
     figure, axes = _figure(1, 2, 8, 2.8)
     axes[0, 0].plot(history["step"], history["loss"], lw=0.8)
     axes[0, 0].set(xlabel="optimizer step", ylabel="loss", title="Training loss")
     validated = history.dropna(subset="val_accuracy")
     axes[0, 1].plot(validated["step"], 100 * validated["val_accuracy"].astype(float), marker="o", ms=3)
-    axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy after each epoch")
+    axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy while training")
     if validated.empty:
         axes[0, 1].text(0.5, 0.5, "this data set has no val split", ha="center", transform=axes[0, 1].transAxes)
     return figure

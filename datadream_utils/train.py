@@ -101,7 +101,7 @@ def learning_rate_factor(step, p, per_epoch):
 
 
 def fit(clip, tokenizer, processor, data, sets, p, validation=None):
-    """Train CLIP's LoRA; yields a row per step, with ``val_accuracy`` on the last step of each epoch.
+    """Train CLIP's LoRA; yields a row per step, with ``val_accuracy`` after every ``val_every`` epochs.
 
     clip: the frozen base. The first row's "model" is the PEFT model being trained. The schedule is fixed: validation
     is shown, never used to choose. Seeds torch's global generator (dropout and kornia draw from it).
@@ -134,7 +134,8 @@ def fit(clip, tokenizer, processor, data, sets, p, validation=None):
         scaler.update()
         row = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "val_accuracy": None}
         schedule.step()
-        if validation is not None and (step + 1) % per_epoch == 0:
+        epoch, at_end = divmod(step + 1, per_epoch)
+        if validation is not None and not at_end and (epoch % p.val_every == 0 or epoch == p.train_epochs):
             row["val_accuracy"] = (predict(model, tokens, *validation, p)["correct"]).mean()
         yield row | ({"model": model} if step == 0 else {})
     model.eval()
@@ -166,12 +167,15 @@ def _batches(sets, p, per_epoch):
         epoch = {}
         for kind, (pictures, labels) in sets.items():
             indices = torch.randperm(len(labels), generator=generator).split(p.train_batch_size)
-            loader = torch.utils.data.DataLoader(
-                pictures, batch_sampler=[i.tolist() for i in indices], num_workers=p.num_workers
-            )
+            loader = _loader(pictures, p, batch_sampler=[i.tolist() for i in indices])
             epoch[kind] = zip(loader, [labels[i] for i in indices], strict=True)
         for _ in range(per_epoch):
             yield {kind: next(batches) for kind, batches in epoch.items()}
+
+
+def _loader(pictures, p, **options):
+    """A DataLoader that leaves torch's global generator alone, so that looking at validation data changes nothing."""
+    return torch.utils.data.DataLoader(pictures, num_workers=p.num_workers, generator=torch.Generator(), **options)
 
 
 def clip_image_size(clip):
@@ -189,7 +193,7 @@ def predict(clip, tokens, pictures, labels, p):
     clip.eval()
     device = next(clip.parameters()).device
     texts = text_features(clip, tokens)
-    loader = torch.utils.data.DataLoader(pictures, batch_size=p.eval_batch_size, num_workers=p.num_workers)
+    loader = _loader(pictures, p, batch_size=p.eval_batch_size)
     logits = torch.cat([class_logits(clip, image_features(clip, x.to(device)), texts).cpu() for x in loader])
     clip.train(was_training)
     probability, prediction = logits.float().softmax(-1).max(-1)

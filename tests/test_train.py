@@ -165,6 +165,24 @@ def test_training_learns_and_repeats_exactly(mnist, make_params):
     assert not model.training
 
 
+def test_looking_at_validation_data_changes_nothing(mnist, make_params):
+    from datadream_utils.models import load_clip
+    from datadream_utils.train import validation_set
+
+    p = make_params("train", method="real", setting="R", n_shot=4, images_per_class=8, train_epochs=4, val_every=3)
+    losses = []
+    for look in (False, True):
+        model, tokenizer, processor = load_clip("models/tiny-clip")
+        validation = validation_set(mnist, processor) if look else None
+        sets = training_sets("R", few_shot(mnist, 4, 0), None, p, 32)
+        rows = list(fit(model, tokenizer, processor, mnist, sets, p, validation))
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] == losses[1]
+    per_epoch = train_steps(p, 10)[0]
+    looked = [row["step"] + 1 for row in rows if row["val_accuracy"] is not None]
+    assert looked == [3 * per_epoch, 4 * per_epoch]
+
+
 def test_evaluation_counts_every_test_picture_once(clip, mnist, make_params):
     p = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=999)
     table = evaluate_on_test(*clip, mnist, p)

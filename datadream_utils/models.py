@@ -55,6 +55,7 @@ def load_clip(clip_model, clip_revision="", device="cpu"):
         processor = CLIPImageProcessorPil.from_pretrained(place, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_found("clip_model", clip_model, "models/tiny-clip", error) from error
+    model.name_or_path = clip_model  # what PEFT notes as a classifier's base: no path of this machine
     return model.requires_grad_(False).eval().to(device), tokenizer, processor
 
 

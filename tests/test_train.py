@@ -1,5 +1,6 @@
 """The classifier: CLIP's own logits, the three losses, augmentation, training sets, determinism."""
 
+import json
 import math
 
 import numpy as np
@@ -204,6 +205,8 @@ def test_saved_classifier_is_a_peft_folder(clip, mnist, make_params, tmp_path):
     p = make_params("train", method="real", setting="R", n_shot=2, images_per_class=2, train_epochs=2)
     model, _, _, _ = _fit(mnist, p)
     model.save_pretrained(tmp_path / "classifier")
+    config = json.loads((tmp_path / "classifier" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "models/tiny-clip"
     loaded = PeftModel.from_pretrained(load_clip("models/tiny-clip")[0], tmp_path / "classifier").eval()
     pixels, tokens, _ = _pixels(clip, mnist)
     with torch.no_grad():

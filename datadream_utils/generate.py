@@ -121,7 +121,7 @@ def _metadata_row(method, data, p, stage, prompts, label, index):
         "class_name": data.class_names[label],
         "prompt": prompts[label],
         "seed": image_seed(p.seed, data.folders[label], index),
-        "adapter": None if method.adapter is None else method.adapter,
+        "adapter": method.adapter,
     }
 
 

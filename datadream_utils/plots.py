@@ -5,11 +5,14 @@ import io
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.methods import METHODS
 
-COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS)), strict=True))
+PALETTE = sns.color_palette("colorblind", max(10, len(METHODS)))
+COLOURS = dict(zip(METHODS, PALETTE, strict=False))
+VERDICTS = {"holds": (PALETTE[0], "s"), "reversed": (PALETTE[1], "X")}  # colour and shape
 
 
 class NotebookFigure(Figure):
@@ -109,8 +112,38 @@ def accuracy_bars(table, dataset):
     for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread, strict=True)):
         ax.text(mean + std + 0.8, y, f"{mean:.1f}", va="center", fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlim=(0, 105), xlabel="top-1 accuracy on the test split (%)", title=f"Accuracy on {dataset}")
+    ax.set(
+        xlim=(0, 110),
+        xticks=range(0, 101, 20),
+        xlabel="top-1 accuracy on the test split (%)",
+        title=f"Accuracy on {dataset}",
+    )
     sns.despine(ax=ax)
+    return figure
+
+
+def forest(order, dataset):
+    """Paired differences of ``compare.order`` with their intervals: seeds as grey dots, published as open diamonds."""
+    figure, axes = _figure(1, 1, 8, 0.32 * len(order) + 1.5)
+    ax = axes[0, 0]
+    ax.axvline(0, color="0.5", lw=0.8)
+    for y, row in enumerate(order.itertuples()):
+        colour, marker = VERDICTS.get(row.verdict, ("0.4", "o"))
+        ax.plot(list(row.per_seed.values()), [y] * len(row.per_seed), ".", color="0.6", ms=4, zorder=1)
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=2, zorder=2)
+        ax.plot(row.ours, y, marker, color=colour, ms=7, zorder=3)
+        ax.plot(row.published, y, "D", mfc="none", mec="black", ms=5, zorder=4)
+    looks = [("published averages", "D", "none", "black"), ("one seed", ".", "0.6", "0.6")]
+    looks += [(f"ours: {name}", marker, colour, colour) for name, (colour, marker) in VERDICTS.items()]
+    looks += [("ours: not decided", "o", "0.4", "0.4")]
+    handles = [Line2D([], [], ls="", marker=m, mfc=face, mec=edge, label=label) for label, m, face, edge in looks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="points of accuracy, 95 % intervals over the test images", title=f"The published order, on {dataset}")
+    if order.empty:
+        ax.text(0.5, 0.5, "no published pair has been run", ha="center", transform=ax.transAxes)
+    sns.despine(ax=ax, left=True)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from string import ascii_lowercase
 
 import pandas as pd
 from scipy.stats import binomtest
@@ -10,11 +11,25 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.images import written_whole
-from datadream_utils.methods import METHODS, SETTINGS
+from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
+from datadream_utils.published import load as load_published
 from datadream_utils.run import write_json
 
+RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
+BLOCKS = {"none": "zero-shot", "S": "synthetic", "R": "real", "R+S": "real"}  # of the paper's table, by setting
+
+TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash ", "^": r"\^{}", "~": r"\~{}"})
+
+# Every table of results: classifier, protocol, and the title that keeps it apart from the main one.
+AS_RELEASED = "Evaluated as the authors' released code does (protocol: published), not comparable with the main table"
+TABLES = {
+    "main_results": ("clip", "sound", ""),
+    "resnet_results": ("resnet", "sound", "ResNet trained from scratch"),
+    "published_protocol": ("clip", "published", AS_RELEASED),
+    "resnet_published_protocol": ("resnet", "published", f"ResNet trained from scratch. {AS_RELEASED}"),
+}
 
 
 def wilson_interval(n_correct, n):
@@ -41,6 +56,8 @@ def write_results(stage, p, data, predictions, history):
         "n_shot": p.n_shot,
         "seed": p.seed,
         "variant": p.variant,
+        "classifier": "clip" if p.classifier == "clip" else "resnet",
+        "protocol": p.protocol,
         "accuracy": round(100 * float(predictions["correct"].mean()), 4),
         "interval_95": [round(100 * low, 4), round(100 * high, 4)],
         "n_test": len(predictions),
@@ -67,13 +84,41 @@ def read_results(stage):
 
 
 def load_results(output_root):
-    """A row per finished classifier under ``output_root`` (columns of ``metrics.json``, and its folder)."""
+    """A row per finished classifier under ``output_root`` (columns of ``metrics.json``, and its folder).
+
+    InputError when there is none, a result cannot be read, or two folders hold the same run.
+    """
     rows = []
     for path in sorted(resolve(output_root).glob("*/train-*/manifest.json")):
-        rows.append(json.loads((path.parent / "metrics.json").read_text()) | {"folder": path.parent})
+        rows.append({"classifier": "clip", "protocol": "sound"} | _read_metrics(path.parent) | {"folder": path.parent})
     if not rows:
         raise InputError(f"no finished classifier under {resolve(output_root)}: run 03_train_clip first.")
-    return pd.DataFrame(rows)
+    results = pd.DataFrame(rows)
+    doubled = results[results.duplicated(list(RUN_KEYS), keep=False)]
+    if len(doubled):
+        first, second = doubled["folder"].iloc[:2]
+        raise InputError(f"{first} and {second} hold the same run: move one of them out of {resolve(output_root)}.")
+    return results
+
+
+def _read_metrics(folder):
+    try:
+        return json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'metrics.json'} cannot be read ({error}): delete {folder} and run 03_train_clip again."
+        ) from None
+
+
+def at_n_shot(results, dataset, n_shot):
+    """The runs of every data set with ``n_shot`` real images per class; InputError when ``dataset`` has none."""
+    found = results[results["n_shot"] == n_shot]
+    if dataset not in set(found["dataset"]):
+        there = sorted({f"{row.dataset} with n_shot={row.n_shot}" for row in results.itertuples()})
+        raise InputError(
+            f"no classifier of {dataset!r} with n_shot={n_shot} has been trained. Found: {', '.join(there)}."
+        )
+    return found
 
 
 def example_pictures(output_root, dataset, n_shot, label, count):
@@ -94,9 +139,12 @@ def example_pictures(output_root, dataset, n_shot, label, count):
     return pictures
 
 
-def main_results(results):
+def main_results(results, classifier="clip", protocol="sound"):
     """Mean and sample standard deviation over seeds, in the order of the paper's table (``RESULT_COLUMNS``)."""
-    plain = results[results["variant"] == ""]
+    same = (results["classifier"] == classifier) & (results["protocol"] == protocol)
+    plain = results[same & (results["variant"] == "")]
+    for name in plain["method"].unique():
+        get_method(name)
     keys = ["dataset", "method", "setting", "n_shot"]
     table = plain.groupby(keys, as_index=False).agg(
         n_seeds=("seed", "nunique"),
@@ -104,104 +152,124 @@ def main_results(results):
         accuracy_std=("accuracy", "std"),
         n_test=("n_test", "max"),
     )
-    order = {"none": 0, "S": 1, "R": 2, "R+S": 3}
-    methods = list(METHODS)
-    ranks = table.apply(lambda row: (order[row["setting"]], methods.index(row["method"])), axis=1)
-    return table.loc[ranks.sort_values().index, list(RESULT_COLUMNS)].round(2).reset_index(drop=True)
+    settings, methods = list(BLOCKS), list(METHODS)
+    ranks = [(settings.index(row.setting), methods.index(row.method)) for row in table.itertuples()]
+    table = table.iloc[sorted(range(len(table)), key=ranks.__getitem__)]
+    return table[list(RESULT_COLUMNS)].round(2).reset_index(drop=True)
+
+
+def tables(results):
+    """``{name: table}``: "main_results" always, the others of ``TABLES`` when there are such runs."""
+    made = {name: main_results(results, *which) for name, (*which, _) in TABLES.items()}
+    return {name: table for name, table in made.items() if name == "main_results" or len(table)}
+
+
+def with_average(table):
+    """The table with a mean over data sets for every row that has them all, when there are several and none yet."""
+    n_datasets = table["dataset"].nunique()
+    if n_datasets < 2 or "average" in set(table["dataset"]):
+        return table
+    means = table.groupby(["method", "setting"], as_index=False, sort=False)
+    means = means.agg(accuracy_mean=("accuracy_mean", "mean"), n=("dataset", "nunique"))
+    return pd.concat([table, means[means.pop("n") == n_datasets].assign(dataset="average")], ignore_index=True)
 
 
 def paper_layout(table):
     """The main table as the paper prints it: method, R and S ticks, one column per data set, best per block marked.
 
-    Blocks: zero-shot; S; R and R+S. Returns (rows, columns): rows are dicts with "block", "cells" and "best".
+    Blocks: zero-shot; S; R and R+S. Returns (rows, columns, notes): rows are dicts with "block" and "cells", cells
+    with "best" and "mark"; notes are the texts of the table's "note" column by mark (a, b, ...).
     """
-    columns = sorted(table["dataset"].unique())
-    block_of = {"none": "zero-shot", "S": "synthetic", "R": "real", "R+S": "real"}
-    table = table.assign(block=table["setting"].map(block_of))
+    known = list(load_published()["dataset"].unique())  # the paper's columns first, "average" last
+    rank = {name: position for position, name in enumerate(known)} | {"average": 1000}
+    table = with_average(table)
+    columns = sorted(table["dataset"].unique(), key=lambda name: (rank.get(name, len(known)), name))
+    table = table.assign(block=table["setting"].map(BLOCKS))
     best = table.groupby(["block", "dataset"])["accuracy_mean"].transform("max") == table["accuracy_mean"]
     table = table.assign(best=best & (table["block"] != "zero-shot"))
+    texts = table.get("note", pd.Series("", table.index)).fillna("")
+    marks = dict(zip([text for text in texts.unique() if text], ascii_lowercase, strict=False))
+    table = table.assign(mark=texts.map(lambda text: marks.get(text, "")))
     rows = []
     for (method, setting), group in table.groupby(["method", "setting"], sort=False):
-        cells = {row["dataset"]: row for row in group.to_dict("records")}
         rows.append(
             {
-                "method": METHODS[method].label,
+                "method": get_method(method).label,
                 "R": "R" in setting,
                 "S": "S" in setting,
-                "block": block_of[setting],
-                "cells": cells,
+                "block": BLOCKS[setting],
+                "cells": {row["dataset"]: row for row in group.to_dict("records")},
             }
         )
-    return rows, columns
+    return rows, columns, {mark: text for text, mark in marks.items()}
 
 
-def _cell(cell, plus_minus, bold):
+def _cell(cell, plus_minus, bold, mark):
     if cell is None:
         return "–"
     text = f"{cell['accuracy_mean']:.1f}"
-    if cell["n_seeds"] > 1:
+    if not pd.isna(cell["accuracy_std"]):
         text += plus_minus.format(f"{cell['accuracy_std']:.1f}")
-    return bold.format(text) if cell["best"] else text
+    return (bold.format(text) if cell["best"] else text) + (mark.format(cell["mark"]) if cell["mark"] else "")
 
 
-def to_markdown(table):
-    """The paper's layout as a Markdown table."""
-    rows, columns = paper_layout(table)
-    lines = ["| Method | R | S | " + " | ".join(columns) + " |", "|---|:-:|:-:|" + "---:|" * len(columns)]
+def to_markdown(table, title=""):
+    """The paper's layout as a Markdown table, under its title, with its notes below."""
+    rows, columns, notes = paper_layout(table)
+    lines = [f"**{title}**", ""] if title else []
+    lines += ["| Method | R | S | " + " | ".join(columns) + " |", "|---|:-:|:-:|" + "---:|" * len(columns)]
     for row in rows:
-        cells = [_cell(row["cells"].get(c), " ± {}", "**{}**") for c in columns]
+        cells = [_cell(row["cells"].get(c), " ± {}", "**{}**", "<sup>{}</sup>") for c in columns]
         ticks = ["✓" if row[k] else "" for k in "RS"]
         lines.append(f"| {row['method']} | {ticks[0]} | {ticks[1]} | " + " | ".join(cells) + " |")
+    for mark, text in notes.items():
+        lines += ["", f"<sup>{mark}</sup> {text}"]
     return "\n".join(lines) + "\n"
 
 
-def to_latex(table):
-    """The paper's layout as a booktabs table."""
-    rows, columns = paper_layout(table)
-    tex = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}
-    escape = lambda text: "".join(tex.get(c, c) for c in text)  # noqa: E731
-    lines = [r"\begin{tabular}{lcc" + "r" * len(columns) + "}", r"\toprule"]
+def to_latex(table, title=""):
+    """The paper's layout as a booktabs table, under its title, with its notes below."""
+    rows, columns, notes = paper_layout(table)
+    escape = lambda text: text.translate(TEX)  # noqa: E731
+    lines = [rf"\textbf{{{escape(title)}}}\\[1ex]"] if title else []
+    lines += [r"\begin{tabular}{lcc" + "r" * len(columns) + "}", r"\toprule"]
     lines += [" & ".join(["Method", "R", "S", *map(escape, columns)]) + r" \\"]
     block = None
     for row in rows:
         if row["block"] != block:
             lines.append(r"\midrule")
             block = row["block"]
-        cells = [_cell(row["cells"].get(c), r"$_{{\pm {}}}$", r"\textbf{{{}}}") for c in columns]
+        cells = [_cell(row["cells"].get(c), r"$_{{\pm {}}}$", r"\textbf{{{}}}", r"$^{{{}}}$") for c in columns]
         ticks = [r"\checkmark" if row[k] else "" for k in "RS"]
         lines.append(" & ".join([escape(row["method"]), *ticks, *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\\{{\footnotesize $^{{{mark}}}$ {escape(text)}}}" for mark, text in notes.items()]
+    return "\n".join(lines) + "\n"
 
 
-def write_tables(table, folder):
-    """``main_results.csv``, ``.md`` and ``.tex`` in ``folder``; returns their paths."""
-    folder = Path(folder)
-    texts = {"csv": table.to_csv(index=False, lineterminator="\n"), "md": to_markdown(table), "tex": to_latex(table)}
+def write_tables(table, folder, name="main_results", title=""):
+    """``<name>.csv``, ``.md`` and ``.tex`` in ``folder``; returns their paths. The title stands above the last two."""
+    texts = {"csv": table.to_csv(index=False, lineterminator="\n")}
+    return write_texts(folder, name, texts | {"md": to_markdown(table, title), "tex": to_latex(table, title)})
+
+
+def write_texts(folder, name, texts):
+    """``<name>.<kind>`` in ``folder`` for each kind and text; returns their paths."""
     for kind, text in texts.items():
-        with written_whole(folder / f"main_results.{kind}") as temporary:
+        with written_whole(Path(folder) / f"{name}.{kind}") as temporary:
             temporary.write_text(text)
-    return [folder / f"main_results.{kind}" for kind in texts]
+    return [Path(folder) / f"{name}.{kind}" for kind in texts]
 
 
 def find_class(data, class_name):
-    """The label of ``class_name``; InputError with the nearest name otherwise."""
+    """The label of ``class_name`` ("": the data set's example, or its first class).
+
+    InputError with the nearest name for one that is not there.
+    """
+    class_name = class_name or getattr(data, "example", "") or data.class_names[0]
     if class_name not in data.class_names:
         raise InputError(f"{data.name} has no class {class_name!r}.{suggest(class_name, data.class_names)}")
     return data.class_names.index(class_name)
-
-
-def summary(table, dataset):
-    """What the table says of generated images, as Markdown sentences made from its numbers."""
-    rows = table[table["dataset"] == dataset].set_index(["method", "setting"])["accuracy_mean"]
-    sentences = []
-    for name, method in METHODS.items():
-        if method.adapter and (name, "S") in rows and ("fakeit", "S") in rows:
-            gain = rows[name, "S"] - rows["fakeit", "S"]
-            sentences.append(f"Synthetic only, **{method.label}** is {gain:+.1f} points from FakeIt.")
-        if method.adapter and (name, "R+S") in rows and ("real", "R") in rows:
-            gain = rows[name, "R+S"] - rows["real", "R"]
-            sentences.append(f"With real images too, **{method.label}** is {gain:+.1f} points from Real-finetune.")
-    return "\n".join(f"- {sentence}" for sentence in sentences) or "There is nothing to compare yet."
 
 
 def setting_name(setting):

@@ -1,17 +1,25 @@
 """Intervals, tables, figures."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from datadream_utils import plots
+from datadream_utils.datasets import load_dataset
 from datadream_utils.errors import InputError
+from datadream_utils.methods import METHODS
 from datadream_utils.results import (
+    at_n_shot,
     confusion,
+    example_pictures,
     find_class,
     load_results,
     main_results,
-    summary,
+    paper_layout,
+    tables,
     to_latex,
     to_markdown,
     wilson_interval,
@@ -39,7 +47,7 @@ def _runs():
         rows.append(("datadream_cls", "R+S", seed, accuracy + 8))
     rows.append(("clip_zeroshot", "none", 0, 40.0))
     table = pd.DataFrame(rows, columns=["method", "setting", "seed", "accuracy"])
-    return table.assign(dataset="mnist_5k", n_shot=16, variant="", n_test=3500)
+    return table.assign(dataset="mnist_5k", n_shot=16, variant="", n_test=3500, classifier="clip", protocol="sound")
 
 
 def test_main_results_are_means_and_sample_deviations():
@@ -71,11 +79,50 @@ def test_csv_has_the_promised_columns(tmp_path):
     assert list(pd.read_csv(tmp_path / "main_results.csv").columns) == columns
 
 
-def test_summary_is_made_from_the_numbers():
-    text = summary(main_results(_runs()), "mnist_5k")
-    assert "**DataDream_cls** is +20.0 points from FakeIt" in text
-    assert "**DataDream_cls** is +3.0 points from Real-finetune" in text
-    assert summary(main_results(_runs()), "other") == "There is nothing to compare yet."
+def test_other_classifiers_and_protocols_have_tables_of_their_own():
+    runs = _runs()
+    others = [runs.assign(classifier="resnet", accuracy=99.0), runs.assign(protocol="published", accuracy=98.0)]
+    made = tables(pd.concat([runs, *others]))
+    assert list(made) == ["main_results", "resnet_results", "published_protocol"]
+    assert made["main_results"].equals(main_results(runs)) and list(tables(runs)) == ["main_results"]
+    assert set(made["resnet_results"]["accuracy_mean"]) == {99.0}
+    assert set(made["published_protocol"]["accuracy_mean"]) == {98.0}
+    only_resnet = tables(others[0])
+    assert only_resnet["main_results"].empty and "| Method |" in to_markdown(only_resnet["main_results"])
+
+
+def test_several_data_sets_have_the_papers_order_and_an_average_of_whole_rows():
+    runs = _runs()
+    more = [runs.assign(dataset=name, accuracy=runs["accuracy"] + 10) for name in ("dtd", "imagenet")]
+    more[0] = more[0][more[0]["method"] != "fakeit"]
+    table = main_results(pd.concat([runs, *more]))
+    rows, columns, _ = paper_layout(table)
+    assert columns == ["imagenet", "dtd", "mnist_5k", "average"]
+    averages = {(row["method"], row["S"]): row["cells"].get("average", {}).get("accuracy_mean") for row in rows}
+    assert averages[("Real-finetune", False)] == pytest.approx((67 + 77 + 77) / 3)
+    assert averages[(METHODS["fakeit"].label, True)] is None
+    line = next(line for line in to_markdown(table).splitlines() if line.startswith("| FakeIt"))
+    assert line.endswith("|  | ✓ | 52.0 ± 2.0 | – | 42.0 ± 2.0 | – |")
+
+
+def test_notes_stand_below_the_table_once_each():
+    table = main_results(_runs())
+    table = table.assign(note=["", "odd 5%", "odd 5%", *[""] * (len(table) - 4), "new"])
+    markdown, latex = to_markdown(table, title="T"), to_latex(table, title="T")
+    assert markdown.startswith("**T**\n\n| Method") and markdown.endswith("<sup>a</sup> odd 5%\n\n<sup>b</sup> new\n")
+    assert markdown.count("<sup>a</sup>") == 3 and markdown.count("<sup>b</sup>") == 2
+    assert latex.count("$^{a}$") == 3 and r"$^{a}$ odd 5\%" in latex and "<sup>" not in latex
+
+
+def test_a_method_that_is_no_more_is_named():
+    with pytest.raises(InputError, match="method 'datadream_clz' is not known. Did you mean 'datadream_cls'"):
+        main_results(_runs().replace({"method": {"datadream_cls": "datadream_clz"}}))
+
+
+def test_a_number_of_shots_without_runs_names_those_there_are():
+    assert len(at_n_shot(_runs(), "mnist_5k", 16)) == len(_runs())
+    with pytest.raises(InputError, match="no classifier of 'mnist_5k' with n_shot=4 .* Found: mnist_5k with n_shot=16"):
+        at_n_shot(_runs(), "mnist_5k", 4)
 
 
 def test_confusion_counts_by_hand():
@@ -96,12 +143,57 @@ def test_results_come_back_from_disk(make_params, mnist):
     stage.finish()
     assert metrics["accuracy"] == 80.0 and metrics["per_class"]["nine"] == 0.0
     assert load_results(p.output_root)["accuracy"].tolist() == [80.0]
+    assert (metrics["classifier"], metrics["protocol"]) == ("clip", "sound")
+
+
+def _write_metrics(folder, **changes):
+    metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes))
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_older_results_are_clips_under_the_sound_protocol(tmp_path):
+    _write_metrics(tmp_path / "a" / "train-R")
+    _write_metrics(tmp_path / "a" / "train-R-resnet", classifier="resnet", protocol="sound")
+    runs = load_results(tmp_path).set_index("classifier")
+    assert list(runs.index) == ["clip", "resnet"] and set(runs["protocol"]) == {"sound"}
+
+
+def test_results_that_cannot_be_used_are_named(tmp_path):
+    _write_metrics(tmp_path / "a" / "train-R")
+    _write_metrics(tmp_path / "copy" / "train-R")
+    with pytest.raises(InputError, match="a/train-R and .*copy/train-R hold the same run: move one"):
+        load_results(tmp_path)
+    (tmp_path / "copy" / "train-R" / "metrics.json").write_text('{"dataset": ')
+    with pytest.raises(InputError, match="copy/train-R/metrics.json cannot be read .* run 03_train_clip again"):
+        load_results(tmp_path)
+
+
+def test_example_pictures_come_from_the_lowest_seed_in_the_tables_order(tmp_path):
+    for method, seed, variant in [("loft", 0, ""), ("issynth", 2, ""), ("issynth", 1, ""), ("disef", 0, "odd")]:
+        images = tmp_path / f"{method}{seed}" / "generate" / "images"
+        images.mkdir(parents=True)
+        lines = [json.dumps({"file_name": f"{label}/{i}.png", "label": label}) for label in (0, 1) for i in (0, 1, 2)]
+        (images / "metadata.jsonl").write_text("\n".join(lines))
+        parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
+        (images.parent / "manifest.json").write_text(json.dumps({"parameters": parameters}))
+    found = example_pictures(tmp_path, "d", 16, label=1, count=2)
+    assert list(found) == ["IsSynth", "LoFT"]
+    folder = tmp_path / "issynth1" / "generate" / "images" / "1"
+    assert found["IsSynth"] == [folder / "0.png", folder / "1.png"]
 
 
 def test_unknown_class_names_the_nearest(mnist):
     assert find_class(mnist, "seven") == 7
     with pytest.raises(InputError, match=r"has no class 'sevn'. Did you mean 'seven'\?"):
         find_class(mnist, "sevn")
+
+
+def test_no_class_means_the_data_sets_example_or_its_first(folder_dataset):
+    data = load_dataset(str(folder_dataset))
+    assert find_class(data, "") == 0
+    assert find_class(replace(data, example="crème brûlée"), "") == 1
 
 
 def test_figures_have_the_same_bytes_every_time(tmp_path):

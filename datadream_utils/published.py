@@ -1,0 +1,67 @@
+"""The results that the authors published, as they printed them, with what is known to be wrong about them.
+
+``published_results.csv`` holds every cell of the main table of Kim et al. (ECCV 2024): top-1 accuracy in percent, CLIP
+ViT-B/16, 16 shots. Its ``note`` says where a cell is in doubt. Nothing in it was computed here.
+"""
+
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+FILE = Path(__file__).with_name("published_results.csv")
+SOURCE = "Kim et al., ECCV 2024, main table"
+TITLE = f"Published by the authors ({SOURCE}: CLIP ViT-B/16, 16 shots), not results of this project"
+N_SHOT = 16
+
+# Blocks of the table, and Real-finetune against synthetic images alone.
+COMPARED = ({"S"}, {"R+S"}, {"R", "R+S"}, {"R", "S"})
+
+
+def load():
+    """Every printed cell: dataset (or "average"), method, setting, mean, std (NaN: none printed), note."""
+    return pd.read_csv(FILE, comment="#").fillna({"note": ""})
+
+
+def averages():
+    """The mean of the ten cells of each row, recomputed: method, setting, mean."""
+    cells = load().query("dataset != 'average'")
+    return cells.groupby(["method", "setting"], as_index=False, sort=False)["mean"].mean()
+
+
+def table():
+    """The published cells in the columns of ``results.main_results``; the means of "average" are recomputed."""
+    cells = load().rename(columns={"mean": "accuracy_mean", "std": "accuracy_std"})
+    cells = cells.assign(n_shot=N_SHOT, source=SOURCE)
+    recomputed = averages().set_index(["method", "setting"])["mean"].round(2)
+    for row in cells[cells["dataset"] == "average"].itertuples():
+        cells.loc[row.Index, "accuracy_mean"] = recomputed[row.method, row.setting]
+    return cells
+
+
+def beside(ours):
+    """Our rows of the paper's data sets beside the published ones: means, deviations, our mean minus theirs, note.
+
+    ours: ``results.main_results``. Empty when none of its data sets, at the paper's number of shots, is in the paper.
+    """
+    keys = ["dataset", "method", "setting", "n_shot"]
+    theirs = table().rename(columns={"accuracy_mean": "published_mean", "accuracy_std": "published_std"})
+    ours = ours[ours["dataset"].isin(theirs["dataset"]) & (ours["n_shot"] == N_SHOT)]
+    both = ours[[*keys, "accuracy_mean", "accuracy_std"]].merge(theirs, on=keys, how="left").fillna({"note": ""})
+    both = both.rename(columns={"accuracy_mean": "our_mean", "accuracy_std": "our_std"})
+    both["difference"] = (both["our_mean"] - both["published_mean"]).round(2)
+    return both[[*keys, "our_mean", "our_std", "published_mean", "published_std", "difference", "note"]]
+
+
+def order():
+    """Which row is above which in the published averages: higher, lower (method, setting) and the points between.
+
+    All pairs within a block (S; R and R+S), and Real-finetune with each S row.
+    """
+    ranked = averages().sort_values("mean", ascending=False, kind="stable")
+    pairs = [
+        {"higher": (a.method, a.setting), "lower": (b.method, b.setting), "published": round(a.mean - b.mean, 2)}
+        for a, b in combinations(ranked.itertuples(index=False), 2)
+        if {a.setting, b.setting} in COMPARED
+    ]
+    return pd.DataFrame(pairs)

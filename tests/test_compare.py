@@ -1,0 +1,157 @@
+"""Paired differences against closed forms and another bootstrap; which runs are compared; verdicts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from datadream_utils import compare, plots
+from datadream_utils.errors import InputError
+from datadream_utils.results import load_results
+
+
+def _random(share, n_images=2000, seeds=3, seed=0):
+    hard = np.random.default_rng(99).normal(size=(n_images, 1))  # easy and hard images are so for everyone
+    noise = np.random.default_rng(seed).normal(size=(n_images, seeds))
+    return pd.DataFrame(hard + noise < np.sqrt(2) * stats.norm.ppf(share))
+
+
+def test_interval_is_the_normal_one_of_the_paired_differences():
+    a, b = _random(0.7, seed=1), _random(0.65, seed=2)
+    found = compare.paired(a, b)
+    differences = 100 * (a.mean(axis=1) - b.mean(axis=1))
+    error = differences.std(ddof=0) / len(differences) ** 0.5
+    assert found["ours"] == pytest.approx(differences.mean()) and found["n_test"] == 2000
+    assert found["low"] == pytest.approx(differences.mean() - 1.959964 * error, abs=0.1 * error)
+    assert found["high"] == pytest.approx(differences.mean() + 1.959964 * error, abs=0.1 * error)
+
+
+def test_interval_is_that_of_scipys_paired_bootstrap():
+    a, b = _random(0.9, n_images=60, seed=1), _random(0.7, n_images=60, seed=2)
+    found = compare.paired(a, b)
+    other = stats.bootstrap(
+        (100 * a.mean(axis=1), 100 * b.mean(axis=1)), lambda x, y, axis: (x - y).mean(axis=axis),
+        paired=True, method="percentile", n_resamples=10_000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert found["low"] == pytest.approx(other.low, abs=1.0) and found["high"] == pytest.approx(other.high, abs=1.0)
+
+
+def test_the_same_every_time():
+    a, b = _random(0.7, seed=1), _random(0.65, seed=2)
+    assert compare.paired(a, b) == compare.paired(a, b)
+
+
+def test_pairing_makes_the_interval_narrower():
+    a, b = _random(0.7, seed=1), _random(0.65, seed=2)
+    shuffled = b.sample(frac=1, random_state=0, ignore_index=True)
+    paired, apart = compare.paired(a, b), compare.paired(a, shuffled)
+    assert paired["ours"] == pytest.approx(apart["ours"])
+    assert paired["high"] - paired["low"] < 0.8 * (apart["high"] - apart["low"])
+
+
+def test_only_common_seeds_are_compared():
+    a, b = _random(0.7, seed=1), _random(0.65, seed=2)
+    a.columns, b.columns = [0, 1, 2], [2, 3, 1]
+    found = compare.paired(a, b)
+    by_hand = {seed: round(100 * (a[seed].mean() - b[seed].mean()), 2) for seed in (1, 2)}
+    assert found["per_seed"] == by_hand and found["ours"] == pytest.approx(np.mean(list(by_hand.values())), abs=0.01)
+    b.columns = [7, 8, 9]
+    assert compare.paired(a, b) is None
+
+
+def test_identical_classifiers_are_not_decided():
+    a = _random(0.7)
+    found = compare.paired(a, a)
+    assert (found["ours"], found["low"], found["high"]) == (0, 0, 0)
+    assert compare.verdict(found["low"], found["high"]) == compare.UNDECIDED == "not decided: interval includes 0"
+    assert compare.verdict(0.1, 2) == "holds" and compare.verdict(-2, -0.1) == "reversed"
+    assert compare.verdict(-0.1, 3) == compare.UNDECIDED
+
+
+def _write_run(root, method, setting, right, seed=0, suffix="", files=None, **changes):
+    folder = root / f"d_{method}_16shot_seed{seed}" / f"train-{setting}{suffix}"
+    folder.mkdir(parents=True)
+    files = files or [f"test/{i}.png" for i in range(len(right))]
+    pd.DataFrame({"correct": right, "file": files}).to_parquet(folder / "predictions.parquet")
+    metrics = dict(dataset="d", method=method, setting=setting, n_shot=16, seed=seed, variant="", n_test=len(right))
+    metrics |= {"accuracy": 100 * float(np.mean(right))} | changes
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "manifest.json").write_text("{}")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """dset above Real-finetune; cls below it; IsSynth as good as it, on other images."""
+    for seed in (0, 1):
+        _write_run(tmp_path, "real", "R", [True] * 60 + [False] * 40, seed)
+        _write_run(tmp_path, "datadream_dset", "R+S", [True] * 80 + [False] * 20, seed)
+        _write_run(tmp_path, "datadream_cls", "R+S", [True] * 40 + [False] * 60, seed)
+        _write_run(tmp_path, "fakeit", "R+S", [False] * 50 + [True] * 50, seed)
+    _write_run(tmp_path, "issynth", "R+S", [False] * 10 + [True] * 60 + [False] * 30)
+    return tmp_path
+
+
+def test_the_published_order_against_ours(runs):
+    order = compare.order(compare.load_correct(load_results(runs), "d", 16)).set_index("pair")
+    assert len(order) == 6
+    holds = order.loc["DataDream_dset (R+S) − Real-finetune (R)"]
+    assert (holds["published"], holds["ours"], holds["verdict"]) == (2.38, 20.0, "holds")
+    assert holds["per_seed"] == {0: 20.0, 1: 20.0} and holds["low"] > 10 and holds["n_test"] == 100
+    reversed_ = order.loc["DataDream_cls (R+S) − Real-finetune (R)"]
+    assert (reversed_["ours"], reversed_["verdict"]) == (-20.0, "reversed")
+    open_ = order.loc["IsSynth (R+S) − Real-finetune (R)"]
+    assert (open_["ours"], open_["verdict"], open_["per_seed"]) == (0.0, compare.UNDECIDED, {0: 0.0})
+    assert not order.index.str.contains("FakeIt").any()
+
+
+def test_order_in_words_and_files(runs):
+    order = compare.order(compare.load_correct(load_results(runs), "d", 16))
+    texts = compare.order_texts(order)
+    assert texts["md"].startswith(
+        "20 published orders, 6 of them run here: **3** hold, **2** reversed, **1** not decided"
+    )
+    assert "| DataDream_dset (R+S) − Real-finetune (R) | +2.4 | +20.0 |" in texts["md"]
+    assert texts["csv"].splitlines()[0] == "pair,published,ours,low,high,per_seed,n_test,verdict"
+    empty = compare.order({})
+    assert "0 of them run here" in compare.order_texts(empty)["md"] and list(empty.columns) == list(order.columns)
+
+
+def test_gains_are_sentences_with_intervals(runs):
+    text = compare.gains(compare.load_correct(load_results(runs), "d", 16))
+    assert "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval of the difference: +" in text
+    assert "**FakeIt (R+S)** is 10.0 points below Real-finetune (R)" in text and "Synthetic only" not in text
+    assert compare.gains({}) == "There is nothing to compare yet."
+
+
+def test_only_like_runs_are_compared(runs):
+    before = compare.load_correct(load_results(runs), "d", 16)
+    wrong = [False] * 100
+    _write_run(runs, "real", "R", wrong, suffix="-resnet", classifier="resnet", protocol="sound")
+    _write_run(runs, "real", "R", wrong, suffix="-published", classifier="clip", protocol="published")
+    _write_run(runs, "real", "R", wrong, seed=5, suffix="-v", variant="v")
+    _write_run(runs, "real", "R", wrong, seed=6, n_shot=4)
+    after = compare.load_correct(load_results(runs), "d", 16)
+    assert after.keys() == before.keys() and all(after[key].equals(before[key]) for key in before)
+    resnet = compare.load_correct(load_results(runs), "d", 16, classifier="resnet")
+    assert list(resnet) == [("real", "R")] and not resnet["real", "R"].to_numpy().any()
+
+
+@pytest.mark.parametrize("files", [[f"test/{i}.png" for i in reversed(range(100))], ["test/new.png"] * 100])
+def test_other_test_images_are_refused(runs, files):
+    _write_run(runs, "disef", "S", [True] * 100, seed=3, files=files)
+    with pytest.raises(InputError, match=r"disef_16shot_seed3/train-S and .* were not tested on the same images"):
+        compare.load_correct(load_results(runs), "d", 16)
+
+
+def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
+    order = compare.order(compare.load_correct(load_results(runs), "d", 16))
+    for name in ("a", "b"):
+        plots.save_figure(plots.forest(order, "d"), tmp_path, name)
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    (ax,) = plots.forest(order, "d").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == order["pair"].tolist()
+    (ax,) = plots.forest(order[:0], "d").axes
+    assert ax.texts[0].get_text() == "no published pair has been run"

@@ -1,0 +1,106 @@
+"""The published numbers against themselves: complete, averages, the paper's own bold print, annotations."""
+
+import pandas as pd
+import pytest
+
+from datadream_utils import published
+from datadream_utils.methods import METHODS
+from datadream_utils.results import paper_layout, to_markdown, write_tables
+
+TRAINED = [(m, "S") for m in ("issynth", "disef", "datadream_cls", "datadream_dset")] + [("real", "R")]
+TRAINED += [(m, "R+S") for m in ("issynth", "disef", "datadream_cls", "datadream_dset")]
+DATASETS = ["imagenet", "caltech101", "dtd", "eurosat", "fgvc_aircraft", "pets", "cars", "sun397", "food101"]
+DATASETS += ["flowers102", "average"]
+
+# Which cells the paper prints in bold: read apart from the digits.
+BOLD = {
+    ("datadream_cls", "S"): {"imagenet", "caltech101", "eurosat", "pets", "food101"},
+    ("datadream_dset", "S"): {"dtd", "fgvc_aircraft", "cars", "sun397", "flowers102", "average"},
+    ("real", "R"): {"food101"},
+    ("issynth", "R+S"): {"dtd", "sun397"},
+    ("disef", "R+S"): {"eurosat"},
+    ("datadream_cls", "R+S"): {"caltech101", "dtd", "flowers102"},
+    ("datadream_dset", "R+S"): set(DATASETS) - {"caltech101", "eurosat", "sun397"},
+}
+
+
+def test_every_cell_is_there_once():
+    cells = published.load()
+    assert list(cells["dataset"].unique()) == DATASETS and len(cells) == 110
+    rows = [("clip_zeroshot", "none"), *TRAINED]
+    for _, column in cells.groupby("dataset"):
+        assert list(zip(column["method"], column["setting"], strict=True)) == rows
+    assert all(setting in METHODS[method].settings for method, setting in rows)
+    assert cells["std"].isna().equals(cells["method"] == "clip_zeroshot")
+    assert cells["mean"].between(20, 100).all()
+
+
+def test_printed_averages_are_the_means_of_their_rows_but_for_the_one_annotated():
+    printed = published.load().query("dataset == 'average'").set_index(["method", "setting"])
+    off = (published.averages().set_index(["method", "setting"])["mean"] - printed["mean"]).abs()
+    assert (off.drop(("clip_zeroshot", "none")) <= 0.05 + 1e-9).all()
+    assert off["clip_zeroshot", "none"] == pytest.approx(0.81)
+    note = printed.loc[("clip_zeroshot", "none"), "note"]
+    assert "64.1" in note and "64.9" in note and set(printed["note"]) == {"", note}
+
+
+def test_the_best_of_each_block_is_what_the_paper_prints_in_bold():
+    rows, columns, _ = paper_layout(published.table())
+    labels = {method: METHODS[method].label for method, _ in BOLD}
+    ticks = {"S": (False, True), "R": (True, False), "R+S": (True, True), "none": (False, False)}
+    expected = {(labels[method], *ticks[setting]): names for (method, setting), names in BOLD.items()}
+    expected["DataDream_cls", False, True] = expected["DataDream_cls", False, True] | {"sun397"}  # a tie, printed once
+    assert columns == DATASETS
+    for row in rows:
+        best = {name for name, cell in row["cells"].items() if cell["best"]}
+        assert best == expected.get((row["method"], row["R"], row["S"]), set())
+    notes = published.load().set_index(["dataset", "method", "setting"])["note"]
+    assert "bold" in notes["sun397", "datadream_dset", "S"]
+
+
+def test_every_trained_row_tested_on_training_images_says_so_and_no_other_cell():
+    cells = published.load()
+    told = cells[cells["note"].str.contains("training split")]
+    affected = cells["dataset"].isin(["dtd", "eurosat", "flowers102"]) & (cells["setting"] != "none")
+    assert set(told.index) == set(cells[affected].index)
+    corrected = told[told["note"].str.contains("others report")].set_index(["dataset", "method", "setting"])["note"]
+    assert set(corrected.index) == {("dtd", "real", "R"), ("dtd", "datadream_dset", "R+S")}
+    assert "73.9" in corrected["dtd", "real", "R"] and "74.5" in corrected["dtd", "real", "R"]
+    assert "74.1" in corrected["dtd", "datadream_dset", "R+S"]
+
+
+def test_the_table_says_whose_numbers_it_holds(tmp_path):
+    write_tables(published.table(), tmp_path, "published", title=published.TITLE)
+    assert (tmp_path / "published.md").read_text().startswith("**Published by the authors (Kim et al., ECCV 2024")
+    assert "Published by the authors" in (tmp_path / "published.tex").read_text().splitlines()[0]
+    assert set(pd.read_csv(tmp_path / "published.csv")["source"]) == {published.SOURCE}
+    line = to_markdown(published.table()).splitlines()[2]
+    assert line.startswith("| CLIP (zero-shot) |  |  | 70.2 | 96.1 | 46.1 |") and "| 64.9<sup>" in line
+
+
+def _ours(**changes):
+    row = {"dataset": "dtd", "method": "real", "setting": "R", "n_shot": 16, "accuracy_mean": 74.0, "accuracy_std": 1.0}
+    return row | changes
+
+
+def test_ours_beside_theirs():
+    ours = pd.DataFrame([_ours(), _ours(method="loft", setting="S"), _ours(dataset="mnist5k"), _ours(n_shot=4)])
+    both = published.beside(ours)
+    assert both["method"].tolist() == ["real", "loft"] and both["our_mean"].tolist() == [74.0, 74.0]
+    real, loft = both.itertuples()
+    assert (real.published_mean, real.published_std, real.difference) == (78.3, 2.8, -4.3) and "73.9" in real.note
+    assert pd.isna(loft.published_mean) and pd.isna(loft.difference) and loft.note == ""
+    assert published.beside(ours[ours["dataset"] == "mnist5k"]).empty
+
+
+def test_the_order_is_that_of_the_printed_averages():
+    printed = published.load().query("dataset == 'average'").set_index(["method", "setting"])["mean"]
+    order = published.order()
+    assert len(order) == 6 + 10 + 4
+    for pair in order.itertuples():
+        assert pair.published > 0
+        assert pair.published == pytest.approx(printed[pair.higher] - printed[pair.lower], abs=0.1 + 1e-9)
+    pairs = set(zip(order["higher"], order["lower"], strict=True))
+    assert (("datadream_dset", "S"), ("datadream_cls", "S")) in pairs
+    assert (("real", "R"), ("datadream_dset", "S")) in pairs
+    assert not {("clip_zeroshot", "none")} & {row for pair in pairs for row in pair}

@@ -187,12 +187,22 @@ def _cannot_be_had(parameter, value, reason):
 
 
 def model_identity(model, revision=""):
-    """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights."""
+    """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights.
+
+    A hub page without safetensors (openai/clip-vit-base-patch16) is read through the conversion that the hub's own bot
+    has proposed as a pull request; its commit is then named as "weights".
+    """
     folder = resolve(model)
     if folder.is_dir():
         return {"folder": model, "sha256": digest(sorted(folder.rglob("*.safetensors")))}
     for name in ("model_index.json", "config.json"):
         cached = try_to_load_from_cache(model, name, revision=revision or "main")
         if isinstance(cached, str):
-            return {"hub": model, "commit": Path(cached).parent.name}
+            snapshot = Path(cached).parent
+            converted = {} if any(snapshot.rglob("*.safetensors")) else {"weights": _converted(snapshot)}
+            return {"hub": model, "commit": snapshot.name} | converted
     return {"hub": model, "revision": revision}
+
+
+def _converted(snapshot):
+    return sorted(file.parent.name for file in snapshot.parent.glob("*/model.safetensors"))

@@ -1,5 +1,6 @@
 """Loading models: by hub id and from folders, whole or not at all, and what is said when one cannot be had."""
 
+import hashlib
 import http.server
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import hub_worlds
 import pytest
@@ -20,7 +22,8 @@ from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.run import choose_device
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+DATE = "2024-07-24T00:00:00.000Z"
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +205,13 @@ def test_every_alternative_is_a_hub_id_or_is_here():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub of two pages, tiny/sd and tiny/clip, with one commit each; other pages are missing or gated."""
+    """A hub with the pages of ``folders``, each with one commit; other pages are missing or gated.
+
+    tiny/pickled has no safetensors; as on the hub, a bot has proposed them in a pull request, ``CONVERTED``.
+    """
 
     folders = {}  # noqa: RUF012
+    revisions = {"main": COMMIT, COMMIT: COMMIT, "refs/pr/1": CONVERTED, CONVERTED: CONVERTED}  # noqa: RUF012
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -213,30 +220,44 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body):
-        parts = self.path.lstrip("/").split("?")[0].split("/")
-        api = parts[0] == "api"
-        name = "/".join(parts[2:4] if api else parts[:2])
-        revision = parts[5] if api and len(parts) > 5 else "main" if api else parts[3]
-        folder = self.folders.get(name)
+        path = urllib.parse.unquote(self.path.split("?")[0]).removeprefix("/").replace("refs/pr/1", "refs%pr%1")
+        parts = [part.replace("%", "/") for part in path.split("/")]
+        api = parts[:2] == ["api", "models"]
+        name, *rest = ["/".join(parts[2:4]), *parts[4:]] if api else ["/".join(parts[:2]), *parts[2:]]
         if name == "tiny/gated":
-            return self._send(403, b"", body, {"X-Error-Code": "GatedRepo"})
-        if folder is None:
-            return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", COMMIT):
-            return self._send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
+            return self._send(403, body, {"X-Error-Code": "GatedRepo"})
+        if name not in self.folders:
+            return self._send(404, body, {"X-Error-Code": "RepoNotFound"})
+        commit = self.revisions.get(rest[1] if len(rest) > 1 else "main")
+        if commit is None:
+            return self._send(404, body, {"X-Error-Code": "RevisionNotFound"})
+        folder = self.folders["tiny/clip" if commit == CONVERTED else name]
         if api:
-            files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-            page = {"id": name, "modelId": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
-            if parts[4] == "tree":
-                page = [{"type": "file", "path": f, "size": size, "oid": COMMIT} for f, size in files.items()]
-            return self._send(200, json.dumps(page).encode(), body, {"Content-Type": "application/json"})
-        file = folder / "/".join(parts[4:])
+            page = json.dumps(self._page(name, folder, rest[0] if rest else "", commit)).encode()
+            return self._send(200, body, {"Content-Type": "application/json"}, page)
+        file = folder / "/".join(rest[2:])
         if not file.is_file():
-            return self._send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return self._send(404, body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = file.read_bytes()
-        return self._send(200, content, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(content)):x}"'})
+        etag = hashlib.sha256(content).hexdigest()
+        return self._send(200, body, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}, content)
 
-    def _send(self, status, content, body, headers):
+    def _page(self, name, folder, what, commit):
+        files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+        if what == "tree":
+            return [{"type": "file", "path": file, "size": size, "oid": commit} for file, size in files.items()]
+        if what == "commits":
+            history = [COMMIT] if commit == COMMIT else [commit, COMMIT]
+            return [{"id": id_, "title": "", "message": "", "authors": [], "date": DATE} for id_ in history]
+        if what == "discussions":
+            title, author = "Adding `safetensors` variant of this model", {"name": "SFconvertbot"}
+            pull = {"num": 1, "title": title, "status": "open", "isPullRequest": True, "author": author}
+            pull |= {"createdAt": DATE, "repo": {"name": name, "type": "model"}}
+            return {"count": 1, "start": 0, "discussions": [pull]}
+        siblings = [{"rfilename": file} for file in files]
+        return {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": False}
+
+    def _send(self, status, body, headers, content=b""):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -265,7 +286,8 @@ def attempt(load, *arguments):
 calls = [(load_stable_diffusion, "tiny/sd", ""), (load_stable_diffusion, "tiny/sd", sys.argv[1])]
 calls += [(load_clip, "tiny/clip", sys.argv[1])]
 calls += [(load_stable_diffusion, name, "") for name in ("tiny/gated", "tiny/missing", "tiny/clip")]
-calls += [(load_stable_diffusion, "tiny/sd", "v9"), (load_clip, "tiny/pickled", "")]
+calls += [(load_stable_diffusion, "tiny/sd", "v9"), (load_clip, "tiny/pickled", sys.argv[1])]
+calls += [(load_clip, "tiny/pickled", "")]
 answers = [attempt(*call) for call in calls]
 constants.HF_HUB_OFFLINE = True
 answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""))]
@@ -282,21 +304,22 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path / "home"),
-        "DISABLE_SAFETENSORS_CONVERSION": "1",
     }
-    environment.pop("HF_HUB_OFFLINE", None)
+    for name in ("HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION"):
+        environment.pop(name, None)
     run = subprocess.run(
         [sys.executable, "-c", CLIENT, COMMIT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     server.shutdown()
     assert run.returncode == 0, run.stderr
-    newest, pinned, clip, gated, missing, other, no_revision, no_weights, *offline = json.loads(run.stdout)
+    newest, pinned, clip, gated, missing, other, no_revision, no_weights, by_bot, *offline = json.loads(run.stdout)
     assert newest == pinned == {"hub": "tiny/sd", "commit": COMMIT} and clip == {"hub": "tiny/clip", "commit": COMMIT}
     assert "sd_model 'tiny/gated' cannot be had (its hub page asks you to accept its terms and to log in" in gated
     assert "(there is no such folder, and no such hub page that you may read): set sd_model to" in missing
     assert "(its hub page has no model_index.json)" in other
     assert "(its hub page has no revision 'v9')" in no_revision
     assert "model.safetensors" in no_weights and "safe_serialization=True" in no_weights
+    assert by_bot == {"hub": "tiny/pickled", "commit": COMMIT, "weights": [CONVERTED]}
     assert offline[:2] == [pinned, clip]
     assert "the hub cannot be reached, and no copy of it was downloaded before" in offline[2]
     for message in (gated, missing, other, no_revision, offline[2]):

@@ -19,14 +19,14 @@ COLUMNS = ("pair", "published", "ours", "low", "high", "per_seed", "n_test", "ve
 def load_correct(runs, dataset, n_shot, classifier="clip"):
     """``{(method, setting): table}``: a row per test image and a column per seed, True where the image was recognised.
 
-    runs: ``results.load_results``. Variants and other protocols stay out. InputError when two runs were tested on other
-    images, or on the same ones in another order.
+    runs: ``results.load_results``. Variants and other protocols stay out. InputError when a run's predictions
+    cannot be read, or two runs were tested on other images or in another order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
     rows = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")].sort_values("seed")
     found, first = {}, None
     for row in rows.itertuples():
-        predictions = pd.read_parquet(row.folder / "predictions.parquet", columns=["file", "correct"])
+        predictions = _read_predictions(row.folder / "predictions.parquet")
         first = first or (row.folder, predictions["file"])
         if not predictions["file"].equals(first[1]):
             raise InputError(
@@ -35,6 +35,14 @@ def load_correct(runs, dataset, n_shot, classifier="clip"):
             )
         found.setdefault((row.method, row.setting), {})[row.seed] = predictions["correct"].to_numpy()
     return {key: pd.DataFrame(seeds) for key, seeds in found.items()}
+
+
+def _read_predictions(path):
+    try:
+        return pd.read_parquet(path, columns=["file", "correct"])
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read ({error}): copy it from where the run was made, or delete {path.parent} and"
+        raise InputError(f"{message} run 03_train_clip again.") from None
 
 
 def paired(a, b):

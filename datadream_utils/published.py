@@ -42,15 +42,20 @@ def table():
 def beside(ours):
     """Our rows of the paper's data sets beside the published ones: means, deviations, our mean minus theirs, note.
 
-    ours: ``results.main_results``. Empty when none of its data sets, at the paper's number of shots, is in the paper.
+    ours: ``results.main_results``. A row with all ten data sets has its average, too. Empty when none of the data sets,
+    at the paper's number of shots, is in the paper.
     """
     keys = ["dataset", "method", "setting", "n_shot"]
     theirs = table().rename(columns={"accuracy_mean": "published_mean", "accuracy_std": "published_std"})
     ours = ours[ours["dataset"].isin(theirs["dataset"]) & (ours["n_shot"] == N_SHOT)]
-    both = ours[[*keys, "accuracy_mean", "accuracy_std"]].merge(theirs, on=keys, how="left").fillna({"note": ""})
-    both = both.rename(columns={"accuracy_mean": "our_mean", "accuracy_std": "our_std"})
-    both["difference"] = (both["our_mean"] - both["published_mean"]).round(2)
-    return both[[*keys, "our_mean", "our_std", "published_mean", "published_std", "difference", "note"]]
+    rows = ours.groupby(["method", "setting"], as_index=False, sort=False)
+    means = rows.agg(accuracy_mean=("accuracy_mean", "mean"), n=("dataset", "nunique"))
+    whole = means[means.pop("n") == theirs["dataset"].nunique() - 1].assign(dataset="average", n_shot=N_SHOT)
+    ours = pd.concat([ours, whole]).rename(columns={"accuracy_mean": "our_mean", "accuracy_std": "our_std"})
+    both = ours[[*keys, "our_mean", "our_std"]].merge(theirs, on=keys, how="left").fillna({"note": ""})
+    both["difference"] = both["our_mean"] - both["published_mean"]
+    columns = [*keys, "our_mean", "our_std", "published_mean", "published_std", "difference", "note"]
+    return both[columns].round(2)
 
 
 def order():

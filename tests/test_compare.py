@@ -145,6 +145,12 @@ def test_other_test_images_are_refused(runs, files):
         compare.load_correct(load_results(runs), "d", 16)
 
 
+def test_missing_predictions_are_named(runs):
+    (runs / "d_real_16shot_seed1" / "train-R" / "predictions.parquet").unlink()
+    with pytest.raises(InputError, match=r"d_real_16shot_seed1/train-R/predictions.parquet cannot be read .* copy it"):
+        compare.load_correct(load_results(runs), "d", 16)
+
+
 def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
     order = compare.order(compare.load_correct(load_results(runs), "d", 16))
     for name in ("a", "b"):

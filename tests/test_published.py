@@ -93,6 +93,13 @@ def test_ours_beside_theirs():
     assert published.beside(ours[ours["dataset"] == "mnist5k"]).empty
 
 
+def test_only_a_row_with_all_ten_data_sets_has_an_average_beside_theirs():
+    ours = pd.DataFrame([_ours(dataset=name, accuracy_mean=80.0 + i) for i, name in enumerate(DATASETS[:-1])])
+    (average,) = published.beside(ours).query("dataset == 'average'").itertuples()
+    assert (average.our_mean, average.published_mean, average.difference) == (84.5, 84.62, -0.12)
+    assert not (published.beside(ours[1:])["dataset"] == "average").any()
+
+
 def test_the_order_is_that_of_the_printed_averages():
     printed = published.load().query("dataset == 'average'").set_index(["method", "setting"])["mean"]
     order = published.order()

@@ -266,7 +266,7 @@ def find_class(data, class_name):
 
     InputError with the nearest name for one that is not there.
     """
-    class_name = class_name or getattr(data, "example", "") or data.class_names[0]
+    class_name = class_name or data.example or data.class_names[0]
     if class_name not in data.class_names:
         raise InputError(f"{data.name} has no class {class_name!r}.{suggest(class_name, data.class_names)}")
     return data.class_names.index(class_name)

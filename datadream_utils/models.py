@@ -61,6 +61,8 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        # As diffusers would have set it; PEFT looks there for the vocabulary when an adapter is saved.
+        text_encoder.name_or_path = str(Path(pipe.unet.config._name_or_path).with_name("text_encoder"))
         _check_tokenizer(pipe.tokenizer, text_encoder.config.vocab_size)
         for name in ("unet", "vae"):  # diffusers leaves what the files lack on the "meta" device, without numbers
             if lacking := [key for key, weight in getattr(pipe, name).named_parameters() if weight.is_meta]:

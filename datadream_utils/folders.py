@@ -1,0 +1,103 @@
+"""Folders of classes: their names, their pictures, and the ``dataset.yaml`` that may stand beside them."""
+
+import yaml
+
+from datadream_utils.errors import InputError, suggest
+from datadream_utils.images import SUFFIXES
+from datadream_utils.sources import list_pictures
+
+
+def read_info(root):
+    """``dataset.yaml`` of a data set's folder as a dict, empty when there is none; InputError names a wrong line."""
+    path = root / "dataset.yaml"
+    if not path.exists():
+        return {}
+    try:
+        info = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}") from None
+    allowed = ("classes", "domain", "definitions", "source", "licence", "split", "example")
+    if not isinstance(info, dict):
+        raise InputError(f"{path} must hold 'name: value' lines; known names: {', '.join(allowed)}.")
+    for key, value in info.items():
+        if key not in allowed:
+            raise InputError(f"{path}: {key!r} is not known.{suggest(key, allowed)}")
+        if key in ("classes", "definitions") and not isinstance(value, dict):
+            raise InputError(f"{path}: {key!r} must be 'name: value' lines, not {value!r}.")
+    if "classes" in info:
+        info["classes"] = {str(k): str(v) for k, v in info["classes"].items()}
+    return info
+
+
+def subfolders(folder):
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def read_classes(root, directory, info, known):
+    """``{folder: class name}`` in label order: as dataset.yaml, the known data set or the folders themselves say."""
+    found = subfolders(directory)
+    if not found:
+        raise InputError(
+            f"{directory} has no class folders: put each class's images in train/<class>/ and test/<class>/, "
+            "or in <class>/ directly."
+        )
+    if "classes" in info:
+        classes = info["classes"]
+        for folder in classes:
+            if folder not in found:
+                raise InputError(
+                    f"{directory / folder} is missing, but dataset.yaml lists it: add it or drop the line."
+                )
+        for folder in found:
+            if folder not in classes:
+                raise InputError(f"{directory / folder} is not listed under 'classes' in dataset.yaml: add it there.")
+    elif known:
+        classes = _known_classes(root, directory, found, known)
+    else:
+        classes = {folder: folder.replace("_", " ") for folder in found}
+    names = list(classes.values())
+    if doubled := {n for n in names if names.count(n) > 1}:
+        raise InputError(f"{root}: two classes are called {doubled.pop()!r}: give each its own name in dataset.yaml.")
+    if info.get("example", names[0]) not in names:
+        raise InputError(
+            f"{root / 'dataset.yaml'}: example {info['example']!r} is no class.{suggest(info['example'], names)}"
+        )
+    return classes
+
+
+def _known_classes(root, directory, found, known):
+    """The folders of a known data set in its label order, whatever of its names they bear."""
+    own = "for a data set of your own give the folder another name or a dataset.yaml"
+    labels = {}
+    for folder in found:
+        label = known.label_of(folder)
+        if label is None and folder not in known.facts.get("drop", ()):
+            raise InputError(f"{directory / folder} is no class of {known.name}: {known.how_to(root)}; {own}.")
+        if label in labels:
+            raise InputError(f"{directory} has two folders for one class, {labels[label]!r} and {folder!r}: join them.")
+        labels |= {} if label is None else {label: folder}
+    for label, name in enumerate(known.class_names):
+        if label not in labels:
+            raise InputError(f"{directory} has no folder for {name!r}: {known.how_to(root)}; {own}.")
+    return {labels[label]: name for label, name in enumerate(known.class_names)}
+
+
+def list_files(root, split, folders):
+    """The pictures of one split, a sorted list per class; InputError when its folders are not those of train."""
+    for extra in subfolders(root / split):
+        if extra not in folders:
+            raise InputError(f"{root / split / extra} has no counterpart in {root / 'train'}: add it or remove it.")
+    for folder in folders:
+        if not (root / split / folder).is_dir():
+            raise InputError(
+                f"class folder {root / split / folder} is missing: every class of train needs one in {split}."
+            )
+    return [pictures_of(root / split / folder) for folder in folders]
+
+
+def pictures_of(directory):
+    """The pictures of one class; InputError when there are none."""
+    if files := list_pictures(directory):
+        return files
+    raise InputError(f"{directory} has no images ({', '.join(SUFFIXES)}).")

@@ -109,6 +109,7 @@ def write_stable_diffusion(folder, shape):
             sample_size=RESOLUTION // 8,
             block_out_channels=(32, 32, 64, 64),
             layers_per_block=1,
+            norm_num_groups=8,
             cross_attention_dim=32,
         ),
         scheduler=SCHEDULERS[shape](),

@@ -1,6 +1,7 @@
 """Few-shot adaptation: train LoRA on Stable Diffusion with its own denoising loss (paper, section 3.2, eq. 2).
 
-datadream_cls trains one adapter per class on its shots; datadream_dset one adapter on the shots of all classes.
+datadream_cls trains one adapter per class on its shots; datadream_dset one adapter on the shots of all classes; loft
+(Kim et al. 2025) one adapter per shot.
 """
 
 import csv
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -19,6 +19,7 @@ from datadream_utils.images import read_image, resize_shortest, to_tensor, writt
 from datadream_utils.lora import WEIGHTS, attach_lora, detach_lora, save_lora
 from datadream_utils.models import DTYPES
 from datadream_utils.prompts import class_prompt
+from datadream_utils.stacked import stacked_lora
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,31 @@ class Adapter:
 
 
 def plan_adapters(method, data, shots):
-    """The adapters that ``method`` asks for: one per class, one for the data set, or none."""
+    """The adapters that ``method`` asks for: one per class, one for the data set, one per image, or none."""
+    if not method.adapts:
+        return []
     paths, labels = flatten(shots)
     prompts = [class_prompt(data.class_names[label], data.domain) for label in labels]
-    if method.adapter == "class":
-        names = [data.class_dir(label) for label in labels]
-    elif method.adapter == "dataset":
-        names = ["all_classes"] * len(paths)
+    names = [adapter_names(method, data, label, len(shots[label])) for label in range(len(shots))]
+    if method.adapter == "image":
+        names = [name for of_class in names for name in of_class]
     else:
-        return []
+        names = [names[label][0] for label in labels]
     return [
         Adapter(name, *zip(*((p, t) for p, t, n in zip(paths, prompts, names, strict=True) if n == name), strict=True))
         for name in dict.fromkeys(names)
     ]
+
+
+def adapter_names(method, data, label, n_shot):
+    """The names of the adapters that know class ``label``: one, or for LoFT one per shot; none without adapters."""
+    names = {
+        "none": [],
+        "class": [data.class_dir(label)],
+        "dataset": ["all_classes"],
+        "image": [f"{data.class_dir(label)}_{i:03d}" for i in range(n_shot)],
+    }
+    return names[method.adapter]
 
 
 def adapter_steps(p, n_images):
@@ -56,8 +69,10 @@ def noise_scheduler(pipe):
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
-def denoising_loss(unet, scheduler, latents, noise, timesteps, context):
+def denoising_loss(unet, scheduler, latents, noise, timesteps, context, groups=1):
     """The diffusion loss || target - model(z_t, t, text) ||^2, averaged over everything.
+
+    With ``groups`` K > 1 the batch holds images of K adapters in turn, and the result is a loss for each (K,).
 
     latents, noise: (n, c, h, w); timesteps: (n,); context: text encoder states (n, tokens, width).
     z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise. The target is the noise, or for a v-prediction model
@@ -67,7 +82,8 @@ def denoising_loss(unet, scheduler, latents, noise, timesteps, context):
     targets = {"epsilon": lambda: noise, "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps)}
     target = targets[scheduler.config.prediction_type]()
     predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
-    return F.mse_loss(predicted.float(), target.float())
+    error = (predicted.float() - target.float()).pow(2)
+    return error.unflatten(0, (-1, groups)).flatten(2).mean((0, 2)).squeeze(0)
 
 
 def tokenize(pipe, prompts):
@@ -122,41 +138,86 @@ class Shots:
         return torch.cat(chunks)
 
 
-def train_adapter(pipe, adapter, p):
-    """Train one adapter, already seeded by (seed, adapter name); yields ``(step, loss, learning_rate)``.
+class Batches:
+    """What one adapter sees: its shots in random order, noised to random times; all of it from (seed, adapter name)."""
 
-    AdamW, cosine schedule with warm-up, gradient clipping; leaves the trained adapter attached to ``pipe``.
+    def __init__(self, pipe, adapter, p):
+        self.seed = stable_seed("adapt", p.seed, adapter.name)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.shots, self.p = Shots(pipe, adapter.paths, p.resolution), p
+        self.times = noise_scheduler(pipe).config.num_train_timesteps
+
+    def __iter__(self):
+        """Yields (indices, latents, noise, timesteps) for every step of every epoch."""
+        for _ in range(self.p.adapt_epochs):
+            for batch in torch.randperm(len(self.shots), generator=self.generator).split(self.p.adapt_batch_size):
+                latents = self.shots.latents(batch, self.generator)
+                noise = torch.randn(latents.shape, generator=self.generator).to(latents)
+                timesteps = torch.randint(0, self.times, (len(batch),), generator=self.generator)
+                yield batch, latents, noise, timesteps.to(latents.device)
+
+
+def train_adapter(pipe, adapter, p):
+    """Train one adapter; yields ``(step, loss, learning_rate)`` and leaves it attached to ``pipe``.
+
+    AdamW, cosine schedule with warm-up, gradient clipping.
     """
-    seed = stable_seed("adapt", p.seed, adapter.name)
-    generator = torch.Generator().manual_seed(seed)
+    batches, tokens = Batches(pipe, adapter, p), tokenize(pipe, adapter.prompts)
+    parameters = attach_lora(pipe, p.lora_rank, p.lora_alpha, batches.seed, p.train_text_encoder)
+    clip = lambda: torch.nn.utils.clip_grad_norm_(parameters, p.max_grad_norm)  # noqa: E731
     scheduler = noise_scheduler(pipe)
-    shots, tokens = Shots(pipe, adapter.paths, p.resolution), tokenize(pipe, adapter.prompts)
-    parameters = attach_lora(pipe, p.lora_rank, p.lora_alpha, seed, p.train_text_encoder)
+
+    def loss_of(batch):
+        indices, latents, noise, timesteps = batch
+        context = pipe.text_encoder(tokens[indices]).last_hidden_state
+        return denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context)
+
+    steps = adapter_steps(p, len(adapter.paths))
+    for step, (loss, rate) in enumerate(_optimize(pipe, parameters, clip, batches, loss_of, steps, p)):
+        yield step, loss.item(), rate
+
+
+def train_adapters_together(pipe, adapters, p, stack):
+    """Train as many adapters at once; yields ``(step, losses, learning_rate)``. The same as one by one, up to rounding.
+
+    Every adapter has one prompt and the same number of shots; ``stack``: their ``stacked.Stack`` on ``pipe``.
+    """
+    tokens = tokenize(pipe, [adapter.prompts[0] for adapter in adapters])
+    scheduler = noise_scheduler(pipe)
+
+    def losses_of(batches):
+        parts = list(zip(*batches, strict=True))[1:]  # latents, noise, timesteps: each as many as adapters
+        latents, noise, timesteps = (torch.stack(part, dim=1).flatten(0, 1) for part in parts)
+        context = pipe.text_encoder(tokens).last_hidden_state.repeat(len(latents) // len(tokens), 1, 1)
+        return denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context, groups=len(tokens))
+
+    clip = lambda: stack.clip_gradients(p.max_grad_norm)  # noqa: E731
+    batches = zip(*(Batches(pipe, adapter, p) for adapter in adapters), strict=True)
+    steps = adapter_steps(p, len(adapters[0].paths))
+    for step, (loss, rate) in enumerate(_optimize(pipe, stack.parameters(), clip, batches, losses_of, steps, p)):
+        yield step, loss.tolist(), rate
+
+
+def _optimize(pipe, parameters, clip_gradients, batches, loss_of, steps, p):
+    """The optimization loop; yields (detached loss, learning rate) per step. Losses of several adapters are summed."""
     optimizer = torch.optim.AdamW(parameters, lr=p.adapt_lr, weight_decay=p.adapt_weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, p.adapt_warmup_steps, adapter_steps(p, len(shots)))
+    schedule = get_cosine_schedule_with_warmup(optimizer, p.adapt_warmup_steps, steps)
     device, dtype = pipe.device.type, DTYPES[p.mixed_precision]
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     if p.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     pipe.unet.train(), pipe.text_encoder.train()
-    step = 0
-    for _ in range(p.adapt_epochs):
-        for batch in torch.randperm(len(shots), generator=generator).split(p.adapt_batch_size):
-            latents = shots.latents(batch, generator)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(batch),), generator=generator)
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                context = pipe.text_encoder(tokens[batch]).last_hidden_state
-                loss = denoising_loss(pipe.unet, scheduler, latents, noise, timesteps.to(pipe.device), context)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, p.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            yield step, loss.item(), schedule.get_last_lr()[0]
-            schedule.step()
-            step += 1
+    for batch in batches:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = loss_of(batch)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss.sum()).backward()
+        scaler.unscale_(optimizer)
+        clip_gradients()
+        scaler.step(optimizer)
+        scaler.update()
+        yield loss.detach(), schedule.get_last_lr()[0]
+        schedule.step()
     pipe.unet.eval(), pipe.text_encoder.eval()
 
 
@@ -168,26 +229,45 @@ def adapter_folder(stage, name):
 def adapt(pipe, adapters, p, stage, progress):
     """Train and save every adapter that is not there yet; ``progress(iterable, total, label)`` shows the steps.
 
-    Each adapter's folder appears when it is complete, and its losses as ``losses/<adapter>.csv`` just before.
+    Each adapter's folder appears when it is complete, and its losses as ``losses/<adapter>.csv`` just before. Adapters
+    of one prompt are trained ``adapters_together`` at a time, in fixed groups, so that resuming changes nothing.
     """
-    missing = [adapter for adapter in adapters if not (adapter_folder(stage, adapter.name) / WEIGHTS).exists()]
-    steps = sum(adapter_steps(p, len(adapter.paths)) for adapter in missing)
-    for _ in progress(_train_and_save(pipe, missing, p, stage), total=steps, label=f"{len(missing)} adapters, steps"):
+    size = p.adapters_together if p.system.adapter in ("class", "image") else 1
+    groups = [adapters[i : i + size] for i in range(0, len(adapters), size)]
+    missing = [g for g in groups if not all((adapter_folder(stage, a.name) / WEIGHTS).exists() for a in g)]
+    steps = sum(adapter_steps(p, len(group[0].paths)) for group in missing)
+    label = f"{sum(map(len, missing))} adapters, steps"
+    for _ in progress(_train_and_save(pipe, missing, p, stage), total=steps, label=label):
         pass
 
 
-def _train_and_save(pipe, adapters, p, stage):
-    for adapter in adapters:
-        rows = []
-        for row in train_adapter(pipe, adapter, p):
-            rows.append(row)
-            yield row
-        with written_whole(stage.folder / "losses" / f"{adapter.name}.csv") as temporary, open(temporary, "w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["step", "loss", "learning_rate"])
-            writer.writerows([step, f"{loss:.6f}", f"{rate:.3e}"] for step, loss, rate in rows)
-        save_lora(pipe, adapter_folder(stage, adapter.name), p.train_text_encoder)
-        detach_lora(pipe)
+def _train_and_save(pipe, groups, p, stage):
+    for group in groups:
+        if len(group) == 1:
+            rows = []
+            for step, loss, rate in train_adapter(pipe, group[0], p):
+                rows.append((step, loss, rate))
+                yield
+            _write_losses(stage, group[0], rows)
+            save_lora(pipe, adapter_folder(stage, group[0].name), p.train_text_encoder)
+            detach_lora(pipe)
+            continue
+        seeds = [stable_seed("adapt", p.seed, adapter.name) for adapter in group]
+        with stacked_lora(pipe, p.lora_rank, p.lora_alpha, seeds, p.train_text_encoder) as stack:
+            rows = []
+            for row in train_adapters_together(pipe, group, p, stack):
+                rows.append(row)
+                yield
+            for k, adapter in enumerate(group):
+                _write_losses(stage, adapter, [(step, losses[k], rate) for step, losses, rate in rows])
+                stack.save(pipe, k, adapter_folder(stage, adapter.name))
+
+
+def _write_losses(stage, adapter, rows):
+    with written_whole(stage.folder / "losses" / f"{adapter.name}.csv") as temporary, open(temporary, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", "loss", "learning_rate"])
+        writer.writerows([step, f"{loss:.6f}", f"{rate:.3e}"] for step, loss, rate in rows)
 
 
 def read_losses(stage):

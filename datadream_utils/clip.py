@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+from datadream_utils.prompts import class_prompt
+
 CLIP_TARGETS = ("q_proj", "v_proj")  # of both towers, all blocks, as in the authors' code
 
 
@@ -35,3 +37,40 @@ def attach_clip_lora(clip, rank, alpha, dropout, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(clip, config)
+
+
+class ClipClassifier(torch.nn.Module):
+    """CLIP as a classifier of a data set's classes; the weight of a class is its sentence's features."""
+
+    kind = "clip"
+
+    def __init__(self, clip, tokenizer, data):
+        super().__init__()
+        prompts = [class_prompt(name, data.domain) for name in data.class_names]
+        self.clip, self.tokens = clip, tokenize(tokenizer, prompts, next(clip.parameters()).device)
+
+    def class_weights(self):
+        """(classes, d): one pass through the text tower, to be done once per step or evaluation."""
+        return text_features(self.clip, self.tokens)
+
+    def forward(self, pixel_values, class_weights):
+        """Logits (n, classes)."""
+        return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
+
+    def save(self, folder):
+        """The adapter, in PEFT's own format."""
+        self.clip.save_pretrained(folder)
+
+
+def clip_judge(clip, tokenizer, processor, data):
+    """``judge(images) -> labels``: the class that zero-shot CLIP assigns to each PIL image (DISEF's filter)."""
+    classifier = ClipClassifier(clip, tokenizer, data).eval()
+
+    @torch.inference_mode()
+    def judge(images):
+        pixels = torch.stack([torch.from_numpy(processor(images=image).pixel_values[0]) for image in images])
+        return classifier(pixels.to(clip.device), weights).argmax(-1).tolist()
+
+    with torch.inference_mode():
+        weights = classifier.class_weights()
+    return judge

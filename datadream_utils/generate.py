@@ -1,72 +1,164 @@
-"""Sampling a labelled data set from the (adapted) model (paper, section 3.3).
+"""Sampling a labelled data set from the (adapted) model (paper, section 3.3), for every compared system.
 
-The noise of an image comes from (seed, class, index) alone: any image can be drawn again by itself, and stopping,
-resuming or splitting the work changes nothing.
+All that decides an image comes from (seed, class, index) alone: its noise, its prompt, the shot it starts from, the
+adapters that draw it. So any image can be drawn again by itself, and stopping, resuming or splitting the work changes
+nothing.
 """
 
+import itertools
 import json
+import random
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from datadream_utils.adapt import adapter_folder
-from datadream_utils.datasets import stable_seed
-from datadream_utils.images import written_whole
+from datadream_utils.adapt import adapter_folder, adapter_names
+from datadream_utils.captions import STAND_IN, load_captioner
+from datadream_utils.clip import clip_judge
+from datadream_utils.datasets import Dataset, flatten, stable_seed
+from datadream_utils.images import centre_square, read_image, written_whole
 from datadream_utils.lora import fused_lora
+from datadream_utils.methods import Method
+from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.prompts import generation_prompt
+from datadream_utils.run import write_json
+from datadream_utils.stacked import own_adapters
 
 
-def image_seed(seed, class_name, index):
+@dataclass(frozen=True)
+class Draw:
+    """What decides one image: noise seed, prompt, the shot it starts from (None: noise), names of its adapters."""
+
+    seed: int
+    prompt: str
+    start: Path | None
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method on a data set: what every image of it is drawn from.
+
+    shots: ``shots[label]``, paths; captions: ``{shot path: caption}``, for methods that prompt with captions.
+    """
+
+    method: Method
+    data: Dataset
+    shots: list
+    seed: int
+    captions: dict | None = None
+
+    def draw(self, label, index, attempt=0):
+        """The ``Draw`` of image ``index`` of class ``label``; a rejected one is tried again with other draws.
+
+        Image i starts from shot i, i + 1, ... in turn. The caption is that of another shot of the class (da Costa et
+        al. 2023: captions are shuffled among the shots). LoFT goes through all pairs of a class in a shuffled order.
+        """
+        folder, shots = self.data.folders[label], self.shots[label]
+        turn = (index + attempt) % len(shots)
+        if self.method.prompt == "caption":
+            others = [shot for i, shot in enumerate(shots) if i != turn] or shots
+            choice = stable_seed("caption", self.seed, folder, index, attempt) % len(others)
+            prompt = self.captions[others[choice]]
+        else:
+            prompt = class_prompts(self.method, self.data)[label]
+        adapters = adapter_names(self.method, self.data, label, len(shots))
+        if self.method.adapter == "image":
+            pairs = self._pairs[label]
+            adapters = [adapters[i] for i in pairs[index % len(pairs)]]
+        return Draw(
+            seed=image_seed(self.seed, folder, index, attempt),
+            prompt=prompt,
+            start=shots[turn] if self.method.start == "shot" else None,
+            adapters=tuple(adapters),
+        )
+
+    @cached_property
+    def _pairs(self):
+        shuffled = []
+        for folder, shots in zip(self.data.folders, self.shots, strict=True):
+            pairs = list(itertools.combinations(range(len(shots)), 2)) or [(0,)]
+            random.Random(stable_seed("pairs", self.seed, folder)).shuffle(pairs)
+            shuffled.append(pairs)
+        return shuffled
+
+
+def image_seed(seed, class_name, index, attempt=0):
     """The seed of one image's initial noise."""
-    return stable_seed("generate", seed, class_name, index)
+    return stable_seed("generate", seed, class_name, index, *([attempt] if attempt else []))
 
 
 @torch.no_grad()
-def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution):
+def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution, starts=None, start_step=0):
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
+    starts: pictures (PIL, square) to start from, each noised to the time of step ``start_step``, whose predecessors
+    are skipped (Meng et al. 2022); None: start from noise.
     """
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return pipe(
-        list(prompts),
-        generator=generators,
+    options = dict(
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
-        height=resolution,
-        width=resolution,
-    ).images
+    )
+    if starts is None:
+        return pipe(list(prompts), height=resolution, width=resolution, **options).images
+    from_image = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    from_image.set_progress_bar_config(disable=True)
+    strength = (num_inference_steps - start_step + 0.5) / num_inference_steps  # half a step against rounding down
+    return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
+
+
+@lru_cache(maxsize=1024)
+def start_picture(path, resolution):
+    """A shot as img2img takes it: the middle square, ``resolution`` pixels."""
+    return centre_square(read_image(path), resolution)
 
 
 def class_prompts(method, data):
-    """The generation prompt of each class (the template's for a method that generates nothing)."""
-    return [
-        generation_prompt(method.prompt or "template", name, data.domain, data.definitions.get(name, ""))
-        for name in data.class_names
-    ]
+    """The generation prompt of each class (the template's where captions of shots take its place)."""
+    kind = "definition" if method.prompt == "definition" else "template"
+    return [generation_prompt(kind, name, data.domain, data.definitions.get(name, "")) for name in data.class_names]
 
 
-def draw_examples(pipe, method, data, p, adapt_stage, labels, count):
-    """``count`` pictures of each class in ``labels``, the first that stage 2 draws; ``adapt_stage=None``: base model.
+def draw_examples(pipe, method, data, shots, p, adapt_stage, labels, count):
+    """``count`` pictures of each class in ``labels`` from noise and class prompt; ``adapt_stage=None``: base model.
 
-    Returns ``{class name: [PIL image, ...]}``.
+    For methods that sample so they are the first that stage 2 draws. Returns ``{class name: [PIL image, ...]}``.
     """
-    prompts, examples = class_prompts(method, data), {}
+    method = replace(method, start="noise", prompt="template" if method.prompt == "caption" else method.prompt)
+    recipe, examples = Recipe(method, data, shots, p.seed), {}
     for label in labels:
-        seeds = [image_seed(p.seed, data.folders[label], i) for i in range(count)]
-        folder = class_adapter(method, data, label, adapt_stage) if adapt_stage else None
-        with fused_lora(pipe, folder):
-            texts = [prompts[label]] * count
-            pictures = sample(pipe, texts, seeds, p.guidance_scale, p.num_inference_steps, p.resolution)
-        examples[data.class_names[label]] = pictures
+        draws = [recipe.draw(label, i) for i in range(count)]
+        with class_adapters(pipe, recipe, label, adapt_stage):
+            examples[data.class_names[label]] = sample_draws(pipe, recipe, draws, p, adapt_stage)
     return examples
 
 
-def class_adapter(method, data, label, adapt_stage):
-    """The folder of the adapter that draws class ``label``, or None for the base model."""
-    if method.adapter is None:
-        return None
-    name = data.class_dir(label) if method.adapter == "class" else "all_classes"
-    return adapter_folder(adapt_stage, name)
+@contextmanager
+def class_adapters(pipe, recipe, label, adapt_stage):
+    """Draw class ``label`` with its one adapter fused; with LoFT's pairs ``sample_draws`` attaches each image's own."""
+    adapters = recipe.draw(label, 0).adapters if adapt_stage and recipe.method.adapter != "image" else ()
+    with fused_lora(pipe, *(adapter_folder(adapt_stage, name) for name in adapters)):
+        yield pipe
+
+
+def sample_draws(pipe, recipe, draws, p, adapt_stage, **changes):
+    """Draw what ``draws`` say, with the parameters ``p``, or others as ``changes`` (keywords of ``sample``)."""
+    options = {name: getattr(p, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
+    if draws[0].start is not None:
+        options |= dict(starts=[start_picture(d.start, p.resolution) for d in draws], start_step=p.start_step)
+    own = nullcontext()
+    if adapt_stage and recipe.method.adapter == "image":
+        own = own_adapters(pipe, [[adapter_folder(adapt_stage, name) for name in d.adapters] for d in draws])
+    with own:
+        return sample(pipe, [d.prompt for d in draws], [d.seed for d in draws], **(options | changes))
 
 
 def image_path(stage, data, label, index):
@@ -74,55 +166,105 @@ def image_path(stage, data, label, index):
     return stage.folder / "images" / data.class_dir(label) / f"{index:05d}.png"
 
 
-def generate(pipe, method, data, p, stage, adapt_stage, progress):
+def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
     """Draw every image that is not on disk yet, class by class, then write ``images/metadata.jsonl``.
 
+    judge: ``judge(images) -> predicted labels`` for a method that keeps what CLIP agrees with, else None.
     The folder is an ImageFolder: ``datasets.load_dataset("imagefolder", data_dir=...)`` reads it as it is. Batches
     are fixed blocks of indices, so a resumed run computes what an undisturbed one would have.
     """
-    prompts = class_prompts(method, data)
-    images_per_class = p.images_per_class if method.generates else 0
-    blocks = []
-    for label in range(len(data.class_names)):
-        for start in range(0, images_per_class, p.generate_batch_size):
-            block = range(start, min(start + p.generate_batch_size, images_per_class))
-            if not all(image_path(stage, data, label, i).exists() for i in block):
-                blocks.append((label, block))
-    drawn = _draw(pipe, method, data, p, stage, adapt_stage, prompts, blocks)
+    path = lambda label, index: image_path(stage, recipe.data, label, index)  # noqa: E731
+    size, count = p.generate_batch_size, _images_per_class(recipe, p)
+    every = [
+        (label, range(i, min(i + size, count))) for label in range(len(recipe.shots)) for i in range(0, count, size)
+    ]
+    blocks = [(label, block) for label, block in every if not all(path(label, i).exists() for i in block)]
+    drawn = _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge)
     for _ in progress(drawn, total=len(blocks), label="batches of images"):
         pass
     rows = [
-        _metadata_row(method, data, p, stage, prompts, label, index)
-        for label in range(len(data.class_names))
-        for index in range(images_per_class)
+        _metadata_row(recipe, label, index, path(label, index), stage.folder / "images")
+        for label, index in itertools.product(range(len(recipe.shots)), range(count))
     ]
     with written_whole(stage.folder / "images" / "metadata.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _draw(pipe, method, data, p, stage, adapt_stage, prompts, blocks):
-    for label in dict.fromkeys(label for label, _ in blocks):
-        with fused_lora(pipe, class_adapter(method, data, label, adapt_stage)):
-            for block in (block for other, block in blocks if other == label):
-                seeds = [image_seed(p.seed, data.folders[label], i) for i in block]
-                texts = [prompts[label]] * len(seeds)
-                images = sample(pipe, texts, seeds, p.guidance_scale, p.num_inference_steps, p.resolution)
-                for index, image in zip(block, images, strict=True):
-                    with written_whole(image_path(stage, data, label, index)) as temporary:
-                        image.save(temporary, format="PNG")
+def load_judge(p, data, device):
+    """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``."""
+    return clip_judge(*load_clip(p.filter_model, p.filter_revision, device), data)
+
+
+def read_captions(method, data, shots, p, stage, device):
+    """``{shot path: caption}`` for a method that prompts with captions, else None.
+
+    Written once, to ``captions.json`` beside the images, with what wrote them.
+    """
+    if method.prompt != "caption":
+        return None
+    path, paths, labels = stage.folder / "captions.json", *flatten(shots)
+    names = [str(shot.relative_to(data.root)) for shot in paths]
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if stored.get("captioner") != [p.captioner, p.captioner_revision, p.seed] or list(stored["captions"]) != names:
+        clip = load_clip(p.filter_model, p.filter_revision, device) if p.captioner == STAND_IN else None
+        captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)
+        texts = [
+            captioner.describe(read_image(shot), data.class_names[label], data.domain, stable_seed(p.seed, name))
+            for shot, label, name in zip(paths, labels, names, strict=True)
+        ]
+        stored = {"captioner": [p.captioner, p.captioner_revision, p.seed], "note": captioner.note}
+        stored["captions"] = dict(zip(names, texts, strict=True))
+        write_json(path, stored)
+    print(f"captions by {stored['note']}")
+    return dict(zip(paths, stored["captions"].values(), strict=True))
+
+
+def _images_per_class(recipe, p):
+    return p.images_per_class if recipe.method.generates else 0
+
+
+def _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge):
+    for label, group in itertools.groupby(blocks, lambda block: block[0]):
+        with class_adapters(pipe, recipe, label, adapt_stage):
+            for _, block in group:
+                _draw_block(pipe, recipe, p, label, block, path, adapt_stage, judge)
                 yield label, block
 
 
-def _metadata_row(method, data, p, stage, prompts, label, index):
-    path = image_path(stage, data, label, index)
-    return {
-        "file_name": str(path.relative_to(stage.folder / "images")),
+def _draw_block(pipe, recipe, p, label, block, path, adapt_stage, judge):
+    """Draw a block; what the judge takes for another class is drawn again, up to ``filter_tries`` times in all."""
+    pending, tries = list(block), p.filter_tries if judge else 1
+    for attempt in range(tries):
+        draws = [recipe.draw(label, index, attempt) for index in pending]
+        images = sample_draws(pipe, recipe, draws, p, adapt_stage)
+        kept = [judged == label for judged in judge(images)] if judge else [True] * len(images)
+        for index, image, keep in zip(pending, images, kept, strict=True):
+            if keep or attempt == tries - 1:
+                info = PngInfo()
+                if judge:
+                    info.add_text("tries", str(attempt + 1))
+                    info.add_text("kept", "clip" if keep else "gave up")
+                with written_whole(path(label, index)) as temporary:
+                    image.save(temporary, format="PNG", pnginfo=info)
+        pending = [index for index, keep in zip(pending, kept, strict=True) if not keep]
+        if not pending:
+            return
+
+
+def _metadata_row(recipe, label, index, path, root):
+    with Image.open(path) as image:
+        notes = dict(getattr(image, "text", {}))
+    draw = recipe.draw(label, index, attempt=int(notes.get("tries", 1)) - 1)
+    row = {
+        "file_name": str(path.relative_to(root)),
         "label": label,
-        "class_name": data.class_names[label],
-        "prompt": prompts[label],
-        "seed": image_seed(p.seed, data.folders[label], index),
-        "adapter": method.adapter,
+        "class_name": recipe.data.class_names[label],
+        "prompt": draw.prompt,
+        "seed": draw.seed,
+        "adapter": " + ".join(draw.adapters) or None,
+        "start": str(draw.start.relative_to(recipe.data.root)) if draw.start else None,
     }
+    return row | ({"tries": int(notes["tries"]), "kept": notes["kept"]} if notes else {})
 
 
 def metadata(stage):

@@ -5,6 +5,7 @@ zero, so that training starts at the base model (Hu et al. 2022). Targets as in 
 """
 
 import json
+import re
 from contextlib import contextmanager
 
 import torch
@@ -13,11 +14,14 @@ from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 
 from datadream_utils.images import written_whole
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+DOWN_TO_UP = {"lora_A": "lora_B", "lora.down": "lora.up", "lora_linear_layer.down": "lora_linear_layer.up"}
+DOWN = re.compile(rf"(unet|text_encoder)\.(.+)\.({'|'.join(map(re.escape, DOWN_TO_UP))})(\.weight)")
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights(folder) looks for
 
 
@@ -26,19 +30,42 @@ def attach_lora(pipe, rank, alpha, seed, text_encoder=True):
 
     The initial A matrices come from ``seed`` alone; torch's global generator is left as it was.
     """
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         for model, targets in adapted_parts(pipe, text_encoder):
-            config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
-            model.add_adapter(config)
+            model.add_adapter(lora_config(rank, alpha, targets))
     parts = [model for model, _ in adapted_parts(pipe, text_encoder)]
     cast_training_params(parts, dtype=torch.float32)
+    for model in parts:
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.data.copy_(first_lora_a(*parameter.shape, generator))
     return [parameter for model in parts for parameter in model.parameters() if parameter.requires_grad]
+
+
+def lora_config(rank, alpha, targets):
+    """PEFT's configuration of an adapter."""
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+
+
+def first_lora_a(rank, in_features, generator):
+    """A before training, (rank, in): normal with standard deviation 1 / rank, PEFT's "gaussian"."""
+    return torch.randn(rank, in_features, generator=generator) / rank
 
 
 def adapted_parts(pipe, text_encoder=True):
     """``[(model, names of its target layers), ...]``."""
     return [(pipe.unet, UNET_TARGETS)] + ([(pipe.text_encoder, TEXT_TARGETS)] if text_encoder else [])
+
+
+def adapted_layers(pipe, text_encoder=True):
+    """``[(model, layer name, linear layer), ...]`` of a pipeline without adapters."""
+    return [
+        (model, name, layer)
+        for model, targets in adapted_parts(pipe, text_encoder)
+        for name, layer in model.named_modules()
+        if name.endswith(targets) and hasattr(layer, "in_features")
+    ]
 
 
 def detach_lora(pipe):
@@ -47,64 +74,82 @@ def detach_lora(pipe):
 
 
 def save_lora(pipe, folder, text_encoder=True):
-    """Write the attached adapter so that plain diffusers' ``pipe.load_lora_weights(folder)`` reads it.
+    """Write the attached adapter so that plain diffusers' ``pipe.load_lora_weights(folder)`` reads it."""
+    parts = [model for model, _ in adapted_parts(pipe, text_encoder)]
+    states = [get_peft_model_state_dict(model) for model in parts]
+    write_lora(folder, states, [model.peft_config["default"] for model in parts])
+
+
+def write_lora(folder, states, configs):
+    """Write PEFT's state dicts and configurations of [U-Net, text encoder or nothing] as diffusers' LoRA file.
 
     Rank and alpha go into the file's metadata. The text encoder's keys carry ``text_model.``, which old and new
     releases of transformers both read.
     """
-    layers = {"unet_lora_layers": _state_dict(pipe.unet), "unet_lora_adapter_metadata": _metadata(pipe.unet)}
-    if text_encoder:
-        state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in _state_dict(pipe.text_encoder).items()}
-        layers |= {"text_encoder_lora_layers": state}
-        layers |= {"text_encoder_lora_adapter_metadata": _metadata(pipe.text_encoder)}
+    layers = {"unet_lora_layers": _diffusers_names(states[0]), "unet_lora_adapter_metadata": _metadata(configs[0])}
+    if len(states) > 1:
+        state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in _diffusers_names(states[1]).items()}
+        layers |= {"text_encoder_lora_layers": state, "text_encoder_lora_adapter_metadata": _metadata(configs[1])}
     with written_whole(folder) as temporary:
         StableDiffusionPipeline.save_lora_weights(temporary, weight_name=WEIGHTS, **layers)
         _sort_metadata(temporary / WEIGHTS)
 
 
-@contextmanager
-def fused_lora(pipe, folder):
-    """Sample with the adapter in ``folder`` added into the weights (as fast as the base); afterwards the base is back.
+def read_lora(folder):
+    """An adapter's matrices, ``{(of the U-Net, layer name): (A (rank, in), (alpha / rank) B (out, rank))}``."""
+    layers = {}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            if found := DOWN.fullmatch(key):
+                part, name, down, end = found.groups()
+                scale = config[f"{part}.lora_alpha"] / config[f"{part}.r"]
+                up = file.get_tensor(f"{part}.{name}.{DOWN_TO_UP[down]}{end}")
+                layers[part == "unet", name.removeprefix("text_model.")] = (file.get_tensor(key), up * scale)
+    return layers
 
-    ``folder=None`` leaves the base model as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors
-    behind; here the base's own weights are put back, bit for bit.
+
+@contextmanager
+def fused_lora(pipe, *folders):
+    """Sample with adapters added into the weights (as fast as the base); afterwards the base is back.
+
+    Several are averaged: W + (1/n) sum (alpha / rank) B A, LoFT's mixture with equal weights. Without ``folders`` the
+    base model stays as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors behind; here the
+    base's own weights are put back, bit for bit.
     """
-    if folder is None:
+    if not folders:
         yield pipe
         return
     with torch.no_grad():
-        before = {
-            (model, name): parameter.detach().clone()
-            for model, targets in adapted_parts(pipe)
-            for name, parameter in model.named_parameters()
-            if name.removesuffix(".weight").endswith(targets) and name.endswith(".weight")
-        }
-        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS)
-        pipe.fuse_lora()
+        before = {(model, name): layer.weight.detach().clone() for model, name, layer in adapted_layers(pipe)}
+        names = [f"adapter_{i}" for i in range(len(folders))]
+        for name, folder in zip(names, folders, strict=True):
+            pipe.load_lora_weights(str(folder), weight_name=WEIGHTS, adapter_name=name)
+        pipe.set_adapters(names, [1 / len(names)] * len(names))
+        pipe.fuse_lora(adapter_names=names)
         pipe.unload_lora_weights()
         try:
             yield pipe
         finally:
             for (model, name), weight in before.items():
-                model.get_parameter(name).copy_(weight)
+                model.get_submodule(name).weight.copy_(weight)
 
 
-def _state_dict(model):
-    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
-    return {name: tensor.contiguous().cpu() for name, tensor in sorted(state.items())}
+def _diffusers_names(state):
+    return {k: v.contiguous().cpu() for k, v in sorted(convert_state_dict_to_diffusers(state).items())}
 
 
-def _metadata(model):
-    """The adapter's configuration, sets as sorted lists and without paths: the same bytes every time, anywhere."""
-    config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": None}
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+def _metadata(config):
+    """An adapter's configuration, sets as sorted lists and without paths: the same bytes every time, anywhere."""
+    values = config.to_dict() | {"base_model_name_or_path": None}
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
 
 def count_lora(pipe, rank, text_encoder=True):
     """What LoRA would train, as rows of a table: part, layers adapted, their weights' and LoRA's parameters."""
     rows = []
-    for model, targets in adapted_parts(pipe, text_encoder):
-        layers = [m for name, m in model.named_modules() if name.endswith(targets) and hasattr(m, "in_features")]
+    for model, _ in adapted_parts(pipe, text_encoder):
+        layers = [layer for other, _, layer in adapted_layers(pipe, text_encoder) if other is model]
         rows.append(
             {
                 "part": type(model).__name__,

@@ -1,46 +1,78 @@
-"""Every compared system as one row of one table: what it adapts and how it prompts (paper, section 4.1).
+"""Every compared system as one row of one table (paper, section 4.1): systems differ in four things only.
 
-A new method is a new row; nothing else has to know its name.
+What is adapted, where sampling starts, what the prompt says, and which images are kept. A new method is a new row;
+nothing else has to know its name. Any of the four can be replaced for one run (parameters ``adapter``, ``start``,
+``prompt``, ``keep``), so that for instance DataDream's adapters can start from a few-shot image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datadream_utils.errors import InputError, suggest
 
 SETTINGS = {"none": "zero-shot", "S": "synthetic only", "R": "real few-shot only", "R+S": "real and synthetic"}
+
+AXES = {
+    "adapter": ("none", "class", "dataset", "image"),
+    "start": ("noise", "shot"),
+    "prompt": ("template", "definition", "caption"),
+    "keep": ("all", "clip"),
+}
 
 
 @dataclass(frozen=True)
 class Method:
     """One system.
 
-    adapter: what one LoRA adapter of Stable Diffusion is trained on ("class", "dataset" or None: not adapted).
-    prompt: "template" (class name in the data set's template), "definition" (class name and what it is), or None:
-        the method generates nothing.
-    settings: what its classifiers may be trained on, keys of ``SETTINGS``.
+    settings: what its classifiers may be trained on, keys of ``SETTINGS``; a method without S generates nothing.
+    adapter: what one LoRA adapter of Stable Diffusion is trained on ("class", "dataset", "image": two of a class are
+        mixed for every sample; "none": the base model draws).
+    start: "noise", or "shot": a few-shot image with noise added (image-to-image).
+    prompt: "template" (the class name in the data set's template), "definition" (the class name and what it is), or
+        "caption" (of another shot of the class).
+    keep: "all" images, or those that "clip" assigns to their class.
     """
 
     label: str
-    adapter: str | None
-    prompt: str | None
     settings: tuple[str, ...]
+    adapter: str = "none"
+    start: str = "noise"
+    prompt: str = "template"
+    keep: str = "all"
 
     @property
     def generates(self):
-        return self.prompt is not None
+        return "S" in self.settings
+
+    @property
+    def adapts(self):
+        return self.adapter != "none"
 
 
+BOTH = ("S", "R+S")
 METHODS = {
-    "clip_zeroshot": Method("CLIP (zero-shot)", None, None, ("none",)),
-    "real": Method("Real-finetune", None, None, ("R",)),
-    "fakeit": Method("FakeIt (zero-shot generation)", None, "definition", ("S", "R+S")),
-    "datadream_cls": Method("DataDream_cls", "class", "template", ("S", "R+S")),
-    "datadream_dset": Method("DataDream_dset", "dataset", "template", ("S", "R+S")),
+    "clip_zeroshot": Method("CLIP (zero-shot)", ("none",)),
+    "real": Method("Real-finetune", ("R",)),
+    "fakeit": Method("FakeIt (zero-shot generation)", BOTH, prompt="definition"),
+    "issynth": Method("IsSynth", BOTH, start="shot"),
+    "disef": Method("DISEF", BOTH, start="shot", prompt="caption", keep="clip"),
+    "datadream_cls": Method("DataDream_cls", BOTH, adapter="class"),
+    "datadream_dset": Method("DataDream_dset", BOTH, adapter="dataset"),
+    "loft": Method("LoFT", BOTH, adapter="image"),
 }
 
 
-def get_method(name):
-    """The row called ``name``; InputError with the nearest name otherwise."""
+def get_method(name, **axes):
+    """The row called ``name``, with any of its ``AXES`` replaced ("" keeps the method's own).
+
+    InputError with the nearest name for an unknown method or value, and for a method that generates nothing.
+    """
     if name not in METHODS:
         raise InputError(f"method {name!r} is not known.{suggest(name, METHODS)}")
-    return METHODS[name]
+    method = METHODS[name]
+    changes = {axis: value for axis, value in axes.items() if value}
+    for axis, value in changes.items():
+        if value not in AXES[axis]:
+            raise InputError(f"{axis} {value!r} is not known.{suggest(value, AXES[axis])}")
+        if not method.generates:
+            raise InputError(f"method {name!r} generates nothing, so {axis}={value!r} means nothing: set {axis} to ''.")
+    return replace(method, **changes)

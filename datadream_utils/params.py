@@ -3,6 +3,8 @@
 A notebook has one cell tagged ``parameters``; papermill adds a cell with what a parameter file changes; the next cell
 calls ``AdaptParams.read(globals())``, which refuses a misspelt name, a wrong type or an impossible value before any
 model is loaded. One file serves all four notebooks, so a name that belongs to another stage is accepted.
+
+A value may depend on the method: ``{"default": 2.0, "issynth": 3.0}`` is 3.0 for IsSynth and 2.0 for the others.
 """
 
 import ast
@@ -11,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, nearest, suggest
-from datadream_utils.methods import SETTINGS, get_method
+from datadream_utils.methods import AXES, METHODS, SETTINGS, get_method
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
 
@@ -61,7 +63,8 @@ class Parameters(BaseModel):
 
     @classmethod
     def make(cls, **values):
-        """Build from values, with pydantic's findings as one InputError."""
+        """Build from values, each one's entry for the method, with pydantic's findings as one InputError."""
+        values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -72,6 +75,8 @@ class RunParams(Parameters):
     """What names a run and where it is kept (all stages)."""
 
     dataset: str
+    split_file: str
+    shots_file: str
     method: str
     n_shot: Count
     seed: Annotated[int, Field(ge=0)]
@@ -81,11 +86,18 @@ class RunParams(Parameters):
     device: Literal["auto", "cpu", "cuda", "mps"]
     num_threads: Annotated[int, Field(ge=0)]
 
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name):
-        get_method(name)
-        return name
+    @model_validator(mode="after")
+    def _changed_method_has_a_name(self):
+        if self.system != METHODS[self.method] and not self.variant:
+            axis, value = next((axis, getattr(self, axis)) for axis in AXES if getattr(self, axis, ""))
+            name = f"name the run with 'variant', for instance {axis}-{value}"
+            raise ValueError(f"{axis}={value!r} makes {self.method!r} another method: {name}")
+        return self
+
+    @property
+    def system(self):
+        """The method's row, with the parts that this run replaces."""
+        return get_method(self.method, **{axis: getattr(self, axis, "") for axis in AXES})
 
     @property
     def run_name(self):
@@ -100,6 +112,7 @@ class RunParams(Parameters):
 class AdaptParams(RunParams):
     """Stage 1: few-shot adaptation of Stable Diffusion (paper, section 3.2)."""
 
+    adapter: str
     sd_model: str
     sd_revision: str
     resolution: Count
@@ -108,6 +121,7 @@ class AdaptParams(RunParams):
     train_text_encoder: bool
     adapt_epochs: Count
     adapt_batch_size: Count
+    adapters_together: Count
     adapt_lr: Positive
     adapt_warmup_steps: Annotated[int, Field(ge=0)]
     adapt_weight_decay: NonNegative
@@ -121,20 +135,40 @@ class AdaptParams(RunParams):
 class GenerateParams(RunParams):
     """Stage 2: sampling a labelled data set (paper, section 3.3)."""
 
+    adapter: str
+    start: str
+    prompt: str
+    keep: str
     sd_model: str
     sd_revision: str
     resolution: Count
     images_per_class: Count
     guidance_scale: NonNegative
     num_inference_steps: Count
+    start_step: Annotated[int, Field(ge=0)]
+    captioner: str
+    captioner_revision: str
+    filter_model: str
+    filter_revision: str
+    filter_tries: Count
     generate_batch_size: Count
     mixed_precision: Literal["no", "fp16", "bf16"]
 
+    @model_validator(mode="after")
+    def _steps_are_left(self):
+        if self.system.start == "shot" and self.start_step >= self.num_inference_steps:
+            raise ValueError(
+                f"start_step={self.start_step} leaves nothing of {self.num_inference_steps} steps: lower it"
+            )
+        return self
+
 
 class TrainParams(RunParams):
-    """Stage 3: CLIP with LoRA on real and synthetic images (paper, section 3.4)."""
+    """Stage 3: a classifier on real and synthetic images (paper, section 3.4)."""
 
     setting: str
+    classifier: str
+    protocol: Literal["sound", "published"]
     clip_model: str
     clip_revision: str
     images_per_class: Count
@@ -166,9 +200,11 @@ class TrainParams(RunParams):
     def _setting_fits_method(self):
         if self.setting not in SETTINGS:
             raise ValueError(f"setting {self.setting!r} is not known.{suggest(self.setting, SETTINGS)}")
-        allowed = get_method(self.method).settings
+        allowed = METHODS[self.method].settings
         if self.setting not in allowed:
             raise ValueError(f"method {self.method!r} has no setting {self.setting!r}; use {' or '.join(allowed)}")
+        if self.setting == "none" and self.classifier != "clip":
+            raise ValueError(f"method {self.method!r} is zero-shot CLIP: set classifier to 'clip'")
         if self.setting in ("R", "R+S") and self.n_shot > self.images_per_class:
             raise ValueError(
                 f"n_shot={self.n_shot} is more than images_per_class={self.images_per_class}: an epoch shows "
@@ -181,6 +217,8 @@ class AnalysisParams(Parameters):
     """Stage 4: tables and figures from every run under ``output_root``."""
 
     dataset: str
+    split_file: str
+    shots_file: str
     n_shot: Count
     output_root: str
     data_root: str
@@ -190,6 +228,18 @@ class AnalysisParams(Parameters):
 
 STAGES = {"adapt": AdaptParams, "generate": GenerateParams, "train": TrainParams, "analysis": AnalysisParams}
 NOTEBOOKS = {"adapt": "01_adapt_sd", "generate": "02_generate", "train": "03_train_clip", "analysis": "04_analysis"}
+
+
+def for_method(name, value, method):
+    """A parameter's value for one method: itself, or its entry in a ``{"default": ..., method: ...}`` mapping."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if key not in METHODS and key != "default":
+            raise InputError(f"parameter {name!r}: {key!r} is no method.{suggest(key, [*METHODS, 'default'])}")
+    if method not in value and "default" not in value:
+        raise InputError(f"parameter {name!r} has no value for method {method!r}: add it, or a 'default'.")
+    return value.get(method, value.get("default"))
 
 
 def parameter_names():
@@ -229,10 +279,9 @@ def _assigned_parameters(history):
 
 def _is_constant(node):
     try:
-        ast.literal_eval(node)
+        return bool([ast.literal_eval(node)])
     except (ValueError, TypeError):
         return False
-    return True
 
 
 def _sentence(error):

@@ -1,4 +1,6 @@
-"""CLIP with LoRA on real and synthetic images (paper, section 3.4), and its one evaluation on the test split.
+"""A classifier on real and synthetic images (paper, section 3.4), and its one evaluation on the test split.
+
+CLIP with LoRA, or a ResNet from scratch.
 
 S: cross-entropy on synthetic images. R: on the few shots. R+S: 0.8 CE(real) + 0.2 CE(synthetic) (eq. 4).
 An epoch shows ``images_per_class`` pictures of every class of each kind; the shots are repeated to that number, so
@@ -12,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from datadream_utils.augment import Augment, Mix
-from datadream_utils.clip import attach_clip_lora, class_logits, image_features, text_features, tokenize
+from datadream_utils.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.errors import InputError
 from datadream_utils.images import centre_square, read_image, to_tensor
 from datadream_utils.models import DTYPES
-from datadream_utils.prompts import class_prompt
+from datadream_utils.resnet import ResNetClassifier, resnet_config
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
@@ -100,33 +102,43 @@ def learning_rate_factor(step, p, per_epoch):
     return low + (1 - low) * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))) / 2
 
 
-def fit(clip, tokenizer, processor, data, sets, p, validation=None):
-    """Train CLIP's LoRA; yields a row per step, with ``val_accuracy`` after every ``val_every`` epochs.
+def make_classifier(clip, tokenizer, data, p):
+    """The classifier to train: ``clip`` with fresh LoRA (without, for setting "none"), or a fresh ResNet.
 
-    clip: the frozen base. The first row's "model" is the PEFT model being trained. The schedule is fixed: validation
-    is shown, never used to choose. Seeds torch's global generator (dropout and kornia draw from it).
+    What is random in it comes from (seed, setting) alone.
     """
-    device = next(clip.parameters()).device
     seed = stable_seed("train", p.seed, p.setting)
-    model = attach_clip_lora(clip, p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
-    torch.manual_seed(seed)
-    augment = Augment(p, clip_image_size(clip), processor.image_mean, processor.image_std, device)
-    mix = Mix(p.mix_share, len(data.class_names))
-    tokens = class_tokens(tokenizer, data, device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if p.classifier != "clip":
+        return ResNetClassifier(resnet_config(p.classifier, data.class_names), seed).to(clip.device).eval()
+    if p.setting != "none":
+        clip = attach_clip_lora(clip, p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
+    return ClipClassifier(clip, tokenizer, data).eval()
+
+
+def fit(classifier, processor, sets, p, image_size, n_classes, watch=None):
+    """Train; yields a row per step. The schedule is fixed.
+
+    watch: ``(pictures, labels)`` to look at after every ``val_every`` epochs; the row then has "val_accuracy" and
+    "predictions". Seeds torch's global generator (dropout and kornia draw from it).
+    """
+    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    torch.manual_seed(stable_seed("train", p.seed, p.setting))
+    augment = Augment(p, image_size, processor.image_mean, processor.image_std, device)
+    mix = Mix(p.mix_share, n_classes)
     optimizer = torch.optim.AdamW(parameters, lr=p.train_lr, weight_decay=p.train_weight_decay)
-    per_epoch, _ = train_steps(p, len(data.class_names))
+    per_epoch, _ = train_steps(p, n_classes)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, p, per_epoch))
     dtype = DTYPES[p.mixed_precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    model.train()
+    classifier.train()
     for step, batch in enumerate(_batches(sets, p, per_epoch)):
         logits, targets = {}, {}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            texts = text_features(model, tokens)
+            weights = classifier.class_weights()
             for kind, (pictures, labels) in batch.items():
                 pixels, targets[kind] = mix(augment(pictures), labels.to(device))
-                logits[kind] = class_logits(model, image_features(model, pixels), texts)
+                logits[kind] = classifier(pixels, weights)
             loss = mixed_loss(logits, targets, p.real_weight)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -135,29 +147,39 @@ def fit(clip, tokenizer, processor, data, sets, p, validation=None):
         row = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "val_accuracy": None}
         schedule.step()
         epoch, at_end = divmod(step + 1, per_epoch)
-        if validation is not None and not at_end and (epoch % p.val_every == 0 or epoch == p.train_epochs):
-            row["val_accuracy"] = (predict(model, tokens, *validation, p)["correct"]).mean()
-        yield row | ({"model": model} if step == 0 else {})
-    model.eval()
+        if watch is not None and not at_end and (epoch % p.val_every == 0 or epoch == p.train_epochs):
+            row["predictions"] = predict(classifier, *watch, p)
+            row["val_accuracy"] = row["predictions"]["correct"].mean()
+        yield row
+    classifier.eval()
 
 
-def train(clip, tokenizer, processor, data, sets, p, validation, progress):
-    """Run ``fit`` to its end under ``progress``: ``(trained model, [row, ...])``.
+def train_and_test(classifier, processor, data, sets, p, image_size, progress):
+    """Train ``classifier`` under ``progress`` and test it: ``(predictions, history)``, a row per picture and per step.
 
-    Without training sets (setting "none") the model is the zero-shot CLIP itself, and there are no rows.
+    protocol "sound": a fixed schedule, validation images are shown and never choose, the test split is read once, when
+    training is over. "published": the authors' released code, for comparison only: the epoch that is best *on the
+    test images*, which for three data sets are its training split (``data.published_test``).
     """
-    model, history = clip, []
+    published = p.protocol == "published"
+    watch = evaluated_set(data, processor, p) if published else validation_set(data, processor)
+    history, predictions = [], None
     if sets:
-        rows = fit(clip, tokenizer, processor, data, sets, p, validation)
+        p_watch = p.model_copy(update={"val_every": 1}) if published else p
+        rows = fit(classifier, processor, sets, p_watch, image_size, len(data.class_names), watch)
         for row in progress(rows, total=train_steps(p, len(data.class_names))[1], label=f"training {p.setting}"):
-            model = row.pop("model", model)
+            looked = row.pop("predictions", None)
+            if published and looked is not None and row["val_accuracy"] > max(_accuracies(history), default=-1):
+                predictions = looked
             history.append(row)
-    return model, history
+    if predictions is None:
+        predictions = predict(classifier, *evaluated_set(data, processor, p), p)
+    paths = flatten(data.files[evaluated_split(data, p)])[0]
+    return predictions.assign(file=[str(path.relative_to(data.root)) for path in paths]), history
 
 
-def class_tokens(tokenizer, data, device):
-    """The tokens of every class's prompt, in label order."""
-    return tokenize(tokenizer, [class_prompt(name, data.domain) for name in data.class_names], device)
+def _accuracies(history):
+    return [row["val_accuracy"] for row in history if row["val_accuracy"] is not None]
 
 
 def _batches(sets, p, per_epoch):
@@ -184,18 +206,18 @@ def clip_image_size(clip):
 
 
 @torch.inference_mode()
-def predict(clip, tokens, pictures, labels, p):
+def predict(classifier, pictures, labels, p):
     """A table with a row per picture: label, prediction, correct, probability of the prediction.
 
     The class texts go through the text tower once, not once per batch.
     """
-    was_training = clip.training
-    clip.eval()
-    device = next(clip.parameters()).device
-    texts = text_features(clip, tokens)
+    was_training = classifier.training
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    weights = classifier.class_weights()
     loader = _loader(pictures, p, batch_size=p.eval_batch_size)
-    logits = torch.cat([class_logits(clip, image_features(clip, x.to(device)), texts).cpu() for x in loader])
-    clip.train(was_training)
+    logits = torch.cat([classifier(x.to(device), weights).cpu() for x in loader])
+    classifier.train(was_training)
     probability, prediction = logits.float().softmax(-1).max(-1)
     table = pd.DataFrame({"label": list(labels), "prediction": prediction.numpy()})
     return table.assign(correct=table["label"] == table["prediction"], probability=probability.numpy())
@@ -209,10 +231,18 @@ def validation_set(data, processor):
     return evaluation_pictures(paths, processor), labels
 
 
-def evaluate_on_test(clip, tokenizer, processor, data, p):
-    """The only place that reads the test split: predictions of the finished classifier, with the file names."""
-    device = next(clip.parameters()).device
-    tokens = class_tokens(tokenizer, data, device)
-    paths, labels = flatten(data.files["test"])
-    table = predict(clip, tokens, evaluation_pictures(paths, processor), labels, p)
-    return table.assign(file=[str(path.relative_to(data.root)) for path in paths])
+def stage_name(p):
+    """The folder of a classifier within its run: ``train-R+S``, ``train-S-resnet``, ``train-R-published``."""
+    kind = "" if p.classifier == "clip" else "-resnet"
+    return f"train-{p.setting}{kind}" + ("-published" if p.protocol == "published" else "")
+
+
+def evaluated_split(data, p):
+    """The split that accuracy is measured on: "test", whatever the data set; see ``train_and_test`` for "published"."""
+    return data.published_test if p.protocol == "published" else "test"
+
+
+def evaluated_set(data, processor, p):
+    """The one place that reads the test split: ``(pictures, labels)``."""
+    paths, labels = flatten(data.files[evaluated_split(data, p)])
+    return evaluation_pictures(paths, processor), labels

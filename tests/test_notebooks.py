@@ -68,8 +68,9 @@ def test_all_four_run_in_order_and_leave_their_files(smoke):
     metrics = json.loads((run / "train-R+S" / "metrics.json").read_text())
     assert metrics["n_test"] == 3500 and 0 <= metrics["interval_95"][0] <= metrics["accuracy"] <= 100
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        *(f"main_results.{kind}" for kind in ("csv", "md", "tex")),
-        *(f"{name}.{kind}" for name in ("teaser", "accuracy_bars") for kind in ("png", "pdf")),
+        *(f"{name}.{kind}" for name in ("main_results", "published") for kind in ("csv", "md", "tex")),
+        *(f"{name}.{kind}" for name in ("teaser", "accuracy_bars", "order") for kind in ("png", "pdf")),
+        *(f"order.{kind}" for kind in ("csv", "md")),
     }
     assert not list(folder.rglob("*.part"))
 

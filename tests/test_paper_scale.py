@@ -1,7 +1,10 @@
 """Paper scale without network or GPU: published sizes, and every stage on hub-shaped folders at reduced width."""
 
+import json
+
 import hub_worlds
 import numpy as np
+import papermill
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -10,7 +13,8 @@ from safetensors.torch import load_file
 
 from datadream_utils.adapt import Adapter, denoising_loss, noise_scheduler, tokenize, train_adapter
 from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
-from datadream_utils.models import load_stable_diffusion
+from datadream_utils.models import load_stable_diffusion, model_identity
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 PUBLISHED = {  # parameters in millions
     "SD 2.1 U-Net": 865.9,
@@ -155,3 +159,47 @@ def test_gradient_checkpointing_changes_no_gradient(pipe):
     assert calls.count("block") > calls.count("conv_in") == 2  # blocks were computed again on the way back
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-7)
+
+
+RUNS = {
+    "sd21-base": {"method": "datadream_cls", "setting": "R+S"},
+    "sd21-v": {"method": "datadream_dset", "setting": "S", "mixed_precision": "bf16", "gradient_checkpointing": True},
+    "sd15": {"method": "disef", "setting": "R+S", "start_step": 1, "filter_tries": 2},
+}
+
+
+def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path):
+    clip = str(hub_worlds.write_clip(tmp_path / "clip"))
+    captioner = str(hub_worlds.write_llava(tmp_path / "llava"))
+    parameters = read_params_file(ROOT / "params" / "smoke.yaml") | RUNS[shape]
+    parameters |= {"sd_model": str(folder), "clip_model": clip, "filter_model": clip, "captioner": captioner}
+    parameters |= {"dataset": str(folder_dataset), "resolution": hub_worlds.RESOLUTION, "example_class": "apple pie"}
+    parameters |= {"output_root": str(tmp_path / "outputs"), "figures_dir": str(tmp_path / "figures")}
+    for stage, name in NOTEBOOKS.items():
+        known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
+        executed = papermill.execute_notebook(
+            str(ROOT / "notebooks" / f"{name}.ipynb"),
+            str(tmp_path / f"{name}.ipynb"),
+            known,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=ROOT,
+        )
+        if stage == "generate":  # loads every kind of model, the captioner too
+            outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
+            assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []
+    (run,) = (tmp_path / "outputs").iterdir()
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/manifest.json")}
+    trained = f"train-{RUNS[shape]['setting']}"
+    assert manifests.keys() == {"adapt", "generate", trained}
+    assert manifests["generate"]["model"] == model_identity(str(folder))
+    assert manifests[trained]["model"] == model_identity(clip)
+    images = list(run.glob("generate/images/*/*.png"))
+    assert len(images) == 4 and {Image.open(image).size for image in images} == {(hub_worlds.RESOLUTION,) * 2}
+    assert json.loads((run / trained / "metrics.json").read_text())["n_test"] == 4
+    adapters = {path.parent.name for path in run.glob(f"adapt/adapters/*/{WEIGHTS}")}
+    assert len(adapters) == {"sd21-base": 2, "sd21-v": 1, "sd15": 0}[shape]
+    if shape == "sd15":
+        captions = json.loads((run / "generate" / "captions.json").read_text())
+        assert captions["note"] == captioner and len(captions["captions"]) == 4
+    assert (tmp_path / "figures" / "teaser.png").is_file()

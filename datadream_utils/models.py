@@ -34,7 +34,9 @@ SAYS = {
     "captioner": ("config.json", "model_type", None),
 }
 PARTS = {"sd_model": ("unet", "text_encoder", "vae"), "clip_model": (".",), "captioner": (".",)}
-PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+for _table in (ALTERNATIVES, SAYS, PARTS):  # the CLIP that filters may be another than the one that is trained
+    _table["filter_model"] = _table["clip_model"]
+UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
 
 
 def weight_dtype(mixed_precision, device):
@@ -73,9 +75,12 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
     return pipe.to(device)
 
 
-def load_clip(clip_model, clip_revision="", device="cpu"):
-    """``(CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)``; the model in float32, frozen, on ``device``."""
-    with opened("clip_model", clip_model, clip_revision) as (place, revision):
+def load_clip(clip_model, clip_revision="", device="cpu", parameter="clip_model"):
+    """``(CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)``; the model in float32, frozen, on ``device``.
+
+    parameter: what an error calls it, "clip_model" or "filter_model".
+    """
+    with opened(parameter, clip_model, clip_revision) as (place, revision):
         model = load_whole(CLIPModel, place, revision, torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(place, revision=revision)
         _check_tokenizer(tokenizer, model.config.text_config.vocab_size)
@@ -99,7 +104,7 @@ def opened(parameter, value, revision=""):
     try:
         yield place, revision
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "safetensors" in reason and not folder.is_dir():
             reason += f"; safetensors only: {_conversion('its weights')}"
         raise _cannot_be_had(parameter, value, reason) from error
@@ -140,9 +145,9 @@ def _folder_reason(parameter, folder):
         return "it is a file, not a folder as save_pretrained writes it"
     for part in PARTS[parameter]:
         files = sorted((folder / part).glob("*")) or sorted(folder.glob("*"))
-        pickled = [file.name for file in files if file.suffix in PICKLED]
-        if pickled and not any(file.suffix == ".safetensors" for file in files):
-            return f"it has {pickled[0]} but no safetensors file, and nothing else is read: {_conversion('it')}"
+        unread = [file.name for file in files if file.suffix in UNREAD]
+        if unread and not any(file.suffix == ".safetensors" for file in files):
+            return f"it has {unread[0]} but no safetensors file, and nothing else is read: {_conversion('it')}"
     if not index.is_file():
         return f"the folder has no {index.name}"
     return _kind_reason(parameter, index)

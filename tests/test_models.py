@@ -191,6 +191,11 @@ def test_a_damaged_clip_is_refused(folders, tmp_path, damage, reason):
         load_clip(str(folder))
 
 
+def test_the_error_names_the_parameter_that_was_set(folders):
+    with pytest.raises(InputError, match="^filter_model '.*' cannot be had .*: set filter_model to .*tiny-clip'"):
+        load_clip(str(folders["blip"]), parameter="filter_model")
+
+
 def test_the_conversion_that_the_message_names_works(folders, tmp_path):
     CLIPTextModel.from_pretrained(folders["sd"] / "text_encoder").save_pretrained(tmp_path, safe_serialization=True)
     assert (tmp_path / "model.safetensors").is_file()

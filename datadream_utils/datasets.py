@@ -102,7 +102,7 @@ def _read(root, known):
         return _read_folders(root, known), root
     if found := known and read_archive(root, known):
         return _archive(root, *found, known), found[0]
-    if has_parquet(root) or (root / "exported").is_dir():
+    if has_parquet(root) or (root / "exported" / "dataset.yaml").is_file():
         exported = export_parquet(root, known)
         return _read_folders(exported, known), exported
     info = read_info(root)

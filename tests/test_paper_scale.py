@@ -166,8 +166,10 @@ RUNS = {
     "sd21-v": {"method": "datadream_dset", "setting": "S", "mixed_precision": "bf16", "gradient_checkpointing": True},
     "sd15": {"method": "disef", "setting": "R+S", "start_step": 1, "filter_tries": 2},
 }
+EVERY_SHAPE = [pytest.param(shape, marks=[pytest.mark.slow] if i else []) for i, shape in enumerate(RUNS)]
 
 
+@pytest.mark.parametrize("shape", EVERY_SHAPE, indirect=True)
 def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path):
     clip = str(hub_worlds.write_clip(tmp_path / "clip"))
     captioner = str(hub_worlds.write_llava(tmp_path / "llava"))

@@ -5,7 +5,8 @@ A data set is a folder with ``train/<class>/*.png`` and ``test/<class>/*.png`` (
 
     classes: {"0": zero, "1": one}     # folder: the name a prompt uses, in label order (default: the folder names)
     domain: satellite                  # one word for the template: "a satellite photo of a forest"
-    definitions: {zero: a digit}       # class name: what it is, for FakeIt's prompts
+    definition: a digit                # what every class is, for FakeIt's prompts
+    definitions: {zero: a round digit} # what one class is
     example: seven                     # class name for the example figure
 
 ``mnist5k``, the tiny world's target, is written in this very form the first time it is asked for. The paper's data
@@ -151,7 +152,8 @@ def _dataset(root, classes, files, info, known):
         class_names=names,
         files=files,
         domain=str(facts.get("domain") or ""),
-        definitions={str(k): str(v) for k, v in (facts.get("definitions") or {}).items()},
+        definitions=(dict.fromkeys(names, str(facts["definition"])) if facts.get("definition") else {})
+        | {str(k): str(v) for k, v in (facts.get("definitions") or {}).items()},
         split=str(facts.get("split") or ""),
         licence=str(facts.get("licence") or ""),
         source=str(facts.get("source") or ""),

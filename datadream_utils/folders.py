@@ -16,7 +16,7 @@ def read_info(root):
         info = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{path} cannot be read as YAML: {error}") from None
-    allowed = ("classes", "domain", "definitions", "source", "licence", "split", "example")
+    allowed = ("classes", "domain", "definition", "definitions", "source", "licence", "split", "example")
     if not isinstance(info, dict):
         raise InputError(f"{path} must hold 'name: value' lines; known names: {', '.join(allowed)}.")
     for key, value in info.items():

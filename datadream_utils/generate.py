@@ -144,8 +144,8 @@ def draw_examples(pipe, method, data, shots, p, adapt_stage, labels, count):
 @contextmanager
 def class_adapters(pipe, recipe, label, adapt_stage):
     """Draw class ``label`` with its one adapter fused; with LoFT's pairs ``sample_draws`` attaches each image's own."""
-    adapters = recipe.draw(label, 0).adapters if adapt_stage and recipe.method.adapter != "image" else ()
-    with fused_lora(pipe, *(adapter_folder(adapt_stage, name) for name in adapters)):
+    one = adapt_stage and recipe.method.adapter in ("class", "dataset")
+    with fused_lora(pipe, adapter_folder(adapt_stage, recipe.draw(label, 0).adapters[0]) if one else None):
         yield pipe
 
 

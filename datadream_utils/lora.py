@@ -110,23 +110,19 @@ def read_lora(folder):
 
 
 @contextmanager
-def fused_lora(pipe, *folders):
-    """Sample with adapters added into the weights (as fast as the base); afterwards the base is back.
+def fused_lora(pipe, folder):
+    """Sample with the adapter in ``folder`` added into the weights (as fast as the base); afterwards the base is back.
 
-    Several are averaged: W + (1/n) sum (alpha / rank) B A, LoFT's mixture with equal weights. Without ``folders`` the
-    base model stays as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors behind; here the
-    base's own weights are put back, bit for bit.
+    ``folder=None`` leaves the base model as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors
+    behind; here the base's own weights are put back, bit for bit.
     """
-    if not folders:
+    if folder is None:
         yield pipe
         return
     with torch.no_grad():
         before = {(model, name): layer.weight.detach().clone() for model, name, layer in adapted_layers(pipe)}
-        names = [f"adapter_{i}" for i in range(len(folders))]
-        for name, folder in zip(names, folders, strict=True):
-            pipe.load_lora_weights(str(folder), weight_name=WEIGHTS, adapter_name=name)
-        pipe.set_adapters(names, [1 / len(names)] * len(names))
-        pipe.fuse_lora(adapter_names=names)
+        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS)
+        pipe.fuse_lora()
         pipe.unload_lora_weights()
         try:
             yield pipe

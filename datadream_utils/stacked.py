@@ -78,8 +78,8 @@ def stacked_lora(pipe, rank, alpha, seeds, text_encoder=True):
 def own_adapters(pipe, folders_of_images):
     """Sample a batch in which image i is drawn by the adapters in ``folders_of_images[i]``, averaged.
 
-    Every image needs the same number of adapters. Gives what ``lora.fused_lora(pipe, *folders)`` gives image by image,
-    up to rounding.
+    W + (1/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs the
+    same number of adapters. Gives what diffusers' ``set_adapters`` gives image by image, up to rounding.
     """
     adapters = {folder: read_lora(folder) for folder in {f for folders in folders_of_images for f in folders}}
     layers = {}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import same_progress
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from datadream_utils.adapt import (
     Shots,
@@ -15,15 +16,17 @@ from datadream_utils.adapt import (
     denoising_loss,
     noise_scheduler,
     plan_adapters,
+    read_losses,
     tokenize,
     train_adapter,
 )
-from datadream_utils.datasets import few_shot
+from datadream_utils.datasets import few_shot, flatten
 from datadream_utils.generate import sample
 from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora, detach_lora, fused_lora, save_lora
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
 from datadream_utils.run import stage as run_stage
+from datadream_utils.stacked import stacked_lora
 
 
 def _batch(pipe, n=3):
@@ -155,15 +158,68 @@ def test_one_adapter_per_class_or_data_set(mnist, method, names):
             assert prompt == f"a photo of a {mnist.class_names[int(path.parent.name)]}"
 
 
-def test_same_parameters_same_bytes_and_resuming_changes_nothing(pipe, mnist, make_params, tmp_path):
-    adapters = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[:3]
-    contents = []
-    for name, first in (("once", []), ("resumed", adapters[1:2])):
-        p = make_params("adapt", n_shot=2, adapt_epochs=2, output_root=str(tmp_path / name))
+@pytest.mark.parametrize("method", ["datadream_cls", "loft"])
+def test_adapters_trained_together_are_those_trained_one_by_one(pipe, mnist, make_params, tmp_path, method):
+    shots, weights, losses = few_shot(mnist, 3, 0), [], []
+    for together in (1, 4):
+        p = make_params("adapt", method=method, n_shot=3, adapt_epochs=8, adapt_batch_size=2, adapt_lr=1e-3,
+                        adapters_together=together, output_root=str(tmp_path / str(together)))  # fmt: skip
         stage = run_stage(p, "adapt")
         stage.begin()
-        for part in (first, adapters):
-            adapt(pipe, part, p, stage, same_progress)
+        adapters = plan_adapters(p.system, mnist, shots)[:6]
+        adapt(pipe, adapters, p, stage, same_progress)
+        weights.append([load_file(adapter_folder(stage, adapter.name) / WEIGHTS) for adapter in adapters])
+        losses.append(read_losses(stage))
+    start = {key: value.shape for key, value in weights[0][0].items()}
+    for alone, together in zip(*weights, strict=True):
+        assert {key: value.shape for key, value in together.items()} == start
+        for key, value in alone.items():
+            torch.testing.assert_close(together[key], value, rtol=1e-3, atol=2e-5)
+            assert ".down." in key or value.abs().max() > 1e-3  # B has left zero
+    assert losses[0].keys() == losses[1].keys() and len(losses[0]) == 6
+    for name, alone in losses[0].items():
+        np.testing.assert_allclose(losses[1][name], alone, rtol=1e-3)
+    assert len({tuple(values) for values in losses[1].values()}) == 6  # every adapter has its own shots and noise
+
+
+def test_gradients_are_clipped_for_each_adapter_on_its_own(pipe):
+    with stacked_lora(pipe, 2, 2.0, [1, 2, 3]) as stack:
+        for parameter in stack.parameters():
+            parameter.grad = torch.ones_like(parameter) * torch.tensor([0.0, 1e-6, 5.0]).reshape(3, 1, 1)
+        stack.clip_gradients(1.0)
+        norms = [sum(p.grad[k].pow(2).sum() for p in stack.parameters()).sqrt().item() for k in range(3)]
+    size = sum(parameter[0].numel() for parameter in stack.parameters()) ** 0.5
+    assert norms == pytest.approx([0.0, 1e-6 * size, 1.0], rel=1e-3)
+
+
+def test_stacked_adapters_leave_the_base_as_it_was(pipe):
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    with pytest.raises(RuntimeError, match="stop"), stacked_lora(pipe, 2, 2.0, [1, 2]):
+        raise RuntimeError("stop")
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_loft_has_an_adapter_per_shot(mnist):
+    adapters = plan_adapters(get_method("loft"), mnist, few_shot(mnist, 3, 0))
+    assert len(adapters) == len({adapter.name for adapter in adapters}) == 30
+    assert [len(adapter.paths) for adapter in adapters] == [1] * 30
+    assert [adapter.paths[0] for adapter in adapters] == flatten(few_shot(mnist, 3, 0))[0]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_same_parameters_same_bytes_and_resuming_changes_nothing(pipe, mnist, make_params, tmp_path, together):
+    adapters = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[:3]
+    contents = []
+    for name in ("once", "resumed"):
+        changes = dict(n_shot=2, adapt_epochs=2, adapters_together=together)
+        stage = run_stage(p := make_params("adapt", **changes, output_root=str(tmp_path / name)), "adapt")
+        stage.begin()
+        adapt(pipe, adapters, p, stage, same_progress)
+        if name == "resumed":  # lost: one adapter of a group
+            (adapter_folder(stage, adapters[1].name) / WEIGHTS).unlink()
+            adapter_folder(stage, adapters[1].name).rmdir()
+            adapt(pipe, adapters, p, stage, same_progress)
         files = [adapter_folder(stage, adapter.name) / WEIGHTS for adapter in adapters]
         files += sorted((stage.folder / "losses").iterdir())
         contents.append([file.read_bytes() for file in files])

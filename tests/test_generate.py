@@ -1,16 +1,39 @@
 """Generation: images are functions of (seed, class, index); resuming changes nothing; ImageFolder layout."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import same_progress
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
+from datadream_utils.adapt import adapt, adapter_folder, plan_adapters
+from datadream_utils.clip import clip_judge
+from datadream_utils.datasets import few_shot
 from datadream_utils.errors import InputError
-from datadream_utils.generate import class_adapter, class_prompts, generate, generated_files, image_seed, sample
+from datadream_utils.generate import (
+    Recipe,
+    class_prompts,
+    draw_examples,
+    generate,
+    generated_files,
+    image_seed,
+    metadata,
+    read_captions,
+    sample,
+    start_picture,
+)
 from datadream_utils.methods import METHODS, get_method
+from datadream_utils.params import ROOT
 from datadream_utils.run import needs
 from datadream_utils.run import stage as run_stage
+
+
+def _pixels(image):
+    return np.asarray(image, dtype=int)
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch(pipe):
@@ -18,35 +41,64 @@ def test_an_image_is_the_same_alone_and_in_a_batch(pipe):
     batch = sample(pipe, prompts, seeds, 2.0, 6, 32)
     for i in (0, 3):
         (alone,) = sample(pipe, prompts[:1], seeds[i : i + 1], 2.0, 6, 32)
-        assert np.abs(np.asarray(alone, dtype=int) - np.asarray(batch[i], dtype=int)).max() <= 1
-    assert np.abs(np.asarray(batch[0], dtype=int) - np.asarray(batch[1], dtype=int)).mean() > 3
+        assert np.abs(_pixels(alone) - _pixels(batch[i])).max() <= 1
+    assert np.abs(_pixels(batch[0]) - _pixels(batch[1])).mean() > 3
+
+
+def test_the_fewer_steps_are_skipped_the_less_is_left_of_the_shot(pipe, mnist):
+    shot = start_picture(mnist.files["train"][7][0], 32)
+    assert shot.size == (32, 32)
+
+    def distance(start_step):
+        images = sample(pipe, ["a photo of a seven"] * 4, [1, 2, 3, 4], 2.0, 20, 32, [shot] * 4, start_step)
+        return np.mean([np.abs(_pixels(image) - _pixels(shot)).mean() for image in images])
+
+    distances = [distance(k) for k in (19, 14, 8, 1)]
+    assert distances == sorted(distances) and distances[0] < 20 and distances[-1] > 2 * distances[0]
+
+
+def test_image_to_image_takes_the_number_of_steps_that_are_left(pipe, mnist):
+    shot, calls = start_picture(mnist.files["train"][7][0], 32), []
+    hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        for steps, start_step in [(20, k) for k in range(20)] + [(50, 29), (50, 49), (100, 85), (100, 86)]:
+            calls.clear()
+            sample(pipe, ["x"], [0], 1.0, steps, 32, [shot], start_step)
+            assert len(calls) == steps - start_step
+    finally:
+        hook.remove()
 
 
 def test_every_image_has_its_own_seed():
-    seeds = {image_seed(s, c, i) for s in range(3) for c in ("a", "b", "c") for i in range(100)}
-    assert len(seeds) == 900
+    seeds = {image_seed(s, c, i, a) for s in range(3) for c in ("a", "b", "c") for i in range(50) for a in range(3)}
+    assert len(seeds) == 1350
 
 
-def _generate(pipe, mnist, p):
-    stage = run_stage(p, "generate")
+def _generate(pipe, mnist, p, judge=None, adapted=None):
+    stage, shots = run_stage(p, "generate"), few_shot(mnist, p.n_shot, p.seed)
     if stage.begin():
-        generate(pipe, get_method(p.method), mnist, p, stage, None, same_progress)
+        captions = read_captions(p.system, mnist, shots, p, stage, "cpu")
+        generate(pipe, Recipe(p.system, mnist, shots, p.seed, captions), p, stage, adapted, judge, same_progress)
     return stage
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(pipe, mnist, make_params, tmp_path):
-    contents = []
+SMALL = dict(images_per_class=3, generate_batch_size=2, num_inference_steps=2, start_step=1, filter_tries=3, n_shot=3)
+
+
+@pytest.mark.parametrize("method", ["fakeit", "disef"])
+def test_a_killed_run_resumes_to_the_same_bytes(pipe, clip, mnist, make_params, tmp_path, method):
+    contents, judge = [], clip_judge(*clip, mnist) if method == "disef" else None
     for name in ("once", "resumed"):
-        changes = dict(method="fakeit", images_per_class=3, generate_batch_size=2, num_inference_steps=2)
-        p = make_params("generate", **changes, output_root=str(tmp_path / name))
-        stage = _generate(pipe, mnist, p)
+        p = make_params("generate", method=method, **SMALL, output_root=str(tmp_path / name))
+        stage = _generate(pipe, mnist, p, judge)
         files = [path for files in generated_files(stage, 10) for path in files]
+        list_of_images = stage.folder / "images" / "metadata.jsonl"
         if name == "resumed":  # lost: a whole class, half a batch, and the list
-            for path in [*files[:3], files[4], stage.folder / "images" / "metadata.jsonl"]:
+            for path in [*files[:3], files[4], list_of_images]:
                 path.unlink()
-            stage = _generate(pipe, mnist, p)
-        contents.append([path.read_bytes() for path in files])
-    assert contents[0] == contents[1] and len(set(contents[0])) == 30
+            stage = _generate(pipe, mnist, p, judge)
+        contents.append([path.read_bytes() for path in [*files, list_of_images]])
+    assert contents[0] == contents[1] and len(set(contents[0])) == 31
 
 
 def test_the_set_is_an_image_folder_with_metadata(pipe, mnist, make_params):
@@ -65,12 +117,128 @@ def test_prompts_follow_the_method(mnist):
     assert class_prompts(METHODS["fakeit"], mnist)[7] == "seven, a digit"
 
 
-def test_each_class_finds_its_adapter(mnist, make_params):
-    p = make_params("adapt")
-    stage = run_stage(p, "adapt")
-    assert class_adapter(METHODS["datadream_cls"], mnist, 7, stage).name == "0007_seven"
-    assert class_adapter(METHODS["datadream_dset"], mnist, 7, stage).name == "all_classes"
-    assert class_adapter(METHODS["fakeit"], mnist, 7, stage) is None
+def _recipe(method, mnist, n_shot=4, seed=0, **axes):
+    shots = few_shot(mnist, n_shot, seed)
+    captions = {path: f"caption of {path.name}" for files in shots for path in files}
+    return Recipe(get_method(method, **axes), mnist, shots, seed, captions)
+
+
+def test_every_method_draws_from_what_its_row_says(mnist):
+    draw = {name: _recipe(name, mnist).draw(7, 5) for name in METHODS if METHODS[name].generates}
+    shots = few_shot(mnist, 4, 0)[7]
+    assert draw["fakeit"].adapters == draw["issynth"].adapters == draw["disef"].adapters == ()
+    assert draw["datadream_cls"].adapters == ("0007_seven",) and draw["datadream_dset"].adapters == ("all_classes",)
+    assert len(draw["loft"].adapters) == 2 and all(name.startswith("0007_seven_00") for name in draw["loft"].adapters)
+    assert draw["issynth"].start == draw["disef"].start == shots[5 % 4]
+    assert {name for name in draw if draw[name].start is None} == {"fakeit", "datadream_cls", "datadream_dset", "loft"}
+    assert draw["issynth"].prompt == "a photo of a seven" and draw["disef"].prompt.startswith("caption of ")
+
+
+def test_disef_prompts_with_the_caption_of_another_shot(mnist):
+    recipe = _recipe("disef", mnist)
+    draws = [recipe.draw(7, i, attempt) for i in range(40) for attempt in range(3)]
+    assert all(draw.prompt != f"caption of {draw.start.name}" for draw in draws)
+    assert len({(draw.start, draw.prompt) for draw in draws}) == 4 * 3 and len({draw.seed for draw in draws}) == 120
+    alone = _recipe("disef", mnist, n_shot=1).draw(7, 3)
+    assert alone.prompt == f"caption of {alone.start.name}"  # one shot has no other
+
+
+def test_loft_goes_through_every_pair_before_it_repeats_one(mnist):
+    recipe = _recipe("loft", mnist, n_shot=5)
+    pairs = [recipe.draw(2, i).adapters for i in range(20)]
+    assert len(set(pairs[:10])) == 10 and pairs[:10] == pairs[10:] and pairs[:10] != sorted(pairs[:10])
+    assert all(a != b for a, b in pairs) and [recipe.draw(3, i).adapters for i in range(10)] != pairs[:10]
+    assert _recipe("loft", mnist, n_shot=1).draw(2, 7).adapters == ("0002_two_000",)
+
+
+def test_parts_of_methods_combine(pipe, clip, mnist, make_params):
+    """DataDream's adapters, started from a shot, kept if CLIP agrees."""
+    axes = dict(start="shot", keep="clip", variant="mixed")
+    changes = dict(method="datadream_dset", **{**SMALL, "images_per_class": 2}, **axes)
+    with pytest.raises(InputError, match="start='shot' makes 'datadream_dset' another method: name the run"):
+        make_params("generate", **{**changes, "variant": ""})
+    pa = make_params("adapt", method="datadream_dset", n_shot=3, adapt_epochs=1, variant="mixed")
+    adapted = run_stage(pa, "adapt")
+    adapted.begin()
+    adapt(pipe, plan_adapters(pa.system, mnist, few_shot(mnist, 3, 0)), pa, adapted, same_progress)
+    rows = metadata(_generate(pipe, mnist, make_params("generate", **changes), clip_judge(*clip, mnist), adapted))
+    assert all(row["start"].startswith("train/") and row["adapter"] == "all_classes" for row in rows)
+    assert {row["kept"] for row in rows} <= {"clip", "gave up"} and len(rows) == 20
+
+
+def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, make_params):
+    p, asked = make_params("generate", method="issynth", keep="clip", variant="filtered", **SMALL), []
+
+    def judge(images):  # never agrees on class 0; agrees on the others at the second look
+        asked.append(len(images))
+        label = len(seen) // 3
+        looks[label] = looks.get(label, 0) + 1
+        return [label if label and looks[label] > 1 else -1] * len(images)
+
+    looks, seen = {}, []
+    recipe = Recipe(p.system, mnist, few_shot(mnist, 3, 0), 0)
+    p = p.model_copy(update={"generate_batch_size": 3})
+    stage = run_stage(p, "generate")
+    stage.begin()
+    generate(pipe, recipe, p, stage, None, judge, lambda blocks, **_: (seen.extend(block) for _, block in blocks))
+    rows = metadata(stage)
+    assert [row["tries"] for row in rows] == [3] * 3 + [2] * 27
+    assert [row["kept"] for row in rows] == ["gave up"] * 3 + ["clip"] * 27
+    assert all(row["seed"] == image_seed(0, str(row["label"]), i % 3, row["tries"] - 1) for i, row in enumerate(rows))
+    again = sample(pipe, [rows[4]["prompt"]] * 3, [row["seed"] for row in rows[3:6]], 3.0, 2, 32,
+                   [start_picture(mnist.root / row["start"], 32) for row in rows[3:6]], 1)  # fmt: skip
+    assert np.abs(_pixels(again[1]) - _pixels(Image.open(stage.folder / "images" / rows[4]["file_name"]))).max() <= 1
+
+
+def test_the_judge_is_zero_shot_clip(clip, mnist):
+    from datadream_utils.clip import ClipClassifier
+    from datadream_utils.train import evaluation_pictures, predict
+
+    paths = [files[0] for files in mnist.files["val"]]
+
+    class P:
+        eval_batch_size, num_workers = 4, 0
+
+    expected = predict(ClipClassifier(clip[0], clip[1], mnist), evaluation_pictures(paths, clip[2]), range(10), P)
+    judge = clip_judge(*clip, mnist)
+    assert judge([Image.open(path).convert("RGB") for path in paths]) == expected["prediction"].tolist()
+
+
+def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_params, capsys):
+    p = make_params("generate", method="disef", n_shot=2)
+    stage, shots = run_stage(p, "generate"), few_shot(mnist, 2, 0)
+    captions = read_captions(p.system, mnist, shots, p, stage, "cpu")
+    assert set(captions) == {path for files in shots for path in files}
+    assert all(mnist.class_names[label] in captions[path] for label, files in enumerate(shots) for path in files)
+    assert "stand-in" in capsys.readouterr().out
+    stored = json.loads((stage.folder / "captions.json").read_text())
+    stored["captions"] = dict.fromkeys(stored["captions"], "mine")
+    (stage.folder / "captions.json").write_text(json.dumps(stored))
+    assert set(read_captions(p.system, mnist, shots, p, stage, "cpu").values()) == {"mine"}
+    other = p.model_copy(update={"seed": 1})
+    assert "mine" not in read_captions(p.system, mnist, few_shot(mnist, 2, 1), other, stage, "cpu").values()
+    assert read_captions(METHODS["fakeit"], mnist, shots, p, stage, "cpu") is None
+
+
+def test_loft_draws_each_image_of_a_batch_with_its_own_two_adapters(pipe, mnist, make_params):
+    p = make_params("adapt", method="loft", n_shot=3, adapt_epochs=30)
+    stage, shots = run_stage(p, "adapt"), few_shot(mnist, 3, 0)
+    stage.begin()
+    adapt(pipe, plan_adapters(p.system, mnist, shots)[:3], p, stage, same_progress)
+    recipe = Recipe(p.system, mnist, shots, 0)
+    together = draw_examples(pipe, p.system, mnist, shots, p, stage, [0], 3)["zero"]
+    base = draw_examples(pipe, p.system, mnist, shots, p, None, [0], 3)["zero"]
+    plain = StableDiffusionPipeline.from_pretrained(ROOT / "models" / "tiny-stable-diffusion", dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    for i in range(3):
+        plain.load_lora_weights(adapter_folder(stage, f"0000_zero_{i:03d}"), adapter_name=f"0000_zero_{i:03d}")
+    for i, image in enumerate(together):
+        draw = recipe.draw(0, i)
+        plain.set_adapters(list(draw.adapters), [0.5, 0.5])
+        options = (p.guidance_scale, p.num_inference_steps, p.resolution)
+        (alone,) = sample(plain, [draw.prompt], [draw.seed], *options)
+        assert np.abs(_pixels(image) - _pixels(alone)).max() <= 1
+        assert np.abs(_pixels(image) - _pixels(base[i])).mean() > 3
 
 
 def test_stages_out_of_order_say_what_to_run(make_params):
@@ -97,3 +265,23 @@ def test_manifest_tells_how_to_make_it_again(make_params):
     assert manifest["parameters"]["seed"] == 0 and manifest["shots"] == ["a.png"]
     assert {"torch", "diffusers", "transformers", "peft"} <= manifest["versions"].keys()
     assert {"seconds", "device", "git", "python", "num_threads"} <= manifest.keys()
+
+
+@pytest.mark.parametrize(
+    "axes, message",
+    [
+        ({"start": "shots"}, "start 'shots' is not known. Did you mean 'shot'"),
+        ({"adapter": "classes"}, "adapter 'classes' is not known. Did you mean 'class'"),
+    ],
+)
+def test_unknown_parts_are_named(axes, message):
+    with pytest.raises(InputError, match=message):
+        get_method("fakeit", **axes)
+    with pytest.raises(InputError, match="method 'real' generates nothing, so start='shot' means nothing"):
+        get_method("real", start="shot")
+
+
+def test_a_replaced_part_makes_the_other_methods_row():
+    assert replace(METHODS["issynth"], label="") == replace(
+        get_method("datadream_cls", adapter="none", start="shot"), label=""
+    )

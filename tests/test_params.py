@@ -4,6 +4,7 @@ import pytest
 from conftest import notebook_defaults
 
 from datadream_utils.errors import InputError
+from datadream_utils.methods import METHODS
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, AdaptParams, read_params_file
 
 
@@ -14,24 +15,54 @@ def test_notebook_sets_exactly_the_stages_parameters(stage):
     STAGES[stage].make(**defaults)
 
 
-@pytest.mark.parametrize("name", sorted({"dataset", "n_shot", "output_root", "images_per_class", "guidance_scale"}))
+@pytest.mark.parametrize("name", sorted({n for s in STAGES for n in STAGES[s].model_fields}))
 def test_a_parameter_has_one_default(name):
     values = [notebook_defaults(s)[name] for s in STAGES if name in STAGES[s].model_fields]
-    assert len(set(values)) == 1
+    assert all(value == values[0] for value in values)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_parameter_files_fit_every_stage(path):
     changes = read_params_file(path)
     for stage, model in STAGES.items():
-        model.make(**(notebook_defaults(stage) | {k: v for k, v in changes.items() if k in model.model_fields}))
+        for method in METHODS:
+            if stage == "train" and "classifier" in changes and method == "clip_zeroshot":
+                continue
+            known = {k: v for k, v in (changes | {"method": method}).items() if k in model.model_fields}
+            model.make(**(notebook_defaults(stage) | known))
 
 
-def test_paper_parameters_are_the_published_ones():
-    paper = read_params_file(ROOT / "params" / "paper.yaml")
-    published = {"lora_rank": 16, "adapt_epochs": 200, "adapt_batch_size": 8, "adapt_lr": 1e-4, "guidance_scale": 2.0}
-    published |= {"num_inference_steps": 50, "images_per_class": 500, "real_weight": 0.8, "clip_lora_alpha": 32.0}
-    assert {name: paper[name] for name in published} == published
+PUBLISHED = {
+    "datadream_cls": dict(lora_rank=16, adapt_epochs=200, adapt_batch_size=8, adapt_lr=1e-4, adapt_warmup_steps=100),
+    "loft": dict(lora_rank=2, train_text_encoder=False, adapt_epochs=600, adapt_batch_size=1, adapt_lr=1e-3),
+    "issynth": dict(guidance_scale=3.0, num_inference_steps=100, start_step=15),
+    "disef": dict(guidance_scale=8.0, num_inference_steps=20, start_step=5, filter_tries=100),
+    "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500),
+    "real": dict(setting="R", clip_lora_rank=16, clip_lora_alpha=32.0, real_weight=0.8, train_lr=1e-4),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_paper_parameters_are_the_published_ones(method):
+    paper, resolved = read_params_file(ROOT / "params" / "paper.yaml"), {}
+    for stage in ("adapt", "generate", "train"):
+        values = notebook_defaults(stage) | paper | {"method": method}
+        fields = STAGES[stage].model_fields
+        resolved |= STAGES[stage].make(**{k: v for k, v in values.items() if k in fields}).model_dump()
+    assert {name: resolved[name] for name in PUBLISHED[method]} == PUBLISHED[method]
+
+
+def test_a_value_may_depend_on_the_method(make_params):
+    assert make_params("generate", guidance_scale={"default": 2.0, "loft": 5.0}).guidance_scale == 2.0
+    assert make_params("generate", guidance_scale={"default": 2.0, "loft": 5.0}, method="loft").guidance_scale == 5.0
+    with pytest.raises(InputError, match="parameter 'guidance_scale': 'lofts' is no method. Did you mean 'loft'"):
+        make_params("generate", guidance_scale={"lofts": 5.0})
+    with pytest.raises(InputError, match="'guidance_scale' has no value for method 'datadream_cls': add it, or a"):
+        make_params("generate", guidance_scale={"loft": 5.0})
+    with pytest.raises(InputError, match="parameter 'guidance_scale' is 'x'"):
+        make_params("generate", guidance_scale={"default": "x"})
+    with pytest.raises(InputError, match="start_step=20 leaves nothing of 20 steps"):
+        make_params("generate", method="disef", start_step=20)
 
 
 def _read(changes, history=()):

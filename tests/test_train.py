@@ -2,27 +2,34 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import same_progress
 from PIL import Image
 
 from datadream_utils.augment import Augment, Mix
-from datadream_utils.clip import attach_clip_lora, class_logits, image_features, text_features
+from datadream_utils.clip import ClipClassifier, attach_clip_lora, class_logits, image_features, text_features
 from datadream_utils.datasets import few_shot
 from datadream_utils.errors import InputError
+from datadream_utils.models import load_clip
+from datadream_utils.resnet import resnet_config
 from datadream_utils.train import (
     _batches,
-    class_tokens,
-    evaluate_on_test,
+    evaluated_split,
     evaluation_pictures,
     fit,
     learning_rate_factor,
+    make_classifier,
     mixed_loss,
     predict,
+    stage_name,
+    train_and_test,
     train_steps,
     training_sets,
+    validation_set,
 )
 
 
@@ -30,7 +37,8 @@ def _pixels(clip, mnist):
     _model, tokenizer, processor = clip
     paths = [files[0] for files in mnist.files["val"]]
     pictures = evaluation_pictures(paths, processor)
-    return torch.stack([pictures[i] for i in range(len(paths))]), class_tokens(tokenizer, mnist, "cpu"), paths
+    tokens = ClipClassifier(_model, tokenizer, mnist).tokens
+    return torch.stack([pictures[i] for i in range(len(paths))]), tokens, paths
 
 
 @torch.no_grad()
@@ -146,39 +154,31 @@ def test_learning_rate_warms_up_and_returns(make_params):
     assert factors[-1] < 0.01 and per_epoch == math.ceil(p.images_per_class * 10 / 64)
 
 
-def _fit(mnist, p):
-    from datadream_utils.models import load_clip
-
+def _fit(mnist, p, watch=None):
     model, tokenizer, processor = load_clip("models/tiny-clip")
     sets = training_sets(p.setting, few_shot(mnist, p.n_shot, 0), few_shot(mnist, p.images_per_class, 1), p, 32)
-    rows = list(fit(model, tokenizer, processor, mnist, sets, p))
-    tuned = rows[0]["model"]
-    return tuned, [row["loss"] for row in rows], tokenizer, processor
+    classifier = make_classifier(model, tokenizer, mnist, p)
+    return classifier, list(fit(classifier, processor, sets, p, 32, 10, watch))
 
 
-def test_training_learns_and_repeats_exactly(mnist, make_params):
+EASY = dict(mix_share=0.0, rand_augment_ops=0, color_jitter=0.0, solarize=0.0)
+
+
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+def test_training_learns_and_repeats_exactly(mnist, make_params, classifier):
     changes = dict(n_shot=4, images_per_class=8, train_epochs=12, train_batch_size=40, train_warmup_epochs=1.0)
-    changes |= dict(mix_share=0.0, rand_augment_ops=0, color_jitter=0.0, solarize=0.0)
-    p = make_params("train", method="fakeit", setting="R+S", **changes)
-    (model, losses, *_), (_, again, *_) = _fit(mnist, p), _fit(mnist, p)
-    assert losses == again and len(losses) == 24
+    p = make_params("train", method="fakeit", setting="R+S", classifier=classifier, **changes, **EASY)
+    (model, rows), (_, again) = _fit(mnist, p), _fit(mnist, p)
+    losses = [row["loss"] for row in rows]
+    assert losses == [row["loss"] for row in again] and len(losses) == 24
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:3])
     assert not model.training
 
 
-def test_looking_at_validation_data_changes_nothing(mnist, make_params):
-    from datadream_utils.models import load_clip
-    from datadream_utils.train import validation_set
-
+def test_looking_at_validation_data_changes_nothing(clip, mnist, make_params):
     p = make_params("train", method="real", setting="R", n_shot=4, images_per_class=8, train_epochs=4, val_every=3)
-    losses = []
-    for look in (False, True):
-        model, tokenizer, processor = load_clip("models/tiny-clip")
-        validation = validation_set(mnist, processor) if look else None
-        sets = training_sets("R", few_shot(mnist, 4, 0), None, p, 32)
-        rows = list(fit(model, tokenizer, processor, mnist, sets, p, validation))
-        losses.append([row["loss"] for row in rows])
-    assert losses[0] == losses[1]
+    (_, blind), (_, rows) = _fit(mnist, p), _fit(mnist, p, validation_set(mnist, clip[2]))
+    assert [row["loss"] for row in blind] == [row["loss"] for row in rows]
     per_epoch = train_steps(p, 10)[0]
     looked = [row["step"] + 1 for row in rows if row["val_accuracy"] is not None]
     assert looked == [3 * per_epoch, 4 * per_epoch]
@@ -186,29 +186,82 @@ def test_looking_at_validation_data_changes_nothing(mnist, make_params):
 
 def test_evaluation_counts_every_test_picture_once(clip, mnist, make_params):
     p = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=999)
-    table = evaluate_on_test(*clip, mnist, p)
-    assert len(table) == table["file"].nunique() == 3500 and table["file"].str.startswith("test/").all()
+    model = make_classifier(clip[0], clip[1], mnist, p)
+    table, history = train_and_test(model, clip[2], mnist, {}, p, 32, same_progress)
+    assert history == [] and len(table) == table["file"].nunique() == 3500
+    assert table["file"].str.startswith("test/").all()
     assert (table["correct"] == (table["label"] == table["prediction"])).all()
     assert table["correct"].mean() > 0.2  # the shipped CLIP knows digits a little: chance is 0.1
-    tokens = class_tokens(clip[1], mnist, "cpu")
     paths = [mnist.root / file for file in table["file"][:50]]
     one_by_one = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=1)
-    few = predict(clip[0], tokens, evaluation_pictures(paths, clip[2]), table["label"][:50], one_by_one)
+    few = predict(model, evaluation_pictures(paths, clip[2]), table["label"][:50], one_by_one)
     assert few["prediction"].tolist() == table["prediction"][:50].tolist()
 
 
-def test_saved_classifier_is_a_peft_folder(clip, mnist, make_params, tmp_path):
+def test_the_authors_protocol_takes_the_best_epoch_on_its_test_images(clip, mnist, make_params):
+    few = replace(mnist, files={split: [files[:6] for files in mnist.files[split]] for split in mnist.files})
+    changes = dict(method="real", n_shot=2, images_per_class=4, train_epochs=5, train_batch_size=40, val_every=2)
+    accuracy = {}
+    for protocol in ("sound", "published"):
+        p = make_params("train", **changes, protocol=protocol)
+        sets = training_sets("R", few_shot(mnist, 2, 0), None, p, 32)
+        model = make_classifier(load_clip("models/tiny-clip")[0], clip[1], few, p)
+        table, rows = train_and_test(model, clip[2], few, sets, p, 32, same_progress)
+        looks = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
+        accuracy[protocol] = (table["correct"].mean(), looks)
+    assert len(accuracy["sound"][1]) == 3 and len(accuracy["published"][1]) == 5
+    assert accuracy["published"][0] == max(accuracy["published"][1])
+    assert accuracy["published"][1][-1] == accuracy["sound"][0]  # the last epoch, on the test images
+    eurosat_like = replace(few, published_test="train")
+    assert evaluated_split(eurosat_like, make_params("train", protocol="sound")) == "test"
+    assert evaluated_split(eurosat_like, make_params("train", protocol="published")) == "train"
+
+
+def test_every_kind_of_classifier_has_its_folder(make_params):
+    names = [
+        stage_name(make_params("train", **changes))
+        for changes in (
+            {"setting": "S"},
+            {"classifier": "resnet50"},
+            {"method": "real", "protocol": "published"},
+            {"setting": "S", "classifier": "models/tiny-resnet", "protocol": "published"},
+        )
+    ]
+    assert names == ["train-S", "train-R+S-resnet", "train-R-published", "train-S-resnet-published"]
+
+
+def test_resnet50_is_the_published_one(clip, mnist, make_params):
+    from transformers import ResNetForImageClassification
+
+    config = resnet_config("resnet50", [str(i) for i in range(1000)])
+    with torch.device("meta"):
+        assert sum(w.numel() for w in ResNetForImageClassification(config).parameters()) == 25_557_032
+    p = make_params("train", setting="S", classifier="models/tiny-resnet")
+    first, again = (make_classifier(clip[0], clip[1], mnist, p).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    with pytest.raises(InputError, match="classifier 'resnet18' is neither 'clip' nor 'resnet50' nor a folder"):
+        resnet_config("resnet18", ["a"])
+    with pytest.raises(InputError, match="is zero-shot CLIP: set classifier to 'clip'"):
+        make_params("train", method="clip_zeroshot", classifier="resnet50")
+
+
+def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_params, tmp_path):
     from peft import PeftModel
+    from transformers import ResNetForImageClassification
 
-    from datadream_utils.models import load_clip
-
-    p = make_params("train", method="real", setting="R", n_shot=2, images_per_class=2, train_epochs=2)
-    model, _, _, _ = _fit(mnist, p)
-    model.save_pretrained(tmp_path / "classifier")
-    config = json.loads((tmp_path / "classifier" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "models/tiny-clip"
-    loaded = PeftModel.from_pretrained(load_clip("models/tiny-clip")[0], tmp_path / "classifier").eval()
+    changes = dict(method="real", n_shot=2, images_per_class=2, train_epochs=2)
     pixels, tokens, _ = _pixels(clip, mnist)
+    model, _ = _fit(mnist, make_params("train", **changes))
+    model.save(tmp_path / "clip")
+    config = json.loads((tmp_path / "clip" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "models/tiny-clip"
+    loaded = PeftModel.from_pretrained(load_clip("models/tiny-clip")[0], tmp_path / "clip").eval()
     with torch.no_grad():
-        assert torch.equal(image_features(loaded, pixels), image_features(model, pixels))
-        assert torch.equal(text_features(loaded, tokens), text_features(model, tokens))
+        assert torch.equal(image_features(loaded, pixels), image_features(model.clip, pixels))
+        assert torch.equal(text_features(loaded, tokens), text_features(model.clip, tokens))
+    model, _ = _fit(mnist, make_params("train", classifier="models/tiny-resnet", **changes))
+    model.save(tmp_path / "resnet")
+    loaded = ResNetForImageClassification.from_pretrained(tmp_path / "resnet").eval()
+    assert loaded.config.id2label[7] == "seven"
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels).logits, model(pixels, None))

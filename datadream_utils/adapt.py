@@ -234,11 +234,15 @@ def adapt(pipe, adapters, p, stage, progress):
     """
     size = p.adapters_together if p.system.adapter in ("class", "image") else 1
     groups = [adapters[i : i + size] for i in range(0, len(adapters), size)]
-    missing = [g for g in groups if not all((adapter_folder(stage, a.name) / WEIGHTS).exists() for a in g)]
+    missing = [group for group in groups if not all(_saved(stage, adapter) for adapter in group)]
     steps = sum(adapter_steps(p, len(group[0].paths)) for group in missing)
     label = f"{sum(map(len, missing))} adapters, steps"
     for _ in progress(_train_and_save(pipe, missing, p, stage), total=steps, label=label):
         pass
+
+
+def _saved(stage, adapter):
+    return (adapter_folder(stage, adapter.name) / WEIGHTS).exists()
 
 
 def _train_and_save(pipe, groups, p, stage):
@@ -258,7 +262,8 @@ def _train_and_save(pipe, groups, p, stage):
             for row in train_adapters_together(pipe, group, p, stack):
                 rows.append(row)
                 yield
-            for k, adapter in enumerate(group):
+            lost = [k for k, adapter in enumerate(group) if not _saved(stage, adapter)]
+            for k, adapter in ((k, group[k]) for k in lost):
                 _write_losses(stage, adapter, [(step, losses[k], rate) for step, losses, rate in rows])
                 stack.save(pipe, k, adapter_folder(stage, adapter.name))
 

@@ -192,7 +192,7 @@ def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
 
 def load_judge(p, data, device):
     """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``."""
-    return clip_judge(*load_clip(p.filter_model, p.filter_revision, device), data)
+    return clip_judge(*load_clip(p.filter_model, p.filter_revision, device, "filter_model"), data)
 
 
 def read_captions(method, data, shots, p, stage, device):
@@ -206,7 +206,7 @@ def read_captions(method, data, shots, p, stage, device):
     names = [str(shot.relative_to(data.root)) for shot in paths]
     stored = json.loads(path.read_text()) if path.exists() else {}
     if stored.get("captioner") != [p.captioner, p.captioner_revision, p.seed] or list(stored["captions"]) != names:
-        clip = load_clip(p.filter_model, p.filter_revision, device) if p.captioner == STAND_IN else None
+        clip = load_clip(p.filter_model, p.filter_revision, device, "filter_model") if p.captioner == STAND_IN else None
         captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)
         texts = [
             captioner.describe(read_image(shot), data.class_names[label], data.domain, stable_seed(p.seed, name))

@@ -63,7 +63,7 @@ def loss_curves(losses, title="Denoising loss", window=20):
         width = min(window, len(values))
         ax.plot(np.arange(width - 1, len(values)), np.convolve(values, np.ones(width) / width, "valid"), label=name)
     ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {window} steps)", title=title)
-    if len(losses) <= 12:
+    if 0 < len(losses) <= 12:
         ax.legend(fontsize=7, ncols=2)
     return figure
 

@@ -82,6 +82,8 @@ def _splits(loaded, hub, origin):
     """``{"train": the hub's name for it, ...}``. A set with train and validation only is tested on validation."""
     found = {ours: theirs for ours, names in THEIRS.items() for theirs in names if theirs in loaded}
     splits = dict(hub.get("splits", found))
+    if splits.get("val", "") not in loaded:  # a copy without it: val is then held out of train, as ``split`` says
+        splits.pop("val", None)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     for ours in ("train", "test"):

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from packaging.requirements import Requirement
 
+from datadream_utils.methods import METHODS
 from datadream_utils.params import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,12 +77,17 @@ def test_modules_stay_small():
 def test_committed_results_are_complete():
     table = pd.read_csv(ROOT / "figures" / "tiny" / "main_results.csv")
     rows = set(zip(table["method"], table["setting"], strict=True))
-    generating = {(m, s) for m in ("fakeit", "datadream_cls", "datadream_dset") for s in ("S", "R+S")}
-    assert rows == {("clip_zeroshot", "none"), ("real", "R")} | generating
+    generating = {(m, s) for m, row in METHODS.items() if row.generates for s in ("S", "R+S")}
+    assert rows == {("clip_zeroshot", "none"), ("real", "R")} | generating and len(rows) == 14
     assert (table["n_test"] >= 3000).all() and set(table[table["method"] != "clip_zeroshot"]["n_seeds"]) == {3}
     readme = (ROOT / "README.md").read_text()
     for line in (ROOT / "figures" / "tiny" / "main_results.md").read_text().splitlines():
         assert line in readme
+    resnet = pd.read_csv(ROOT / "figures" / "tiny" / "resnet_results.csv")
+    assert set(resnet["method"]) == {"real"} | {m for m, _ in generating} and set(resnet["n_seeds"]) == {3}
+    verdicts = pd.read_csv(ROOT / "figures" / "tiny" / "order.csv")["verdict"].str.split(":").str[0].value_counts()
+    counts = f"{verdicts['holds']} hold here, {verdicts['reversed']} are reversed and {verdicts['not decided']} are not"
+    assert f"Of the {verdicts.sum()} orders" in readme and counts in readme
 
 
 def test_readme_names_files_that_exist():

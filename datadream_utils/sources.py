@@ -69,6 +69,9 @@ def read_known(name):
         return None
     facts = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     rows = facts.pop("classes")
+    if isinstance(glosses := facts.get("definitions"), str):  # a file of definitions by key
+        glosses = yaml.safe_load((ROOT / "params" / "definitions" / f"{glosses}.yaml").read_text(encoding="utf-8"))
+        facts["definitions"] = {row[1]: glosses[row[0]] for row in rows}
     return Known(
         name=name,
         keys=tuple(row[0] for row in rows),

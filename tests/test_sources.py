@@ -20,7 +20,7 @@ from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.images import read_image
 from datadream_utils.params import ROOT
-from datadream_utils.prompts import class_prompt
+from datadream_utils.prompts import class_prompt, generation_prompt
 from datadream_utils.sources import FOLDER, known_names, read_known
 from datadream_utils.splits import hold_out, own_split
 
@@ -107,6 +107,16 @@ def test_prompts_with_mended_words():
     assert prompts("sun397")[8] == "a scene photo of a outdoor apartment building"
     assert prompts("fgvc_aircraft")[72] == "a aircraft photo of a F-16A/B"
     assert prompts("caltech101")[18] == "a photo of a car side"
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_100"])
+def test_every_imagenet_class_has_a_definition(name):
+    definitions = read_known(name).facts["definitions"]
+    assert tuple(definitions) == read_known(name).class_names and all(len(d) > 8 for d in definitions.values())
+    assert not [d for d in definitions.values() if '"' in d or "\n" in d]
+    if name == "imagenet":
+        prompt = generation_prompt("definition", "great white shark", "", definitions["great white shark"])
+        assert prompt.startswith("great white shark, large aggressive shark")
 
 
 def test_imagenet_100_is_a_part_of_imagenet():

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, nearest, suggest
 from datadream_utils.methods import AXES, METHODS, SETTINGS, get_method
+from datadream_utils.shards import check_shard
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
 
@@ -24,9 +25,10 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Shard = Annotated[str, AfterValidator(check_shard)]
 
 # Where a run is kept and what computes it does not change what it computes.
-NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers")
+NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers", "checkpoint_every", "shard")
 
 
 def resolve(path):
@@ -128,8 +130,10 @@ class AdaptParams(RunParams):
     max_grad_norm: Positive
     mixed_precision: Literal["no", "fp16", "bf16"]
     gradient_checkpointing: bool
+    checkpoint_every: Annotated[int, Field(ge=0)]
     guidance_scale: NonNegative
     num_inference_steps: Count
+    shard: Shard
 
 
 class GenerateParams(RunParams):
@@ -153,6 +157,7 @@ class GenerateParams(RunParams):
     filter_tries: Count
     generate_batch_size: Count
     mixed_precision: Literal["no", "fp16", "bf16"]
+    shard: Shard
 
     @model_validator(mode="after")
     def _steps_are_left(self):

@@ -9,18 +9,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import (
-    Shots,
-    adapt,
-    adapter_folder,
-    denoising_loss,
-    noise_scheduler,
-    plan_adapters,
-    read_losses,
-    tokenize,
-    train_adapter,
-)
+from datadream_utils.adapt import adapt, adapter_folder, plan_adapters, read_losses, train_adapter
 from datadream_utils.datasets import few_shot, flatten
+from datadream_utils.denoising import Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.generate import sample
 from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora, detach_lora, fused_lora, save_lora
 from datadream_utils.methods import get_method

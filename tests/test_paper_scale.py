@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import Adapter, denoising_loss, noise_scheduler, tokenize, train_adapter
+from datadream_utils.adapt import Adapter, train_adapter
+from datadream_utils.denoising import denoising_loss, noise_scheduler, tokenize
 from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
 from datadream_utils.models import load_stable_diffusion, model_identity
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file

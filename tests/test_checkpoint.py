@@ -1,0 +1,208 @@
+"""Checkpoints: an adaptation killed anywhere ends in the same bytes; a file that does not fit is not trusted."""
+
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datadream_utils import adapt as adapt_module
+from datadream_utils.adapt import Training, adapt, plan_adapters
+from datadream_utils.checkpoint import Checkpoint
+from datadream_utils.datasets import few_shot
+from datadream_utils.params import NOT_IDENTITY
+from datadream_utils.run import stage as run_stage
+
+CASES = {
+    "one adapter": dict(method="datadream_cls", adapters_together=1, adapt_batch_size=2, adapt_epochs=2),
+    "a group": dict(method="datadream_cls", adapters_together=2, adapt_batch_size=2, adapt_epochs=2),
+    "the data set": dict(method="datadream_dset", adapt_batch_size=8, adapt_epochs=1),
+    "an image each": dict(method="loft", adapters_together=3, adapt_epochs=4),
+}
+STEPS = 4  # of each case and adapter; checkpoints every 3 fall into the middle of an epoch
+
+
+class Killed(Exception):  # noqa: N818 - no error
+    pass
+
+
+def killed_after(steps):
+    """A progress after which nothing more runs."""
+
+    def progress(iterable, **_):
+        for i, item in enumerate(iterable, 1):
+            yield item
+            if i == steps:
+                raise Killed
+
+    return progress
+
+
+@pytest.fixture
+def start(pipe, mnist, make_params, tmp_path, monkeypatch):
+    """``start(folder, progress, **changes)`` adapts, and gives the stage and the number of optimizer steps made."""
+    step, made = torch.optim.AdamW.step, []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **kw: (made.append(1), step(*args, **kw))[1])
+
+    def run(folder, progress=lambda steps, **_: steps, adapters=2, **changes):
+        p = make_params("adapt", n_shot=3, **{"checkpoint_every": 3, "output_root": str(tmp_path / folder)} | changes)
+        stage = run_stage(p, "adapt")
+        stage.begin()
+        made.clear()
+        with suppress(Killed):
+            adapt(pipe, plan_adapters(p.system, mnist, few_shot(mnist, 3, 0))[:adapters], p, stage, progress)
+        assert not pipe.unet.training and not getattr(pipe.unet, "_hf_peft_config_loaded", False)
+        return stage, len(made)
+
+    return run
+
+
+@pytest.fixture
+def undisturbed(start):
+    """``undisturbed(case)``: what an adaptation without checkpoints leaves; made once."""
+
+    def get(case):
+        if case not in _UNDISTURBED:
+            _UNDISTURBED[case] = contents(start("whole", checkpoint_every=0, **CASES[case])[0])
+        return _UNDISTURBED[case]
+
+    return get
+
+
+_UNDISTURBED = {}
+
+
+def contents(stage):
+    files = [path for path in sorted(stage.folder.rglob("*")) if path.suffix in (".csv", ".safetensors")]
+    return {path.relative_to(stage.folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_adaptation_goes_on_to_the_same_bytes(start, undisturbed, capsys, case):
+    stage, made = start("killed", killed_after(4), **CASES[case])
+    assert made == 4 and [name.split("/")[0] for name in contents(stage)] == ["checkpoints"]
+    capsys.readouterr()
+    _, made = start("killed", **CASES[case])
+    groups = 2 if case == "one adapter" else 1
+    assert made == groups * STEPS - 3 and "Going on at step 3 of the checkpoint" in capsys.readouterr().out
+    assert contents(stage) == undisturbed(case) and not (stage.folder / "checkpoints").exists()
+    assert len(undisturbed(case)) == (2 if case == "the data set" else 4)
+
+
+@pytest.mark.parametrize("case", ["one adapter", "a group"])
+def test_killed_between_two_adapters(start, undisturbed, monkeypatch, case):
+    written, write = [], adapt_module._write_losses
+
+    def die_at_the_second(*args):
+        written.append(args)
+        if len(written) == 2:
+            raise Killed
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt_module, "_write_losses", die_at_the_second)
+        stage, _ = start("killed", **CASES[case])
+    assert len(list(stage.folder.glob("adapters/*"))) == 1
+    _, made = start("killed", **CASES[case])
+    assert made == STEPS - 3 and contents(stage) == undisturbed(case)
+
+
+def test_without_checkpoints_nothing_is_written(start):
+    stage, _ = start("off", killed_after(4), checkpoint_every=0, **CASES["an image each"])
+    assert not (stage.folder / "checkpoints").exists() and "checkpoint_every" in NOT_IDENTITY
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.fixture
+def saved(pipe, make_params, tmp_path):
+    """A checkpoint of a small training, and a function that makes another training of so many numbers."""
+    checkpoint = Checkpoint(tmp_path / "checkpoints" / "state.safetensors", "this", 1)
+
+    def training(size=3):
+        return Training(pipe, [torch.nn.Parameter(torch.zeros(size))], 5, make_params("adapt"))
+
+    first = training()
+    first.rows.append((0, 1.0, 1e-3))
+    checkpoint.save_now_and_then(first, [])
+    return checkpoint, training
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [(_truncate, "deserializing"), (_empty, "deserializing"), (_flip_a_bit, "its contents have changed since")],
+)
+def test_a_damaged_checkpoint_is_not_trusted(saved, capsys, damage, words):
+    checkpoint, training = saved
+    checkpoint.load(sound := training(), [])
+    assert sound.rows == [(0, 1.0, 1e-3)] and "Going on at step 1" in capsys.readouterr().out
+    damage(checkpoint.path)
+    checkpoint.load(other := training(), [])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{checkpoint.path} is not used (") and words in line and "starts anew" in line
+    assert not other.rows
+
+
+def test_a_checkpoint_of_other_shapes_is_not_trusted(saved, capsys):
+    checkpoint, training = saved
+    checkpoint.load(other := training(size=4), [])
+    assert f"{checkpoint.path} is not used (its matrices have other shapes)" in capsys.readouterr().out
+    assert not other.rows
+
+
+def test_an_adaptation_starts_anew_without_a_checkpoint_it_trusts(start, undisturbed, capsys):
+    """The file of other parameters, in the right place."""
+    there, _ = start("there", killed_after(4), adapt_lr=1e-4, variant="x", **CASES["an image each"])
+    stage, _ = start("here", killed_after(4), **CASES["an image each"])
+    (path,), (other,) = stage.folder.glob("checkpoints/*"), there.folder.glob("checkpoints/*")
+    path.write_bytes(other.read_bytes())
+    capsys.readouterr()
+    assert start("here", **CASES["an image each"])[1] == STEPS
+    assert f"{path} is not used (it was made with other parameters)" in capsys.readouterr().out
+    assert contents(stage) == undisturbed("an image each")
+
+
+def test_a_checkpoint_brings_back_every_state(pipe, make_params, tmp_path):
+    """Optimizer, schedule, fp16's gradient scaler and rows: the next step is the one that would have followed."""
+    p = make_params("adapt", mixed_precision="fp16", adapt_warmup_steps=4)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "the same", 1)
+
+    def training():
+        made = Training(pipe, [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))], 10, p)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return made
+
+    def advance(training, steps):
+        for k in range(steps):
+            loss = sum(((parameter - k) ** 3).sum() for parameter in training.parameters)
+            training.optimizer.zero_grad()
+            training.scaler.scale(loss).backward()
+            training.scaler.step(training.optimizer)
+            training.scaler.update()
+            rate = training.schedule.get_last_lr()[0]
+            training.rows.append((len(training.rows), [loss.item(), 2.0], rate))
+            training.schedule.step()
+
+    one, other = training(), training()
+    advance(one, 4)
+    checkpoint.save_now_and_then(one, [])
+    checkpoint.load(other, [])
+    assert other.rows == one.rows and other.scaler.state_dict() == one.scaler.state_dict()
+    assert one.scaler.get_scale() == 16.0
+    for part in (one, other):
+        advance(part, 5)
+    assert other.rows == one.rows and one.schedule.get_last_lr() == other.schedule.get_last_lr()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
+    assert load_file(checkpoint.path)["losses"].shape == (4, 2)

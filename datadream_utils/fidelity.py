@@ -1,0 +1,152 @@
+"""How near generated images are to real ones, as distributions of CLIP features; and fidelity apart from diversity.
+
+Small samples bias every one of these measures, so sizes stand in each row, and a row of *other real images* (from the
+train split, without the shots) shows what real images would score. They are no FID: that has Inception's features.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+import pandas as pd
+import torch
+from prdc import compute_prdc
+from scipy.stats import spearmanr
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance, maximum_mean_discrepancy
+
+from datadream_utils.features import encode_generated
+
+NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020
+SIGMA = 10.0  # of the Gaussian kernel, as in Jayasumana et al. 2024
+REAL = "real images"  # the method's name of rows that compare real with real
+MEASURES = {
+    "frechet": "Fréchet distance",
+    "kid": "kernel distance (KID)",
+    "cmmd": "Gaussian MMD × 1000",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+RESAMPLES = 1000
+
+
+class _AsTheyAre(torch.nn.Module):
+    """Stands where torchmetrics has Inception: the features are there already."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features):
+        return features
+
+
+def frechet(real, fake):
+    """Fréchet distance of two sets of features (n, d), (m, d): |mean - mean'|² + tr(S + S' - 2 (S S')^½)."""
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1])).set_dtype(torch.float64)
+    return _updated(metric, real, fake).compute().item()
+
+
+def kid(real, fake, subsets=50, seed=0):
+    """Kernel distance (Bińkowski et al. 2018): the mean over random subsets of up to 50 features, drawn by ``seed``."""
+    size = min(50, len(real), len(fake))
+    metric = KernelInceptionDistance(feature=_AsTheyAre(real.shape[1]), subsets=subsets, subset_size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _updated(metric, real, fake).compute()[0].item()
+
+
+def cmmd(real, fake):
+    """1000 × squared MMD with a Gaussian kernel of width ``SIGMA``, unbiased: 0 on average for equal distributions."""
+    real, fake = (torch.as_tensor(x, dtype=torch.float64) for x in (real, fake))
+    kernel = lambda a, b: torch.exp(-torch.cdist(a, b).square() / (2 * SIGMA**2))  # noqa: E731
+    return 1000 * maximum_mean_discrepancy(kernel(real, real), kernel(real, fake), kernel(fake, fake)).item()
+
+
+def prdc(real, fake, nearest=NEAREST):
+    """Precision, recall, density, coverage (Kynkäänniemi et al. 2019; Naeem et al. 2020) of equally many of each.
+
+    The first ``min(n, m)`` are taken, because the manifolds grow with the number of points.
+    """
+    n = min(len(real), len(fake))
+    if n < nearest + 2:
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
+        found = compute_prdc(real[:n], fake[:n], nearest)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _updated(metric, real, fake):
+    metric.update(torch.as_tensor(real), real=True)
+    metric.update(torch.as_tensor(fake), real=False)
+    return metric
+
+
+def measures(real, fake):
+    """``MEASURES`` of two sets of features, and their sizes; not a number where a set has fewer than two."""
+    sizes = {"n_real": len(real), "n_synthetic": len(fake)}
+    if min(sizes.values()) < 2:
+        return sizes | dict.fromkeys(MEASURES, float("nan"))
+    distances = {"frechet": frechet(real, fake), "kid": kid(real, fake), "cmmd": cmmd(real, fake)}
+    return sizes | distances | prdc(real, fake)
+
+
+def per_class(real, fake, class_names):
+    """A row of ``measures`` per class of two ``Encoded`` sets."""
+    rows = [
+        {"label": label, "class_name": name} | measures(real.of(label).features, fake.of(label).features)
+        for label, name in enumerate(class_names)
+    ]
+    return pd.DataFrame(rows)
+
+
+def alignment(encoder, stages, real, others, class_names):
+    """``per_class`` for every generate stage in ``stages`` (``stages.generated``), with its method, seed and n_shot.
+
+    real: ``Encoded`` test images; others: ``{seed: Encoded}`` real images that are neither shots nor test images,
+    compared in their turn as method ``REAL``, as many per class as the stages have.
+    """
+    rows, count = [], 0
+    for stage in stages.itertuples():
+        fake = encode_generated(encoder, stage, len(class_names))
+        count = max(count, *np.bincount(fake.labels))
+        names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
+        rows.append(per_class(real, fake, class_names).assign(**names))
+    for seed, other in others.items():
+        baseline = per_class(real, other.first(count), class_names)
+        rows.append(baseline.assign(method=REAL, n_shot=0, seed=seed))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def against_gains(aligned, gains, setting, measure="frechet"):
+    """Points (method, class): ``measure`` and the class's gain in accuracy in ``setting``, both means over seeds.
+
+    aligned: ``alignment``; gains: ``classwise.gains``. Columns method, label, class_name, "distance", "gain".
+    """
+    keys = ["method", "label"]
+    distance = aligned[aligned["method"] != REAL].groupby([*keys, "class_name"], as_index=False)[measure].mean()
+    gain = gains[gains["setting"] == setting].groupby(keys, as_index=False)["gain"].mean()
+    return distance.rename(columns={measure: "distance"}).merge(gain, on=keys).dropna()
+
+
+def correlation(points, seed=0):
+    """Spearman's rank correlation of distance and gain: "rho", "low", "high" (95 %), "n_points", "n_classes".
+
+    The interval is from a bootstrap of *classes*: the points of one class are no independent ones. Not a number for
+    fewer than three classes or where all values are equal.
+    """
+    by_class = [group[["distance", "gain"]].to_numpy() for _, group in points.groupby("label")]
+    found = {"rho": float("nan"), "low": float("nan"), "high": float("nan")}
+    found |= {"n_points": len(points), "n_classes": len(by_class)}
+    if len(by_class) < 3 or points[["distance", "gain"]].nunique().min() < 2:
+        return found
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.concatenate([by_class[i] for i in rng.integers(len(by_class), size=len(by_class))]) for _ in range(RESAMPLES)
+    ]
+    rhos = [spearmanr(sample).statistic for sample in drawn if (np.ptp(sample, axis=0) > 0).all()]
+    low, high = np.quantile(rhos, [0.025, 0.975])
+    rho = spearmanr(points["distance"], points["gain"]).statistic
+    return found | {"rho": float(rho), "low": float(low), "high": float(high)}

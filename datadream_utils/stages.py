@@ -1,0 +1,89 @@
+"""Every finished stage of every run under a folder, and what a variant changes: tidy tables for the analysis."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from datadream_utils.errors import InputError
+from datadream_utils.params import resolve
+
+STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
+                 "n_real", "parameters", "digest", "folder")  # fmt: skip
+NOT_A_CHANGE = ("variant", "setting")  # what names a run or a stage, beside what it changes
+
+
+def load_stages(output_root):
+    """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
+
+    n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
+    ""); peak_memory_mb: missing where it was not recorded. InputError names a manifest that cannot be read.
+    """
+    rows = [_row(path) for path in sorted(resolve(output_root).glob("*/*/manifest.json"))]
+    return pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
+
+
+def _row(path):
+    try:
+        manifest = json.loads(path.read_text())
+        parameters = manifest["parameters"]
+        return {
+            "run": path.parent.parent.name,
+            "stage": manifest["stage"],
+            "dataset": Path(parameters["dataset"]).name,
+            **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
+            "seconds": manifest["seconds"],
+            "peak_memory_mb": manifest.get("peak_memory_mb"),
+            "n_real": len(manifest.get("shots", ())),
+            "parameters": parameters,
+            "digest": manifest.get("images_sha256", ""),
+            "folder": path.parent,
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path} cannot be read ({reason}): delete {path.parent} and run its notebook again."
+        ) from None
+
+
+def generated(stages, dataset, n_shot=None, variant=""):
+    """The generate stages of a data set without variant (or with ``variant``), of one ``n_shot`` or of all."""
+    same = (stages["stage"] == "generate") & (stages["dataset"] == dataset) & (stages["variant"] == variant)
+    if n_shot is not None:
+        same &= stages["n_shot"] == n_shot
+    return stages[same].sort_values(["method", "n_shot", "seed"])
+
+
+def run_parameters(stages):
+    """``{run: {stage: parameters}}``."""
+    return {run: dict(zip(rows["stage"], rows["parameters"], strict=True)) for run, rows in stages.groupby("run")}
+
+
+def changes(stages):
+    """``{run: (changed parameters, the run without variant beside it)}`` for every run with a variant.
+
+    A parameter is changed where a stage has another value than the same stage of the run without variant:
+    ``{name: value}``. Runs without such a run beside them are left out.
+    """
+    parameters, found = run_parameters(stages), {}
+    keys = ["dataset", "method", "n_shot", "seed"]
+    plain = stages[stages["variant"] == ""].drop_duplicates("run").set_index(keys)["run"].to_dict()
+    for row in stages[stages["variant"] != ""].drop_duplicates("run").itertuples():
+        base = plain.get((row.dataset, row.method, row.n_shot, row.seed))
+        if base is None:
+            continue
+        changed = {}
+        for stage, values in parameters[row.run].items():
+            before = parameters[base].get(stage, values)
+            changed |= {
+                name: value
+                for name, value in values.items()
+                if name not in NOT_A_CHANGE and name in before and before[name] != value
+            }
+        found[row.run] = (changed, base)
+    return found
+
+
+def value_of(parameters, name):
+    """A parameter's value in a run, from the first of its stages that has it; None where none has."""
+    return next((values[name] for values in parameters.values() if name in values), None)

@@ -1,0 +1,280 @@
+"""Measures of likeness, copies, classes and noise, each against an answer that is known or computed another way."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+from scipy.spatial.distance import cdist
+
+from datadream_utils import classwise, fidelity, memorisation, significance
+from datadream_utils.errors import InputError
+from datadream_utils.features import Encoded, Encoder, encode, encoder_of
+
+
+def _gaussian(n, d, mean, scale, seed):
+    """Points whose sample mean and covariance are exactly ``mean`` and ``scale``² I."""
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    x -= x.mean(0)
+    x @= np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return x * scale + mean
+
+
+def test_frechet_distance_of_two_gaussians():
+    a, b = _gaussian(300, 6, 0.0, 1.0, 0), _gaussian(200, 6, 3.0, 2.0, 1)
+    assert fidelity.frechet(a, b) == pytest.approx(6 * (3**2 + (2 - 1) ** 2), rel=1e-6)
+    assert fidelity.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert fidelity.frechet(a, b) == pytest.approx(fidelity.frechet(b, a), rel=1e-6)
+
+
+def test_frechet_distance_with_few_points_in_many_dimensions_is_that_of_the_formula():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(20, 40)), rng.normal(size=(30, 40)) + 0.5
+    roots = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real.clip(0)
+    formula = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T))
+    assert fidelity.frechet(a, b) == pytest.approx(formula - 2 * np.sqrt(roots).sum(), rel=1e-3)
+
+
+def _mmd(kernel, a, b):
+    n, m = len(a), len(b)
+    within = (kernel(a, a).sum() - np.trace(kernel(a, a))) / (n * (n - 1))
+    return within + (kernel(b, b).sum() - np.trace(kernel(b, b))) / (m * (m - 1)) - 2 * kernel(a, b).mean()
+
+
+def test_kernel_distances_are_those_of_their_formulas():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)) + 0.7
+    cubic = lambda x, y: (x @ y.T / 5 + 1) ** 3  # noqa: E731
+    assert fidelity.kid(a, b) == pytest.approx(_mmd(cubic, a, b), rel=1e-4)
+    gaussian = lambda x, y: np.exp(-(cdist(x, y) ** 2) / 200)  # noqa: E731
+    assert fidelity.cmmd(a, b) == pytest.approx(1000 * _mmd(gaussian, a, b), rel=1e-6)
+
+
+def test_kid_leaves_the_global_generator_alone_and_repeats():
+    torch = pytest.importorskip("torch")
+    a = np.random.default_rng(0).normal(size=(120, 4))
+    before = torch.get_rng_state()
+    assert fidelity.kid(a[:60], a[60:]) == fidelity.kid(a[:60], a[60:])
+    assert (torch.get_rng_state() == before).all()
+
+
+def test_fidelity_and_diversity_come_apart():
+    rng = np.random.default_rng(0)
+    real = np.concatenate([rng.normal(size=(40, 3)), rng.normal(size=(40, 3)) + 50])[rng.permutation(80)]
+    same, far = fidelity.prdc(real, real), fidelity.prdc(real, real + 1000)
+    assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
+    assert set(far.values()) == {0.0}
+    half = np.concatenate([rng.normal(size=(80, 3))])  # one of the two heaps only: true to life, but not diverse
+    found = fidelity.prdc(real, half)
+    assert found["precision"] > 0.9 and found["recall"] < 0.65 and found["coverage"] < 0.65
+
+
+def test_too_few_images_have_no_number(capsys):
+    one = fidelity.measures(np.ones((1, 3)), np.ones((9, 3)))
+    assert one["n_real"] == 1 and all(np.isnan(one[name]) for name in fidelity.MEASURES)
+    assert np.isnan(fidelity.prdc(np.eye(6), np.eye(6))["density"]) and capsys.readouterr().out == ""
+
+
+def test_correlation_resamples_classes():
+    points = pd.DataFrame({"label": range(12), "distance": np.arange(12.0), "gain": -np.arange(12.0)})
+    found = fidelity.correlation(points)
+    assert [found["rho"], found["low"], found["high"]] == pytest.approx([-1, -1, -1]) and found["n_classes"] == 12
+    noise = points.assign(gain=np.random.default_rng(1).normal(size=12))
+    thrice = pd.concat([noise] * 3)  # the same classes three times are no more evidence
+    once, more = fidelity.correlation(noise), fidelity.correlation(thrice)
+    assert once["low"] < 0 < once["high"]
+    assert more["high"] - more["low"] == pytest.approx(once["high"] - once["low"], abs=0.1)
+    assert np.isnan(fidelity.correlation(points.head(2))["rho"])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes of four small pictures each."""
+    rng, files = np.random.default_rng(0), []
+    for label in range(3):
+        files.append([tmp_path / f"{label}_{i}.png" for i in range(4)])
+        for path in files[-1]:
+            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(path)
+    return files
+
+
+def test_features_are_clips_and_kept_by_content(clip, pictures, tmp_path):
+    model, _, processor = clip
+    encoder = Encoder(model, processor, {"folder": "models/tiny-clip", "sha256": "x"})
+    found = encode(encoder, pictures, tmp_path / "analysis")
+    expected = model.get_image_features(**processor(images=Image.open(pictures[2][1]), return_tensors="pt"))
+    expected = expected.pooler_output[0].detach().numpy()
+    assert found.features[9] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and found.of(2).paths == tuple(pictures[2])
+    assert found.first(2).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    nothing = Encoder(None, None, encoder.identity)  # what is kept needs no model
+    again = encode(nothing, pictures, tmp_path / "analysis")
+    assert (again.features == found.features).all()
+    Image.new("RGB", (28, 28)).save(pictures[0][0])
+    with pytest.raises(AttributeError):
+        encode(nothing, pictures, tmp_path / "analysis")
+    with pytest.raises(AttributeError):
+        encode(Encoder(None, None, {"folder": "another"}), pictures[1:], tmp_path / "analysis")
+
+
+def test_a_broken_cache_is_named(pictures, tmp_path, clip):
+    model, _, processor = clip
+    encoder = Encoder(model, processor, {"folder": "models/tiny-clip"})
+    encode(encoder, pictures, tmp_path / "analysis")
+    (kept,) = (tmp_path / "analysis").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"features-.*delete it"):
+        encode(encoder, pictures, tmp_path / "analysis")
+
+
+def test_runs_of_two_clips_have_no_common_space():
+    runs = pd.DataFrame({"parameters": [{"clip_model": name, "clip_revision": ""} for name in ("a", "b")]})
+    with pytest.raises(InputError, match="not one clip_model but a, b"):
+        encoder_of(runs)
+
+
+def _encoded(paths):
+    features = np.stack([np.asarray(Image.open(path), float).ravel() for path in paths])
+    return Encoded(tuple(paths), np.zeros(len(paths), int), features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def test_copies_are_found_and_real_images_are_none(pictures, tmp_path):
+    shots, held_out = _encoded(pictures[0]), _encoded(pictures[1] + pictures[2])
+    copied = memorisation.nearest(shots, shots)
+    real = memorisation.nearest(held_out, shots)
+    assert copied["feature"].abs().max() < 1e-9 and copied["pixel"].max() == 0
+    assert copied["pixel_shot"].tolist() == list(shots.paths)
+    numbers = memorisation.summary(copied, real)
+    assert numbers["feature_copies"] == numbers["pixel_copies"] == 100
+    assert memorisation.summary(real, real)["pixel_copies"] == pytest.approx(100 / 8)  # one of eight is the least
+    squares = [np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BICUBIC), float) / 255
+               for path in (held_out.paths[0], *shots.paths)]  # fmt: skip
+    by_hand = [np.sqrt(((squares[0] - other) ** 2).mean()) for other in squares[1:]]
+    assert real["pixel"][0] == pytest.approx(min(by_hand), abs=1e-6)
+    pairs = memorisation.worst(pd.concat([real, copied]), 2)
+    assert pairs["distance"].tolist() == pytest.approx([0, 0], abs=1e-9) and pairs["shot"].is_unique
+
+
+def test_held_out_images_are_no_shots():
+    assert memorisation.held_out([["a", "b", "c"], ["d", "e"]], [["b"], ["e"]]) == [["a", "c"], ["d"]]
+
+
+def _table(label, prediction, probability=0.9):
+    table = pd.DataFrame({"label": label, "prediction": prediction, "probability": probability})
+    return table.assign(correct=table["label"] == table["prediction"], file=[f"{i}.png" for i in range(len(table))])
+
+
+def test_gains_and_confusions_by_hand():
+    zero = _table([0, 0, 1, 1], [0, 1, 1, 0])  # 50 % and 50 %
+    real = _table([0, 0, 1, 1], [0, 0, 1, 0])  # 100 % and 50 %
+    both = _table([0, 0, 1, 1], [0, 1, 1, 1])  # 50 % and 100 %
+    predictions = {
+        ("clip_zeroshot", "none"): {0: zero},
+        ("real", "R"): {1: real},
+        ("fakeit", "S"): {1: real},
+        ("fakeit", "R+S"): {0: both, 1: both},  # seed 0 has no Real-finetune beside it
+    }
+    found = classwise.gains(predictions, ["zero", "one"]).set_index(["setting", "seed", "class_name"])["gain"]
+    assert found.to_dict() == {("S", 1, "zero"): 50, ("S", 1, "one"): 0, ("R+S", 1, "zero"): -50, ("R+S", 1, "one"): 50}
+    change = classwise.confusion_change(predictions, "fakeit", "R+S", 2)
+    assert change.tolist() == [[-50, 50], [-50, 50]]
+    assert classwise.confusion_change(predictions, "issynth", "S", 2) is None
+
+
+def test_calibration_error_by_hand():
+    table = _table([0] * 10, [0] * 8 + [1] * 2, 0.8)
+    assert classwise.calibration_error(table) == pytest.approx(0, abs=1e-5)
+    sure = _table([0] * 10, [0] * 6 + [1] * 4, [1.0] * 5 + [0.5] * 5)  # right: 5 of 5, 1 of 5
+    assert classwise.calibration_error(sure) == pytest.approx(100 * (0.5 * 0 + 0.5 * 0.3), abs=1e-5)
+    bins = classwise.reliability({("real", "R"): {0: sure}}).set_index("n")
+    assert bins["certainty"].tolist() == [50, 100] and bins["accuracy"].tolist() == [20, 100]
+
+
+def test_predictions_of_other_images_are_refused(tmp_path):
+    rows = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        _table([0, 1], [0, 1]).iloc[:: 1 - 2 * seed].to_parquet(folder / "predictions.parquet")
+        rows.append(dict(dataset="d", n_shot=1, classifier="clip", protocol="sound", variant="", seed=seed,
+                         method="real", setting="R", folder=folder))  # fmt: skip
+    runs = pd.DataFrame(rows)
+    assert list(classwise.load_predictions(runs.head(1), "d", 1)[("real", "R")]) == [0]
+    with pytest.raises(InputError, match="same images in the same order"):
+        classwise.load_predictions(runs, "d", 1)
+    (tmp_path / "1" / "predictions.parquet").write_text("no table")
+    with pytest.raises(InputError, match="run 03_train_clip again"):
+        classwise.load_predictions(runs, "d", 1)
+
+
+def test_mcnemar_is_the_exact_test_of_the_discordant_pairs():
+    a = pd.DataFrame({0: [True] * 12 + [False] * 3 + [True] * 50})
+    b = pd.DataFrame({0: [False] * 12 + [True] * 3 + [True] * 50})
+    by_hand = min(1, 2 * stats.binom.cdf(3, 15, 0.5))
+    assert significance.mcnemar(a, b) == pytest.approx(by_hand) == pytest.approx(significance.mcnemar(b, a))
+    twice = [pd.DataFrame({0: x[0], 1: x[0]}) for x in (a, b)]  # a second seed of the same is no new evidence
+    assert significance.mcnemar(*twice) == pytest.approx(by_hand)
+    assert significance.mcnemar(a, a) == 1.0
+
+
+def test_equal_classifiers_are_told_apart_in_one_of_twenty_tables_at_most():
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(200):
+        a, b = (pd.DataFrame(rng.random((200, 3)) < 0.7) for _ in range(2))
+        found += significance.mcnemar(a, b) < 0.05
+    assert 1 <= found <= 16  # 10 are expected, fewer because the test is exact
+
+
+def test_holm_by_hand():
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm([0.5, 0.9]).tolist() == [1.0, 1.0] and len(significance.holm([])) == 0
+
+
+def _correct(shares, n=400, seeds=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return {key: pd.DataFrame(rng.random((n, seeds)) < share) for key, share in shares.items()}
+
+
+def test_noise_is_never_called_better():
+    methods = ("fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft")
+    equal = significance.pairs(_correct({(m, "S"): 0.6 for m in methods}))
+    assert len(equal) == 15 and set(equal["verdict"]) == {significance.NOISE}
+    assert (equal["p"] < 0.2).any() and (equal["p_holm"] >= equal["p"]).all()
+    apart = significance.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8, ("real", "R"): 0.5}, seed=1))
+    verdicts = apart.set_index(["first", "second"])["verdict"]
+    assert verdicts["FakeIt (S)", "LoFT (S)"] == "below" and verdicts["LoFT (S)", "Real-finetune (R)"] == "above"
+    assert verdicts["FakeIt (S)", "Real-finetune (R)"] == significance.NOISE
+    square = significance.marks(apart)
+    assert square["LoFT (S)"]["FakeIt (S)"] == "above" and square["FakeIt (S)"]["LoFT (S)"] == "below"
+    assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
+    assert "0 pairs" in significance.markdown(significance.pairs({}))
+
+
+def test_alignment_puts_real_images_beside(tmp_path, clip):
+    model, _, processor = clip
+    encoder = Encoder(model, processor, {"folder": "models/tiny-clip"})
+    files = [[tmp_path / f"{label}_{i}.png" for i in range(40)] for label in range(2)]
+    rng = np.random.default_rng(0)
+    for path in files[0] + files[1]:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    images = tmp_path / "outputs" / "run" / "generate" / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for label in range(2):
+        for path in files[label][:8]:
+            (images / path.name).write_bytes(path.read_bytes())
+            rows.append({"file_name": path.name, "label": label})
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = dict(method="fakeit", n_shot=16, seed=0, digest="known", folder=images.parent)
+    real = encode(encoder, [paths[20:] for paths in files], tmp_path / "analysis")
+    others = encode(encoder, [paths[8:20] for paths in files], tmp_path / "analysis")
+    table = fidelity.alignment(encoder, pd.DataFrame([stage]), real, {0: others}, ("zero", "one"))
+    sizes = table.set_index(["method", "class_name"])[["n_real", "n_synthetic"]]
+    assert sizes.loc[(fidelity.REAL, "one")].tolist() == [20, 8] and len(table) == 4
+    again = fidelity.frechet(real.of(1).features, others.first(8).of(1).features)
+    assert table.set_index(["method", "label"]).loc[(fidelity.REAL, 1), "frechet"] == pytest.approx(again)
+    gains = pd.DataFrame({"method": "fakeit", "setting": "S", "seed": 0, "label": [0, 1], "gain": [3.0, -1.0]})
+    points = fidelity.against_gains(table, gains, "S").set_index("label")
+    assert points["gain"].tolist() == [3, -1] and set(points["method"]) == {"fakeit"}

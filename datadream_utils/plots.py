@@ -16,12 +16,18 @@ VERDICTS = {"holds": (PALETTE[0], "s"), "reversed": (PALETTE[1], "X")}  # colour
 
 
 class NotebookFigure(Figure):
-    """A Figure that a notebook shows as a picture when it is a cell's last value, without pyplot's global state."""
+    """A Figure that a notebook shows as a picture when it is a cell's last value, without pyplot's global state.
+
+    alt: what is to be seen, for who cannot see it ("": ``describe``'s words); sentence: what the data say.
+    """
+
+    alt = ""
+    sentence = ""
 
     def _repr_png_(self):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=90)
-        return buffer.getvalue(), {"alt": describe(self)}  # IPython's form: data, metadata
+        return buffer.getvalue(), {"alt": self.alt or describe(self)}  # IPython's form: data, metadata
 
 
 def describe(figure):
@@ -173,7 +179,9 @@ def noising_steps(pictures, timesteps):
 
 def save_figure(figure, folder, name):
     """Save as png and pdf with the same bytes every time; returns the png's path."""
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+    kinds = {"png": ({"Software": None}, "Description"), "pdf": ({"CreationDate": None, "Producer": None}, "Subject")}
+    for suffix, (metadata, key) in kinds.items():
+        metadata |= {key: figure.alt} if figure.alt else {}
         with written_whole(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
     return folder / f"{name}.png"

@@ -1,0 +1,62 @@
+"""What one parameter does: finished runs that differ in it alone, as tidy tables."""
+
+import pandas as pd
+
+from datadream_utils.results import BLOCKS
+from datadream_utils.stages import changes, run_parameters, value_of
+
+# Parameter: what an axis says.
+ABLATIONS = {
+    "n_shot": "real images per class",
+    "images_per_class": "generated images per class",
+    "adapt_epochs": "epochs of adaptation",
+    "train_text_encoder": "text encoder adapted",
+    "lora_rank": "rank of the adapters",
+    "guidance_scale": "guidance scale",
+    "real_weight": "weight of the real images' loss",
+}
+COLUMNS = ("method", "setting", "value", "seed", "accuracy")
+
+
+def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
+    """Accuracy (%) of classifiers that differ in ``parameter`` alone: a row each (``COLUMNS``).
+
+    runs: ``results.load_results``; stages: ``stages.load_stages``. For ``n_shot`` they are the runs without variant;
+    for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
+    only the seeds remain that have every value; one that has a single value is left out.
+    """
+    same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
+    table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
+    if parameter == "n_shot":
+        table = table[table["variant"] == ""].assign(value=table["n_shot"])
+    else:
+        parameters, changed = run_parameters(stages), changes(stages)
+        alone = {run: base for run, (change, base) in changed.items() if set(change) == {parameter}}
+        table = table[(table["n_shot"] == n_shot) & ((table["variant"] == "") | table["run"].isin(alone))]
+        values = [value_of(parameters.get(run, {}), parameter) for run in table["run"]]
+        table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")
+    table = table[list(COLUMNS)]
+    kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
+    kept = [group for group in kept if group["value"].nunique() > 1]
+    return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
+
+
+def _with_common_seeds(table):
+    n_values = table["value"].nunique()
+    counts = table.groupby("seed")["value"].nunique()
+    return table[table["seed"].isin(counts.index[counts == n_values])]
+
+
+def summary(table):
+    """Mean, sample standard deviation and number of seeds per method, setting and value of ``ablation``."""
+    rows = table.groupby(["setting", "method", "value"], as_index=False, sort=True).agg(
+        n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std")
+    )
+    order = {setting: rank for rank, setting in enumerate(BLOCKS)}
+    return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True).round(2)
+
+
+def adapted_steps(stages, run):
+    """Training images that pass through Stable Diffusion in a run's adaptation, over all its adapters; 0 without."""
+    adapted = stages[(stages["run"] == run) & (stages["stage"] == "adapt")]
+    return sum(row.n_real * row.parameters["adapt_epochs"] for row in adapted.itertuples())

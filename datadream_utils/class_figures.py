@@ -1,0 +1,101 @@
+"""Figures of single classes: who gains, what is confused, whose certainty can be trusted."""
+
+import numpy as np
+import seaborn as sns
+
+from datadream_utils.classwise import BINS
+from datadream_utils.compare import row_name
+from datadream_utils.figures import (
+    BOTH,
+    COLUMN,
+    SETTING_TITLES,
+    SMALL,
+    described,
+    empty,
+    finish,
+    label,
+    legend,
+    look,
+    panels,
+)
+
+MOST_CLASSES = 25  # in one figure: those that change most
+GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}
+
+
+def _points(values):
+    return np.vectorize(lambda value: "" if np.isnan(value) else f"{round(value):+d}" if round(value) else "0")(values)
+
+
+def class_gains(gains, setting):
+    """``classwise.gains`` as a heat map: rows are classes, columns methods, numbers points (means over seeds)."""
+    rows = gains[gains["setting"] == setting]
+    if rows.empty:
+        return empty(f"No {setting} classifier has its reference beside it.")
+    means = rows.pivot_table("gain", "label", "method", "mean", sort=False)
+    names = rows.drop_duplicates("label").set_index("label")["class_name"]
+    shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
+    figure, (ax,) = panels(1, COLUMN + 1, 0.22 * len(shown) + 1.1)
+    limit = float(np.nanmax(np.abs(shown.to_numpy()))) or 1.0
+    sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(shown.to_numpy()), fmt="",
+                annot_kws={"size": SMALL}, cbar=False, xticklabels=[label(m) for m in shown.columns],
+                yticklabels=[names[i] for i in shown.index])  # fmt: skip
+    finish(ax, title=f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}")
+    ax.tick_params(axis="x", rotation=25)
+    ax.tick_params(axis="y", rotation=0)
+    (low_label, low_method), (high_label, high_method) = means.stack().idxmin(), means.stack().idxmax()
+    helped = int((means.mean(axis=1) > 0).sum())
+    sentence = (
+        f"On average over methods {helped} of {len(means)} classes gain {GAIN_WORDS[setting]}; most "
+        f"{names[high_label]} with {label(high_method)} ({means.max().max():+.1f} points), least {names[low_label]} "
+        f"with {label(low_method)} ({means.min().min():+.1f})."
+    )
+    return described(figure, "Heat map: change in accuracy of each class with each method.", sentence)
+
+
+def confusion_change(change, class_names, method, setting):
+    """``classwise.confusion_change`` as a heat map; of many classes those that change most."""
+    if change is None:
+        return empty(f"{row_name(method, setting)} has no reference beside it.")
+    shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
+    part, names = change[np.ix_(shown, shown)], [class_names[i] for i in shown]
+    side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
+    figure, (ax,) = panels(1, side + 0.5, side)
+    limit = float(np.abs(part).max()) or 1.0
+    sns.heatmap(part, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(part), fmt="", cbar=False,
+                annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
+    finish(ax, "predicted", "true", f"{row_name(method, setting)} {GAIN_WORDS[setting]} (points)")
+    ax.tick_params(axis="x", rotation=60)
+    ax.tick_params(axis="y", rotation=0)
+    off = np.where(np.eye(len(change), dtype=bool), 0, change)
+    worse, better = (np.unravel_index(find(off), off.shape) for find in (np.argmax, np.argmin))
+    sentence = (
+        f"With {row_name(method, setting)}, {class_names[worse[0]]} is taken for {class_names[worse[1]]} more often "
+        f"({off[worse]:+.1f} points), {class_names[better[0]]} for {class_names[better[1]]} less often "
+        f"({off[better]:+.1f})."
+    )
+    return described(figure, "Heat map: change of the confusion matrix.", sentence)
+
+
+def reliability(bins, errors, settings=("R", "R+S")):
+    """``classwise.reliability`` as curves, with the mean of ``classwise.calibration`` in the legend.
+
+    Bins of fewer than 10 predictions are left out.
+    """
+    bins = bins[bins["setting"].isin(settings) & (bins["n"] >= 10)]
+    errors = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])["error"].mean()
+    if errors.empty:
+        return empty("No classifier of these settings has been trained.")
+    figure, (ax,) = panels(1, COLUMN, 3.0)
+    ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
+    for (method, setting), rows in bins.groupby(["method", "setting"], sort=False):
+        name = f"{row_name(method, setting)}: {errors[method, setting]:.1f}"
+        ax.plot(rows["certainty"], rows["accuracy"], ms=3, lw=1, label=name, **look(method))
+    finish(ax, "certainty of the prediction (%)", "predictions that are right (%)", "Calibration error (points) in key")
+    legend(figure, [ax], 2)
+    low, high = errors.idxmin(), errors.idxmax()
+    sentence = (
+        f"The calibration error ({BINS} bins) is smallest for {row_name(*low)} ({errors[low]:.1f} points) and largest "
+        f"for {row_name(*high)} ({errors[high]:.1f})."
+    )
+    return described(figure, "Curves: accuracy against certainty; on the diagonal both agree.", sentence)

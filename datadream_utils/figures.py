@@ -1,0 +1,239 @@
+"""The figures of the analysis, from tidy tables. Each has an alt text and a sentence, both written from its data.
+
+Sizes are for print: ``COLUMN`` inches is one of two columns, no letter is under 6 points. The ground is white and
+opaque, so that they are read in dark mode too; colours are told apart by the colour-blind, and every method has a
+marker of its own.
+"""
+
+import numpy as np
+import seaborn as sns
+
+from datadream_utils.ablations import ABLATIONS
+from datadream_utils.compare import row_name
+from datadream_utils.cost import front
+from datadream_utils.fidelity import MEASURES, REAL
+from datadream_utils.memorisation import SPACES
+from datadream_utils.methods import METHODS
+from datadream_utils.plots import COLOURS, NotebookFigure
+
+COLUMN, BOTH = 3.4, 7.0
+SMALL, NORMAL = 6, 7  # points
+WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
+MARKERS = dict(zip(METHODS, "PsovDX^*<>hpd8", strict=False)) | {REAL: "+"}
+REAL_COLOUR = "0.25"
+SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real only", "none": "zero-shot"}
+
+
+def panels(columns, width, height, **options):
+    """A white figure with a row of panels: ``(figure, [axes, ...])``."""
+    figure = NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+
+
+def finish(ax, xlabel="", ylabel="", title=""):
+    """Labels in print sizes, and no more frame than is needed."""
+    ax.set_xlabel(xlabel, fontsize=NORMAL)
+    ax.set_ylabel(ylabel, fontsize=NORMAL)
+    ax.set_title(title, fontsize=NORMAL)
+    ax.tick_params(labelsize=SMALL)
+    sns.despine(ax=ax)
+
+
+def described(figure, what, sentence):
+    """Give ``figure`` its alt text (what is drawn, then what it says) and its sentence."""
+    figure.alt, figure.sentence = f"{what} {sentence}", sentence
+    return figure
+
+
+def empty(sentence):
+    """A figure that says why there is nothing to draw."""
+    figure, (ax,) = panels(1, COLUMN, 0.8)
+    ax.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=NORMAL, wrap=True)
+    ax.axis("off")
+    return described(figure, "An empty figure.", sentence)
+
+
+def label(method):
+    """A method's short name; "real images" is none."""
+    return METHODS[method].label.split(" (")[0] if method in METHODS else method
+
+
+def look(method):
+    """Colour and marker of a method, as keywords."""
+    return {"color": COLOURS.get(method, REAL_COLOUR), "marker": MARKERS.get(method, "+")}
+
+
+def legend(figure, handles_of, columns=4):
+    """One legend below all panels, of the labels of every panel in ``handles_of`` once."""
+    found = {}
+    for ax in handles_of:
+        found |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL,
+                      frameon=False)  # fmt: skip
+
+
+def ablation(table, parameter, baseline=None):
+    """``ablations.summary``: mean accuracy over seeds against ``parameter``, whiskers of one deviation, per setting.
+
+    baseline: accuracy (%) of Real-finetune, as a line beside R+S.
+    """
+    if table.empty:
+        return empty(f"No runs differ in {parameter} alone.")
+    settings = list(dict.fromkeys(table["setting"]))
+    values = sorted(set(table["value"]))
+    figure, axes = panels(len(settings), COLUMN if len(settings) == 1 else BOTH, 2.4)
+    for ax, setting in zip(axes, settings, strict=True):
+        rows = table[table["setting"] == setting]
+        names = list(dict.fromkeys(rows["method"]))
+        for i, method in enumerate(names):
+            of = rows[rows["method"] == method]
+            shift = 0.12 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # whiskers beside each other
+            places, spread = [values.index(v) + shift for v in of["value"]], of["accuracy_std"].fillna(0)
+            ax.errorbar(places, of["accuracy_mean"], spread, **look(method), label=label(method), **WHISKERS)
+        if baseline is not None and setting == "R+S":
+            ax.axhline(baseline, color=COLOURS["real"], ls="--", lw=1, label=f"{label('real')} (no synthetic images)")
+        ax.set_xticks(range(len(values)), [_value(v) for v in values])
+        finish(ax, ABLATIONS.get(parameter, parameter), "test accuracy (%)", SETTING_TITLES[setting])
+    legend(figure, axes)
+    return described(figure, f"Lines: test accuracy against {ABLATIONS.get(parameter, parameter)}.", _most_moved(table))
+
+
+def _value(value):
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool | np.bool_) else f"{value:g}"
+
+
+def _most_moved(table):
+    ranges = table.groupby(["method", "setting"])["accuracy_mean"].agg(lambda means: means.max() - means.min())
+    method, setting = ranges.idxmax()
+    rows = table[(table["method"] == method) & (table["setting"] == setting)]
+    low, high = (rows.loc[find()] for find in (rows["accuracy_mean"].idxmin, rows["accuracy_mean"].idxmax))
+    spread, seeds = table["accuracy_std"].max(), int(table["n_seeds"].min())
+    known = (
+        f"the largest deviation between seeds is {spread:.1f} points" if spread == spread else "one seed: no deviation"
+    )
+    moved = (
+        f"{row_name(method, setting)} moves most, from {low.accuracy_mean:.1f} % at {_value(low.value)} to "
+        f"{high.accuracy_mean:.1f} % at {_value(high.value)}"
+    )
+    return f"{moved} (means of at least {seeds} seed{'s' * (seeds > 1)}; {known})."
+
+
+def alignment_scatter(points, found, setting, measure="frechet", space="CLIP features"):
+    """``fidelity.against_gains`` as points with ``fidelity.correlation``: distance of a class against its gain."""
+    if points.empty:
+        return empty("No method has both generated images and a classifier to compare.")
+    figure, (ax,) = panels(1, COLUMN, 2.9)
+    for method, rows in points.groupby("method", sort=False):
+        ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=label(method), **look(method))
+    ax.axhline(0, color="0.6", lw=0.8)
+    reference = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}[setting]
+    finish(ax, f"{MEASURES[measure]} to real test images, in {space}", f"gain over {reference} (points)")
+    legend(figure, [ax], 3)
+    interval = f"95 % interval {found['low']:+.2f} to {found['high']:+.2f}, resampling classes"
+    clear = found["low"] > 0 or found["high"] < 0
+    sentence = (
+        f"{found['n_points']} points of {found['n_classes']} classes, {SETTING_TITLES[setting]}: rank correlation of "
+        f"{MEASURES[measure]} and gain {found['rho']:+.2f} ({interval}), "
+        + ("which leaves out 0." if clear else "which does not leave out 0.")
+    )
+    ax.set_title(f"Spearman {found['rho']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]", fontsize=NORMAL)
+    return described(figure, "Scatter plot: one point per method and class.", sentence)
+
+
+def fidelity_diversity(aligned):
+    """``fidelity.alignment``: fidelity against diversity, means over classes; whiskers: deviation over seeds."""
+    means = aligned.groupby(["method", "seed"], as_index=False)[list(MEASURES)].mean()
+    if means.empty:
+        return empty("No method has generated images.")
+    figure, axes = panels(2, BOTH, 2.8)
+    for ax, (x, y) in zip(axes, (("recall", "precision"), ("coverage", "density")), strict=True):
+        for method, rows in means.groupby("method", sort=False):
+            spread = rows[[x, y]].std().fillna(0)
+            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], ls="", ms=5, lw=0.8, capsize=2,
+                        label=label(method), **look(method))  # fmt: skip
+        finish(ax, f"{x} (diversity)", f"{y} (fidelity)")
+        ax.set_xlim(-0.03, 1.03)
+    legend(figure, axes)
+    best = means.groupby("method")[["density", "coverage"]].mean().drop(index=REAL, errors="ignore")
+    sentence = (
+        f"Of the generators {label(best['density'].idxmax())} has the highest density ({best['density'].max():.2f}), "
+        f"{label(best['coverage'].idxmax())} the highest coverage ({best['coverage'].max():.2f})"
+    )
+    real = means[means["method"] == REAL]
+    if len(real):
+        sentence += f"; other real images have {real['density'].mean():.2f} and {real['coverage'].mean():.2f}"
+    return described(
+        figure, "Two scatter plots, precision against recall and density against coverage.", sentence + "."
+    )
+
+
+def nearest_shots(generated, held_out, space="feature"):
+    """Distributions of the distance to the nearest shot: ``{method: memorisation.nearest}``, and of real images."""
+    figure, (ax,) = panels(1, COLUMN, 2.6)
+    copies, limit = {}, np.quantile(held_out[space], 0.01)
+    for method, table in {**generated, REAL: held_out}.items():
+        values = np.sort(table[space])
+        style = {"ls": "--", "lw": 1.6} if method == REAL else {"lw": 1.1}
+        ax.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=COLOURS.get(method, REAL_COLOUR),
+                label=label(method), marker=MARKERS[method], markevery=0.2, ms=3, **style)  # fmt: skip
+        if method != REAL:
+            copies[method] = 100 * float((table[space] < limit).mean())
+    ax.axvline(limit, color="0.6", lw=0.8)
+    finish(ax, f"distance to the nearest shot: {SPACES[space]}", "images nearer than that (%)")
+    legend(figure, [ax], 3)
+    most = max(copies, key=copies.get) if copies else None
+    sentence = "Nothing was generated."
+    if most:
+        sentence = (
+            f"{copies[most]:.1f} % of {label(most)}'s images are nearer to a shot than 99 % of the held-out real "
+            f"images are (without copying: 1 %); the least is {min(copies.values()):.1f} %, "
+            f"{label(min(copies, key=copies.get))}."
+        )
+    return described(figure, "Cumulative curves of the distance to the nearest few-shot image.", sentence)
+
+
+def copies_by_shots(table, space="feature"):
+    """Share of near copies against n_shot: method, n_shot, seed, ``<space>_copies`` (``memorisation.summary``)."""
+    if table.empty:
+        return empty("Nothing was generated.")
+    name, (figure, (ax,)) = f"{space}_copies", panels(1, COLUMN, 2.4)
+    shots = sorted(set(table["n_shot"]))
+    means = table.groupby(["method", "n_shot"], as_index=False, sort=False)[name].agg(["mean", "std"])
+    for method, rows in means.groupby("method", sort=False):
+        rows = rows.sort_values("n_shot")
+        places = [shots.index(n) for n in rows["n_shot"]]
+        ax.errorbar(places, rows["mean"], rows["std"].fillna(0), label=label(method), **look(method), **WHISKERS)
+    ax.axhline(1, color="0.4", ls="--", lw=0.8)
+    ax.set_xticks(range(len(shots)), shots)
+    finish(ax, "real images per class", "near copies (%)")
+    legend(figure, [ax], 3)
+    top = means.loc[means["mean"].idxmax()]
+    sentence = f"Most near copies: {label(top.method)} with {top.n_shot} shots, {top['mean']:.1f} % (by chance 1 %)."
+    return described(figure, "Lines: share of near copies against the number of shots.", sentence)
+
+
+def pareto(table, cost="seconds"):
+    """``cost.mean_costs``: accuracy against cost, with those that nothing beats joined by a line."""
+    words = {"seconds": "seconds on the machine of the runs", "flops": "floating-point operations",
+             "peak_memory_mb": "peak memory (MB)"}  # fmt: skip
+    table = table[table[cost].notna() & (table[cost] > 0)]
+    if table.empty:
+        return empty(f"No run has {words.get(cost, cost)}.")
+    figure, (ax,) = panels(1, COLUMN, 2.9)
+    faces = {"S": "none", "none": "none"}
+    for row in table.itertuples():
+        style, x = look(row.method), getattr(row, cost)
+        spread = 0 if row.accuracy_std != row.accuracy_std else row.accuracy_std
+        ax.errorbar(x, row.accuracy_mean, spread, ls="", ms=5, lw=0.8, mfc=faces.get(row.setting, style["color"]),
+                    label=row_name(row.method, row.setting), **style)  # fmt: skip
+    best = front(table, cost)
+    ax.plot(best[cost], best["accuracy_mean"], color="0.5", lw=0.8, ls="--", zorder=0)
+    ax.set_xscale("log")
+    finish(ax, f"{words.get(cost, cost)}, all stages", "test accuracy (%)")
+    legend(figure, [ax], 2)
+    names = ", ".join(row_name(row.method, row.setting) for row in best.itertuples())
+    sentence = f"By means over seeds, nothing is both cheaper and more accurate than: {names}."
+    return described(
+        figure, f"Scatter plot: accuracy against {words.get(cost, cost)}; filled: with real images.", sentence
+    )

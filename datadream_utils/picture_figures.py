@@ -1,0 +1,136 @@
+"""Figures made of pictures: the paper's qualitative figure, and the nearest copies side by side."""
+
+import json
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from datadream_utils.errors import InputError
+from datadream_utils.figures import BOTH, COLUMN, NORMAL, SMALL, described, empty, label
+from datadream_utils.images import centre_square, read_image
+from datadream_utils.plots import NotebookFigure
+from datadream_utils.stages import generated
+
+# Frames of the shots, innermost first; told apart by the colour-blind (Okabe and Ito) and by their dashes.
+FRAMES = {1: ("#E69F00", "-"), 4: ("#D55E00", "--"), 8: ("#56B4E9", "-."), 16: ("#009E73", "-")}
+FROM_SHOTS, ADAPTED = ("issynth", "disef"), ("datadream_cls", "datadream_dset")
+PICTURE, GAP, MIDDLE = 1.0, 0.08, 0.35  # in pictures' sides
+BETWEEN = PICTURE + 0.3  # the two rows of shots: frames pass between them
+EACH = 4  # pictures of a method in a row
+
+
+def drawn_pictures(stages, dataset, methods, n_shots, label, seed, count=EACH):
+    """``{(method, n_shot): [path, ...]}``: the first ``count`` pictures of class ``label`` that runs of ``seed`` drew.
+
+    Runs that are not there have no entry. InputError when what a run wrote of its images cannot be read.
+    """
+    found = {}
+    for row in generated(stages, dataset).itertuples():
+        if row.method in methods and row.n_shot in n_shots and row.seed == seed:
+            source = row.folder / "images" / "metadata.jsonl"
+            try:
+                rows = [json.loads(line) for line in source.read_text().splitlines()]
+                files = [row.folder / "images" / entry["file_name"] for entry in rows if entry["label"] == label]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{source} cannot be read ({error}): delete {row.folder}, run 02_generate again."
+                ) from None
+            found[row.method, row.n_shot] = files[:count]
+    return found
+
+
+def qualitative(shots, drawn, class_name, dataset, side=96):
+    """The paper's qualitative figure of one class; its few shots in nested frames, one per number of shots.
+
+    Below: IsSynth and DISEF with the most shots; DataDream_cls and DataDream_dset with each number. A row's tag has
+    the colour and dashes of the frame that holds its shots. shots: up to 16 paths; drawn: ``drawn_pictures``.
+    """
+    frames = {n: look for n, look in FRAMES.items() if n <= len(shots)}
+    if not frames:
+        return empty("There are no few shots to show.")
+    most = max(frames)
+    rows = [(most, FROM_SHOTS)] + [(n, ADAPTED) for n in frames]
+    top = 2 if most > 8 else 1
+    width, height = 2 * EACH + MIDDLE + 1.7, BETWEEN * (top - 1) + (len(rows) + 1) * (PICTURE + GAP) + 1.8
+    figure = NotebookFigure(figsize=(BOTH, BOTH * height / width), facecolor="white")
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-1.4, width - 1.4), ylim=(height - 0.1, -0.1))
+    ax.axis("off")
+    ax.text(EACH + MIDDLE / 2, 0.15, f"Dataset: {_plain(dataset)}; class: {_plain(class_name)}; real few-shot data",
+            ha="center", va="center", fontsize=NORMAL + 1)  # fmt: skip
+    for i, path in enumerate(shots[:most]):
+        _place(ax, path, i % 8, 0.55 + i // 8 * BETWEEN, side)
+    for level, (n, look) in enumerate(frames.items()):
+        _frame(ax, n, 0.03 + 0.05 * level, look)
+    y, missing = 0.55 + (top - 1) * BETWEEN + PICTURE + 0.65, []
+    for i, (n, methods) in enumerate(rows):
+        if i < 2:
+            for half, method in enumerate(methods):
+                ax.text(_x(half * EACH) + EACH / 2, y - 0.12, label(method), ha="center", fontsize=NORMAL)
+        _tag(ax, n, y, frames[n])
+        for half, method in enumerate(methods):
+            files = drawn.get((method, n), ())
+            missing += [] if files else [f"{label(method)} with {n} shot{'s' * (n > 1)}"]
+            for j in range(EACH):
+                _place(ax, files[j] if j < len(files) else None, half * EACH + j, y, side)
+        y += PICTURE + GAP + (0.4 if i == 0 else 0)
+    sentence = f"One class, {class_name}: {most} real images, and what each method drew from 1 to {most} of them."
+    if missing:
+        sentence += f" Not run: {', '.join(missing)}."
+    return described(figure, "Rows of pictures; the shots are in nested frames whose colours mark the rows.", sentence)
+
+
+def _plain(text):
+    return text.replace("$", r"\$")
+
+
+def _x(column):
+    return column + (MIDDLE if column >= EACH else 0)
+
+
+def _place(ax, path, column, y, side):
+    x = _x(column)
+    box = (x + GAP / 2, x + PICTURE - GAP / 2, y + PICTURE - GAP / 2, y + GAP / 2)
+    if path is None:
+        ax.text(x + PICTURE / 2, y + PICTURE / 2, "not run", ha="center", va="center", fontsize=SMALL, color="0.5")
+        return
+    ax.imshow(np.asarray(centre_square(read_image(path), side)), extent=box, interpolation="nearest", aspect="auto")
+
+
+def _frame(ax, n, margin, look):
+    last = min(n, 8)
+    right, bottom = _x(last - 1) + PICTURE, 0.55 + BETWEEN * (n > 8) + PICTURE
+    ax.add_patch(Rectangle((-margin, 0.55 - margin), right + 2 * margin, bottom - 0.55 + 2 * margin, fill=False,
+                           edgecolor=look[0], ls=look[1], lw=1.6, clip_on=False))  # fmt: skip
+
+
+def _tag(ax, n, y, look):
+    ax.text(-0.75, y + PICTURE / 2, f"{n}-shot", ha="center", va="center", fontsize=NORMAL,
+            bbox={"facecolor": "white", "edgecolor": look[0], "linestyle": look[1], "linewidth": 1.6})  # fmt: skip
+
+
+def worst_copies(pairs, method, space="feature", side=96):
+    """``memorisation.worst`` as pictures: above what was drawn, below the shot it is nearest to, with the distance."""
+    if pairs.empty:
+        return empty("Nothing was generated.")
+    width = max(COLUMN, 0.62 * len(pairs) + 0.5)
+    figure = NotebookFigure(figsize=(width, 1.75), layout="constrained", facecolor="white")
+    axes = figure.subplots(2, len(pairs), squeeze=False)
+    for column, row in enumerate(pairs.itertuples()):
+        for line, path in enumerate((row.path, row.shot)):
+            ax = axes[line, column]
+            ax.imshow(np.asarray(centre_square(read_image(path), side)), interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        axes[0, column].set_title(f"{row.distance:.3f}", fontsize=SMALL)
+    for line, words in enumerate(("drawn", "shot")):
+        axes[line, 0].set_ylabel(words, fontsize=SMALL)
+    figure.suptitle(f"{label(method)}: nearest to a shot ({space})", fontsize=NORMAL)
+    sentence = (
+        f"The {len(pairs)} pictures of {label(method)} that are nearest to a shot, at {space} distances from "
+        f"{pairs['distance'].min():.3f} to {pairs['distance'].max():.3f}."
+    )
+    return described(
+        figure, "Pairs of pictures: above a generated one, below the few-shot image nearest to it.", sentence
+    )

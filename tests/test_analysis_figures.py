@@ -1,0 +1,309 @@
+"""Runs that differ in one thing, what they cost, and the figures: the numbers that are drawn, not the pixels."""
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.text import Text
+from PIL import Image
+
+from datadream_utils import (
+    ablations,
+    class_figures,
+    cost,
+    diagram,
+    figures,
+    memorisation,
+    picture_figures,
+    plots,
+    stages,
+)
+from datadream_utils.errors import InputError
+from datadream_utils.fidelity import MEASURES, REAL
+from datadream_utils.methods import METHODS
+
+SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
+
+
+def _write(root, run, stage, seconds=1.0, facts=None, **parameters):
+    folder = root / run / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"stage": stage, "parameters": SAME | parameters, "seconds": seconds} | (facts or {})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _study(root):
+    """Plain runs of two seeds; rank moved alone (seed 0 and 1), with epochs (seed 0), and in a run without a base."""
+    rows = []
+    for run, seed, variant, changed in (
+        ("a0", 0, "", {}),
+        ("a1", 1, "", {}),
+        ("r0", 0, "lora-rank=2", {"lora_rank": 2}),
+        ("r1", 1, "lora-rank=2", {"lora_rank": 2}),
+        ("x0", 0, "both", {"lora_rank": 8, "adapt_epochs": 9}),
+        ("y7", 7, "lora-rank=4", {"lora_rank": 4}),
+    ):
+        names = {"seed": seed, "variant": variant}
+        values = {"lora_rank": 16, "adapt_epochs": 3} | changed
+        _write(root, run, "adapt", facts={"shots": list("abcdefgh")}, **names, **values)
+        folder = _write(root, run, "train-S", setting="S", real_weight=0.8, **names)
+        rows.append(dict(dataset="mine", method="datadream_cls", setting="S", n_shot=4, classifier="clip",
+                         protocol="sound", folder=folder, accuracy=50.0 + len(rows), **names))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_variant_is_known_by_what_it_changes(tmp_path):
+    runs, found = _study(tmp_path), stages.load_stages(tmp_path)
+    assert set(found["dataset"]) == {"mine"} and len(found) == 12
+    assert {run: change for run, (change, _) in stages.changes(found).items()} == {
+        "r0": {"lora_rank": 2}, "r1": {"lora_rank": 2}, "x0": {"lora_rank": 8, "adapt_epochs": 9}}  # fmt: skip
+    table = ablations.ablation(runs, found, "mine", 4, "lora_rank")
+    assert table[["value", "seed", "accuracy"]].to_numpy().tolist() == [
+        [16, 0, 50],
+        [16, 1, 51],
+        [2, 0, 52],
+        [2, 1, 53],
+    ]
+    summary = ablations.summary(table).set_index("value")
+    assert summary.loc[2, ["n_seeds", "accuracy_mean", "accuracy_std"]].tolist() == [2, 52.5, round(0.5**0.5, 2)]
+    assert ablations.ablation(runs, found, "mine", 4, "guidance_scale").empty
+    assert ablations.adapted_steps(found, "x0") == 8 * 9 and ablations.adapted_steps(found, "nothing") == 0
+
+
+def test_only_seeds_with_every_value_are_averaged(tmp_path):
+    runs = _study(tmp_path)
+    runs = runs[~((runs["variant"] == "lora-rank=2") & (runs["seed"] == 1))]
+    table = ablations.ablation(runs, stages.load_stages(tmp_path), "mine", 4, "lora_rank")
+    assert set(table["seed"]) == {0} and len(table) == 2
+
+
+def test_shots_are_compared_between_plain_runs(tmp_path):
+    runs = _study(tmp_path)
+    few = runs[runs["variant"] == ""].assign(n_shot=1, accuracy=30.0)
+    runs = pd.concat([runs, few], ignore_index=True)
+    table = ablations.ablation(runs, stages.load_stages(tmp_path), "mine", 4, "n_shot")
+    assert sorted(set(table["value"])) == [1, 4] and len(table) == 4
+
+
+def test_a_broken_manifest_is_named(tmp_path):
+    folder = _write(tmp_path, "run", "adapt")
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="manifest.json cannot be read.*run its notebook again"):
+        stages.load_stages(tmp_path)
+
+
+def test_operations_are_twice_the_multiplications():
+    layer, x = torch.nn.Linear(30, 40, bias=False), torch.zeros(7, 30)
+    assert cost.count_flops(lambda: layer(x)) == 2 * 7 * 30 * 40
+    q = torch.zeros(2, 3, 5, 8)  # attention: q k and its product with v
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert cost.count_flops(lambda: attend(q, q, q)) == 2 * 2 * (2 * 3 * 5 * 5 * 8)
+
+
+def test_counting_changes_no_model(pipe, clip):
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    one = cost.sd_flops(pipe, 32)
+    small, large = (cost.adapt_flops(pipe, rank, True, 32) for rank in (2, 16))
+    assert one["denoise"] < small < large < 4 * one["denoise"]  # there and back, without gradients of frozen weights
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys() and all((after[name] == before[name]).all() for name in before)
+    model, tokenizer, _ = clip
+    keys = list(model.state_dict())
+    found = cost.clip_flops(model, tokenizer, SimpleNamespace(class_names=("zero", "one"), domain=""), 4)
+    assert list(model.state_dict()) == keys and found["texts"] > 0
+    pixels = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        forward = cost.count_flops(lambda: model.get_image_features(pixel_values=pixels))
+    assert 1.5 * forward < found["image"] < 3.5 * forward
+
+
+def test_image_steps_by_hand(tmp_path):
+    adapted = _write(tmp_path, "run", "adapt", facts={"shots": ["x"] * 8}, adapt_epochs=5).parent
+    sampling = {"num_inference_steps": 20, "start_step": 5, "guidance_scale": 2.0}
+    images = _write(tmp_path, "run", "generate", **sampling) / "images"
+    images.mkdir()
+    (images / "metadata.jsonl").write_text('{"tries": 3}\n{}\n')
+    training = {"train_epochs": 4, "images_per_class": 10, "train_batch_size": 7, "setting": "R+S"}
+    folder = _write(tmp_path, "run", "train-R+S", seconds=3.0, **training)
+    found = stages.load_stages(tmp_path).set_index("stage", drop=False)
+    assert cost.image_steps(found.loc["adapt"], 2) == 40
+    assert cost.image_steps(found.loc["generate"], 2) == (3 + 1) * 20 * 2
+    assert cost.image_steps(found.loc["train-R+S"], 2) == 4 * 10 * 2 * 2
+    assert cost.unet_passes(sampling, METHODS["issynth"]) == 30
+    assert cost.unet_passes(sampling | {"guidance_scale": 1.0}, METHODS["fakeit"]) == 20
+    run = dict(method="datadream_cls", setting="R+S", n_shot=4, seed=0, variant="", classifier="clip", accuracy=70.0)
+    lora = {"lora_rank": 16, "train_text_encoder": True}
+    rows = stages.load_stages(tmp_path)
+    rows["parameters"] = [p | lora for p in rows["parameters"]]
+    flops = {"adapt": {(16, True): 1e6}, "denoise": 1e3, "decode": 10, "image": 1e4, "texts": 1}
+    table = cost.costs(pd.DataFrame([run | {"folder": folder}]), rows, 2, flops)
+    assert table["flops"][0] == 40e6 + 160e3 + 4 * 10 + 160e4 + 4 * 3 and table["seconds"][0] == 5.0
+    assert adapted.name == "run" and np.isnan(table["peak_memory_mb"][0])
+
+
+def _costs():
+    rows = [
+        ("real", "R", 10.0, 70.0),
+        ("fakeit", "S", 20.0, 40.0),
+        ("fakeit", "R+S", 30.0, 72.0),
+        ("loft", "S", 30.0, 71.0),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "setting", "seconds", "accuracy_mean"])
+    return table.assign(accuracy_std=1.0, flops=np.nan)
+
+
+def test_the_front_is_what_nothing_beats():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"seconds": rng.integers(1, 9, 40), "accuracy_mean": rng.integers(1, 9, 40)})
+    beaten = [
+        any((o.seconds <= r.seconds and o.accuracy_mean > r.accuracy_mean)
+            or (o.seconds < r.seconds and o.accuracy_mean >= r.accuracy_mean) for o in table.itertuples())
+        for r in table.itertuples()
+    ]  # fmt: skip
+    expected = set(map(tuple, table[~np.array(beaten)].to_numpy().tolist()))
+    assert set(map(tuple, cost.front(table).to_numpy().tolist())) == expected
+    assert list(cost.front(_costs())["method"]) == ["real", "fakeit"]
+    assert "Real-finetune (R), FakeIt (R+S)." in figures.pareto(_costs()).sentence
+    assert "No run has" in figures.pareto(_costs(), "flops").sentence
+
+
+def _ablation():
+    rows = [("S", "fakeit", 1, 40.0), ("S", "fakeit", 16, 44.0), ("R+S", "loft", 1, 60.0), ("R+S", "loft", 16, 75.0)]
+    table = pd.DataFrame(rows, columns=["setting", "method", "value", "accuracy_mean"])
+    return table.assign(n_seeds=3, accuracy_std=2.5)
+
+
+def test_ablation_draws_the_table():
+    figure = figures.ablation(_ablation(), "n_shot", baseline=77.0)
+    left, right = figure.axes
+    assert list(left.lines[0].get_ydata()) == [40, 44] and list(right.lines[0].get_ydata()) == [60, 75]
+    whisker = right.collections[0].get_segments()[0]
+    assert whisker[:, 1].tolist() == [57.5, 62.5]
+    assert any(list(line.get_ydata()) == [77, 77] for line in right.lines)
+    assert figure.sentence.startswith(
+        "LoFT (R+S) moves most, from 60.0 % at 1 to 75.0 % at 16 (means of at least 3 seeds"
+    )
+    assert "No runs differ in lora_rank alone." in figures.ablation(_ablation().iloc[:0], "lora_rank").sentence
+
+
+def _gains():
+    rows = [("fakeit", 0, "zero", -4.0), ("fakeit", 1, "one", 2.0), ("loft", 0, "zero", 1.0), ("loft", 1, "one", 9.0)]
+    table = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"])
+    return table.assign(setting="R+S", seed=0, accuracy=50.0)
+
+
+def _every_figure(folder):
+    paths = [folder / f"{i}.png" for i in range(16)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (20, 20), (i * 15, 0, 0)).save(path)
+    near = pd.DataFrame({"path": paths[:4], "feature": [0.1, 0.2, 0.3, 0.4], "feature_shot": paths[4:8]})
+    aligned = pd.DataFrame(
+        [{"method": m, "seed": 0, "label": 0} | dict.fromkeys(MEASURES, 0.5) for m in ("loft", REAL)]
+    )
+    points = _gains().assign(distance=[1.0, 2.0, 3.0, 4.0])
+    found = {"rho": 0.5, "low": -0.1, "high": 0.9, "n_points": 4, "n_classes": 2}
+    bins = pd.DataFrame(
+        {"method": "real", "setting": "R", "certainty": [50.0, 90.0], "accuracy": [60.0, 80.0], "n": 20}
+    )
+    copies = pd.DataFrame({"method": "loft", "n_shot": [1, 16], "seed": 0, "feature_copies": [30.0, 2.0]})
+    drawn = {("issynth", 16): paths[:4], ("datadream_cls", 1): paths[:4]}
+    return {
+        "ablation": lambda: figures.ablation(_ablation(), "n_shot", 77.0),
+        "scatter": lambda: figures.alignment_scatter(points, found, "R+S"),
+        "fidelity": lambda: figures.fidelity_diversity(aligned),
+        "nearest": lambda: figures.nearest_shots({"loft": near}, near.assign(feature=near["feature"] + 0.15)),
+        "copies": lambda: figures.copies_by_shots(copies),
+        "pareto": lambda: figures.pareto(_costs()),
+        "gains": lambda: class_figures.class_gains(_gains(), "R+S"),
+        "confusion": lambda: class_figures.confusion_change(np.array([[2.0, -2], [-5, 5]]), ["a", "b"], "loft", "S"),
+        "reliability": lambda: class_figures.reliability(bins, bins.assign(error=7.0)),
+        "qualitative": lambda: picture_figures.qualitative(paths, drawn, "cost $5 or $6", "mine"),
+        "worst": lambda: picture_figures.worst_copies(memorisation.worst(near, 3), "loft"),
+        "diagram": lambda: diagram.method_diagram(["zero", "one $2$"], [paths[:3], paths[3:6]]),
+    }
+
+
+@pytest.fixture(scope="module")
+def every_figure(tmp_path_factory):
+    makers = _every_figure(tmp_path_factory.mktemp("pictures"))
+    return {name: make() for name, make in makers.items()}
+
+
+def test_figures_say_what_the_data_say(every_figure):
+    says = {name: figure.sentence for name, figure in every_figure.items()}
+    assert "rank correlation of Fréchet distance and gain +0.50" in says["scatter"]
+    assert "does not leave out 0" in says["scatter"]
+    assert "LoFT has the highest density (0.50)" in says["fidelity"] and "other real images" in says["fidelity"]
+    assert says["nearest"].startswith("50.0 % of LoFT's images are nearer to a shot")  # 0.1 and 0.2 are below 0.253
+    assert says["copies"] == "Most near copies: LoFT with 1 shots, 30.0 % (by chance 1 %)."
+    assert "1 of 2 classes gain over Real-finetune; most one with LoFT (+9.0 points), least zero" in says["gains"]
+    assert "b is taken for" not in says["confusion"] and "b for a less often (-5.0)" in says["confusion"]
+    assert "largest for Real-finetune (R) (7.0)" in says["reliability"]
+    assert "DISEF with 16 shots" in says["qualitative"] and "IsSynth" not in says["qualitative"]
+    assert "distances from 0.100 to 0.300" in says["worst"]
+    for name, figure in every_figure.items():
+        assert figure.alt.endswith(figure.sentence) and len(figure.alt) > len(figure.sentence), name
+
+
+def test_figures_are_read_in_print_and_in_the_dark(every_figure):
+    for name, figure in every_figure.items():
+        assert figure.get_figwidth() <= figures.BOTH + 0.01, name
+        assert min(text.get_fontsize() for text in figure.findobj(Text)) >= figures.SMALL, name
+        assert figure.get_facecolor() == (1, 1, 1, 1), name
+
+
+def test_the_same_figures_have_the_same_bytes_and_carry_their_words(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for which in ("first", "second"):
+        makers = _every_figure(tmp_path / "pictures")
+        for name in ("ablation", "gains"):
+            figure = makers[name]()
+            picture = Image.open(plots.save_figure(figure, tmp_path / which, name))
+            assert picture.info["Description"] == figure.alt
+            assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    for first in (tmp_path / "first").iterdir():
+        assert first.read_bytes() == (tmp_path / "second" / first.name).read_bytes(), first.name
+
+
+def test_methods_are_told_apart_without_colour():
+    markers = [figures.MARKERS[name] for name in METHODS] + [figures.MARKERS[REAL]]
+    assert len(set(markers)) == len(markers)
+
+
+def test_frames_of_the_shots_are_nested_and_mark_their_rows(every_figure):
+    (ax,) = every_figure["qualitative"].axes
+    boxes = [patch.get_window_extent() for patch in ax.patches]
+    assert len(boxes) == 4
+    for inner, outer in pairwise(boxes):
+        assert outer.x0 < inner.x0 and outer.y1 > inner.y1 and outer.x1 > inner.x1 and outer.y0 < inner.y0
+    edges = {text.get_text(): text.get_bbox_patch().get_edgecolor() for text in ax.texts if text.get_bbox_patch()}
+    for n, (colour, _) in picture_figures.FRAMES.items():
+        assert edges[f"{n}-shot"] == matplotlib.colors.to_rgba(colour)
+    assert len(ax.images) == 16 + 4 + 4 and sum(text.get_text() == "not run" for text in ax.texts) == 4 * 8
+    few = picture_figures.qualitative(["x"] * 0, {}, "a", "b")
+    assert "no few shots" in few.sentence
+
+
+def test_a_picture_of_the_diagram_is_frozen_or_trained(every_figure):
+    (ax,) = every_figure["diagram"].axes
+    trained = [patch for patch in ax.patches if patch.get_hatch()]
+    words = [text.get_text() for text in ax.texts]
+    assert words.count("LoRA") == 4 and words.count("adapter\nall classes") == 1
+    assert len(trained) == 4 + 1 + 3  # LoRA, the key, one adapter for all and one for each of two
+    assert {matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in trained} == {diagram.TRAINED}
+
+
+def test_drawn_pictures_are_those_of_the_runs(tmp_path):
+    for seed in (0, 1):
+        images = _write(tmp_path, f"run{seed}", "generate", seed=seed) / "images"
+        images.mkdir()
+        rows = [{"file_name": f"{i}.png", "label": i % 2} for i in range(8)]
+        (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = picture_figures.drawn_pictures(stages.load_stages(tmp_path), "mine", ["datadream_cls"], [4, 16], 1, 1, 3)
+    assert found == {("datadream_cls", 4): [tmp_path / "run1/generate/images" / f"{i}.png" for i in (1, 3, 5)]}

@@ -127,13 +127,18 @@ def class_prompts(method, data):
     return [generation_prompt(kind, name, data.domain, data.definitions.get(name, "")) for name in data.class_names]
 
 
+def example_recipe(method, data, shots, seed):
+    """The method's recipe from noise and class prompt, for pictures that need neither captions nor a start."""
+    method = replace(method, start="noise", prompt="template" if method.prompt == "caption" else method.prompt)
+    return Recipe(method, data, shots, seed)
+
+
 def draw_examples(pipe, method, data, shots, p, adapt_stage, labels, count):
     """``count`` pictures of each class in ``labels`` from noise and class prompt; ``adapt_stage=None``: base model.
 
     For methods that sample so they are the first that stage 2 draws. Returns ``{class name: [PIL image, ...]}``.
     """
-    method = replace(method, start="noise", prompt="template" if method.prompt == "caption" else method.prompt)
-    recipe, examples = Recipe(method, data, shots, p.seed), {}
+    recipe, examples = example_recipe(method, data, shots, p.seed), {}
     for label in labels:
         draws = [recipe.draw(label, i) for i in range(count)]
         with class_adapters(pipe, recipe, label, adapt_stage):

@@ -75,11 +75,12 @@ def stacked_lora(pipe, rank, alpha, seeds, text_encoder=True):
 
 
 @contextmanager
-def own_adapters(pipe, folders_of_images):
+def own_adapters(pipe, folders_of_images, scale=1.0):
     """Sample a batch in which image i is drawn by the adapters in ``folders_of_images[i]``, averaged.
 
-    W + (1/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs the
-    same number of adapters. Gives what diffusers' ``set_adapters`` gives image by image, up to rounding.
+    W + (scale/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs
+    the same number of adapters; the folders of one image alone hold for all. Gives what diffusers' ``set_adapters``
+    gives image by image, up to rounding.
     """
     adapters = {folder: read_lora(folder) for folder in {f for folders in folders_of_images for f in folders}}
     layers = {}
@@ -90,7 +91,7 @@ def own_adapters(pipe, folders_of_images):
             down = torch.stack([torch.cat([a for a, _ in of_image]) for of_image in pairs])
             up = torch.stack([torch.cat([b for _, b in of_image], dim=1) for of_image in pairs])
             down, up = (part.to(base.weight.device, base.weight.dtype) for part in (down, up))
-            layers[model, name] = StackedLinear(base, down, up, 1 / len(pairs[0])).requires_grad_(False)
+            layers[model, name] = StackedLinear(base, down, up, scale / len(pairs[0])).requires_grad_(False)
     with _in_place(layers):
         yield pipe
 

@@ -12,13 +12,14 @@ import math
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 
 from datadream_utils.augment import Augment, Mix
 from datadream_utils.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.errors import InputError
 from datadream_utils.images import centre_square, read_image, to_tensor
-from datadream_utils.models import DTYPES
+from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.resnet import ResNetClassifier, resnet_config
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
@@ -113,6 +114,29 @@ def make_classifier(clip, tokenizer, data, p):
     if p.setting != "none":
         clip = attach_clip_lora(clip, p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
     return ClipClassifier(clip, tokenizer, data).eval()
+
+
+def load_classifier(stage, data, p, device="cpu"):
+    """The classifier that a finished train stage left, and CLIP's preprocessing: ``(classifier, processor)``."""
+    clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, device)
+    folder = stage.folder / "classifier"
+    if p.classifier != "clip":
+        classifier = make_classifier(clip, tokenizer, data, p)
+        classifier.resnet = type(classifier.resnet).from_pretrained(folder, use_safetensors=True).to(device)
+        return classifier.eval(), processor
+    if p.setting != "none":
+        clip = PeftModel.from_pretrained(clip, folder)
+    return ClipClassifier(clip, tokenizer, data).eval(), processor
+
+
+@torch.inference_mode()
+def classify(classifier, processor, image):
+    """``(what the classifier sees (height, width, 3), in [0, 1], probabilities (classes,))`` of one PIL image."""
+    pixels = torch.from_numpy(processor(images=image).pixel_values[0])
+    logits = classifier(pixels[None].to(next(classifier.parameters()).device), classifier.class_weights())
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    seen = (pixels * std + mean).clamp(0, 1).permute(1, 2, 0)
+    return seen.numpy(), logits[0].float().softmax(-1).cpu().numpy()
 
 
 def fit(classifier, processor, sets, p, image_size, n_classes, watch=None):

@@ -82,6 +82,17 @@ def test_pictures_show_and_nothing_is_printed_to_stderr(smoke):
         assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == [], stage
 
 
+def test_widgets_leave_a_picture_with_alt_text_and_no_state(smoke):
+    found = 0
+    for stage, notebook in smoke[1].items():
+        assert "widgets" not in notebook.metadata, stage
+        for cell in (cell for cell in notebook.cells if "widgets." in cell.source and "import" not in cell.source):
+            (output,) = cell.outputs
+            assert "image/png" in output.data and len(output.metadata["image/png"]["alt"]) > 20, cell.id
+            found += 1
+    assert found == 7
+
+
 def test_progress_lines_end_at_their_total(smoke):
     lines = [o.data["text/plain"] for o in _outputs(smoke[1]["adapt"]) if "█" in str(o.get("data", {}))]
     assert len(lines) == 1 and "10 adapters" in lines[0] and "2/2" in lines[0] and "░" not in lines[0]

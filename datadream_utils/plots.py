@@ -49,24 +49,6 @@ def describe(figure):
             words.append(f"{kind}: {', '.join(filter(None, names))}")
     return "; ".join(filter(None, words))
 
-
-def describe(figure):
-    """The figure in words, for who cannot see it: its titles, what its axes show, names of rows and columns."""
-    axes = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
-    words = [figure.get_suptitle(), *(part.get_suptitle() for part in figure.subfigs)]
-    for ax in axes:
-        if ax.get_xlabel():
-            shown = ax.get_ylabel() or ", ".join(tick.get_text() for tick in ax.get_yticklabels())
-            words.append(f"{ax.get_title()}: {shown}, over {ax.get_xlabel()}")
-    pictures = [ax for ax in axes if not ax.get_xlabel()]
-    for kind, names in {
-        "rows": [ax.get_ylabel() for ax in pictures],
-        "columns": [ax.get_title() for ax in pictures],
-    }.items():
-        if any(names):
-            words.append(f"{kind}: {', '.join(filter(None, names))}")
-    return "; ".join(filter(None, words))
-
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The picture, and its titles as the text that stands for it: nbconvert writes it as the picture's alt."""
         alt = self.alt()

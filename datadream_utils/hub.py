@@ -5,16 +5,19 @@ The bytes of every picture stay as they are.
 """
 
 import io
+import re
 from pathlib import PurePosixPath
 
 import yaml
 from PIL import Image, UnidentifiedImageError
 
 from datadream_utils.errors import InputError
-from datadream_utils.images import SUFFIXES
+from datadream_utils.images import FORMATS, SUFFIXES
 from datadream_utils.sources import folder_whole, list_pictures, safe_dir
 from datadream_utils.splits import HELD_OUT, hold_out
+from datadream_utils.texts import plain
 
+RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{i}" for device in ("com", "lpt") for i in range(10))}  # on Windows
 THEIRS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
@@ -74,7 +77,9 @@ def _export(loaded, target, known, origin):
                     path.rename(temporary / "val" / folder / path.name)
             words += f"; {HELD_OUT}"
         info = {"classes": dict(zip(folders, names, strict=True)), "split": words, "source": origin}
-        (temporary / "dataset.yaml").write_text(yaml.safe_dump(info, sort_keys=False, allow_unicode=True))
+        (temporary / "dataset.yaml").write_text(
+            yaml.safe_dump(info, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     return target
 
 
@@ -112,7 +117,8 @@ def _classes(rows, columns, known, origin):
                 raise InputError(f"{origin}: class {name!r} is none of {known.name}'s: it is another data set.")
     else:
         labels = {i: i for i in range(len(theirs))}
-    names = list(known.class_names) if known else [name.replace("_", " ") for name in theirs]
+    own = () if known else [plain(name.replace("_", " "), f"{origin}: a class") for name in theirs]
+    names = list(known.class_names if known else own)
     kept = [label for label in labels.values() if label is not None]
     if sorted(kept) != list(range(len(names))):
         raise InputError(f"{origin} has {len(set(kept))} classes where {known.name} has {len(names)}.")
@@ -137,16 +143,21 @@ def _write_split(rows, columns, folder, folders, labels, origin):
         if not content:
             raise InputError(f"{origin}, row {number} holds no image bytes: use a copy with the images in it.")
         directory, name = folder / folders[labels[row[label]]], PurePosixPath(path.replace("\\", "/")).name
-        if not name.lower().endswith(SUFFIXES) or name.startswith(".") or directory / name in used:
+        if not _usable(name) or (directory, name.lower()) in used:
             name = f"row_{number:07d}{_suffix(content, f'{origin}, row {number}')}"
-        place = directory / name
-        used.add(place)
-        place.write_bytes(content)
+        used.add((directory, name.lower()))
+        (directory / name).write_bytes(content)
+
+
+def _usable(name):
+    """May a picture keep this name: safe on every file system, and none that ``_write_split`` gives itself?"""
+    safe = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .,()+=@&'-]{0,150}", name) and name.lower().endswith(SUFFIXES)
+    return bool(safe) and name.lower().split(".")[0].strip() not in RESERVED and not name.lower().startswith("row_")
 
 
 def _suffix(content, where):
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return f".{picture.format.lower()}"
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return ".jpeg" if picture.format == "MPO" else f".{picture.format.lower()}"  # MPO: JPEG with more behind
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read as a picture ({error}): download it again.") from None

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from datadream_utils.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # for some others Pillow runs programs
+LONGEST = 100  # times as long as wide, or wide as long
 
 
 def read_image(path):
@@ -23,7 +25,9 @@ def read_image(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                if max(image.size) > LONGEST * min(image.size):  # resized to a square it would fill the memory
+                    raise ValueError("{} by {} pixels, too long for its width".format(*image.size))
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
@@ -37,7 +41,7 @@ def read_image(path):
 
 def _to_rgb(image):
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
         top = 65535.0 if values.max(initial=0) > 255 else 255.0  # 16-bit files may open as 32-bit integers
         image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.has_transparency_data:

@@ -12,16 +12,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, nearest, suggest
 from datadream_utils.methods import AXES, METHODS, SETTINGS, get_method
 from datadream_utils.shards import check_shard
+from datadream_utils.texts import plain, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -38,14 +38,14 @@ def resolve(path):
 
 def run_name(dataset, method, n_shot, seed, variant=""):
     """``mnist5k_datadream_cls_16shot_seed0``, and ``_<variant>`` when there is one. Never a path."""
-    dataset = re.sub(r"[^A-Za-z0-9-]+", "-", Path(dataset).name).strip("-") or "dataset"
+    dataset = re.sub(r"[^A-Za-z0-9-]+", "-", Path(dataset).name)[:80].strip("-") or "dataset"
     return f"{dataset}_{method}_{n_shot}shot_seed{seed}" + (f"_{variant}" if variant else "")
 
 
 class Parameters(BaseModel):
     """Checked parameters of one stage: every field set, of its type and in its range."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, namespace):
@@ -67,6 +67,9 @@ class Parameters(BaseModel):
     def make(cls, **values):
         """Build from values, each one's entry for the method, with pydantic's findings as one InputError."""
         values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
+        for name, value in values.items():
+            if isinstance(value, str):
+                plain(value, f"parameter {name!r}", limit=4000)
         try:
             return cls(**values)
         except ValidationError as error:
@@ -81,7 +84,7 @@ class RunParams(Parameters):
     shots_file: str
     method: str
     n_shot: Count
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9.=-]*$", max_length=60)]
     output_root: str
     data_root: str
@@ -242,9 +245,9 @@ def for_method(name, value, method):
     for key in value:
         if key not in METHODS and key != "default":
             raise InputError(f"parameter {name!r}: {key!r} is no method.{suggest(key, [*METHODS, 'default'])}")
-    if method not in value and "default" not in value:
+    if not value.keys() & {str(method), "default"}:
         raise InputError(f"parameter {name!r} has no value for method {method!r}: add it, or a 'default'.")
-    return value.get(method, value.get("default"))
+    return value.get(str(method), value.get("default"))
 
 
 def parameter_names():
@@ -254,10 +257,7 @@ def parameter_names():
 
 def read_params_file(path):
     """A parameter file as a dict; InputError names the file for a bad one or an unknown key."""
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold 'name: value' lines, not a {type(values).__name__}.")
     for name in values:

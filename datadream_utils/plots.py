@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.methods import METHODS
+from datadream_utils.texts import literal
 
 PALETTE = sns.color_palette("colorblind", max(10, len(METHODS)))
 COLOURS = dict(zip(METHODS, PALETTE, strict=False))
@@ -85,11 +86,11 @@ def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
             if j < len(row) and row[j] is not None:
                 ax.imshow(np.asarray(_picture(row[j])), interpolation="nearest")
             if i == 0 and column_titles:
-                ax.set_title(column_titles[j], fontsize=8)
+                ax.set_title(literal(column_titles[j]), fontsize=8)
         if row_titles:
-            axes[i, 0].set_ylabel(row_titles[i], rotation=0, ha="right", va="center", fontsize=9)
+            axes[i, 0].set_ylabel(literal(row_titles[i]), rotation=0, ha="right", va="center", fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -124,7 +125,7 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = max(3.5, min(0.45 * len(class_names) + 1.5, 12))
     figure, axes = _figure(1, 1, side + 0.6, side)
-    labels = class_names if len(class_names) <= 50 else False
+    labels = [literal(name) for name in class_names] if len(class_names) <= 50 else False
     small = len(class_names) <= 20
     sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f", annot_kws={"size": 7},
                 xticklabels=labels, yticklabels=labels, square=True, cbar_kws={"label": "%"})  # fmt: skip
@@ -154,7 +155,7 @@ def accuracy_bars(table, dataset):
         xlim=(0, 110),
         xticks=range(0, 101, 20),
         xlabel="top-1 accuracy on the test split (%)",
-        title=f"Accuracy on {dataset}",
+        title=f"Accuracy on {literal(dataset)}",
     )
     sns.despine(ax=ax)
     return figure
@@ -178,7 +179,10 @@ def forest(order, dataset):
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
     ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlabel="points of accuracy, 95 % intervals over the test images", title=f"The published order, on {dataset}")
+    ax.set(
+        xlabel="points of accuracy, 95 % intervals over the test images",
+        title=literal(f"The published order, on {dataset}"),
+    )
     if order.empty:
         ax.text(0.5, 0.5, "no published pair has been run", ha="center", transform=ax.transAxes)
     sns.despine(ax=ax, left=True)

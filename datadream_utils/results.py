@@ -15,12 +15,14 @@ from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
 from datadream_utils.published import load as load_published
 from datadream_utils.run import write_json
+from datadream_utils.texts import inside, latex, markdown, read_json
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
 BLOCKS = {"none": "zero-shot", "S": "synthetic", "R": "real", "R+S": "real"}  # of the paper's table, by setting
 
-TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash ", "^": r"\^{}", "~": r"\~{}"})
+# What ``metrics.json`` must hold for a table, and of which kind.
+METRICS = dict.fromkeys(RUN_KEYS, str) | {"n_shot": int, "seed": int, "n_test": int, "accuracy": (int, float)}
 
 # Every table of results: classifier, protocol, and the title that keeps it apart from the main one.
 AS_RELEASED = "Evaluated as the authors' released code does (protocol: published), not comparable with the main table"
@@ -90,7 +92,7 @@ def load_results(output_root):
     """
     rows = []
     for path in sorted(resolve(output_root).glob("*/train-*/manifest.json")):
-        rows.append({"classifier": "clip", "protocol": "sound"} | _read_metrics(path.parent) | {"folder": path.parent})
+        rows.append(_read_metrics(path.parent) | {"folder": path.parent})
     if not rows:
         raise InputError(f"no finished classifier under {resolve(output_root)}: run 03_train_clip first.")
     results = pd.DataFrame(rows)
@@ -102,12 +104,12 @@ def load_results(output_root):
 
 
 def _read_metrics(folder):
-    try:
-        return json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'metrics.json'} cannot be read ({error}): delete {folder} and run 03_train_clip again."
-        ) from None
+    path, fix = folder / "metrics.json", f"delete {folder} and run 03_train_clip again"
+    metrics = {"classifier": "clip", "protocol": "sound"} | read_json(path, fix)
+    for key, kind in METRICS.items():
+        if not isinstance(metrics.get(key), kind) or (key == "setting" and metrics[key] not in SETTINGS):
+            raise InputError(f"{path} cannot be read ({key!r} is {metrics.get(key)!r}): {fix}.")
+    return metrics
 
 
 def at_n_shot(results, dataset, n_shot):
@@ -123,19 +125,20 @@ def at_n_shot(results, dataset, n_shot):
 
 def example_pictures(output_root, dataset, n_shot, label, count):
     """``{method label: [path, ...]}``: ``count`` pictures of class ``label``, of each method's lowest seed."""
-    found = {}
+    found, wanted = {}, {"dataset": dataset, "n_shot": n_shot, "variant": ""}
     for path in resolve(output_root).glob("*/generate/manifest.json"):
-        parameters = json.loads(path.read_text())["parameters"]
-        if (parameters["dataset"], parameters["n_shot"], parameters["variant"]) == (dataset, n_shot, ""):
-            found[(parameters["method"], parameters["seed"])] = path.parent / "images"
+        parameters = read_json(path, f"delete {path.parent} and run 02_generate again").get("parameters", {})
+        if wanted.items() <= parameters.items():
+            found[(parameters.get("method"), parameters.get("seed"))] = path.parent / "images"
     pictures = {}
     for name, method in METHODS.items():
         seeds = [seed for other, seed in found if other == name]
         if method.generates and seeds:
             folder = found[(name, min(seeds))]
-            rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-            files = [folder / row["file_name"] for row in rows if row["label"] == label]
-            pictures[method.label] = files[:count]
+            source = folder / "metadata.jsonl"
+            rows = read_json(source, f"delete {folder.parent} and run 02_generate again", lines=True)
+            shown = [row.get("file_name") for row in rows if row.get("label") == label][:count]
+            pictures[method.label] = [inside(folder, name, source) for name in shown]
     return pictures
 
 
@@ -217,7 +220,10 @@ def to_markdown(table, title=""):
     """The paper's layout as a Markdown table, under its title, with its notes below."""
     rows, columns, notes = paper_layout(table)
     lines = [f"**{title}**", ""] if title else []
-    lines += ["| Method | R | S | " + " | ".join(columns) + " |", "|---|:-:|:-:|" + "---:|" * len(columns)]
+    lines += [
+        "| Method | R | S | " + " | ".join(map(markdown, columns)) + " |",
+        "|---|:-:|:-:|" + "---:|" * len(columns),
+    ]
     for row in rows:
         cells = [_cell(row["cells"].get(c), " ± {}", "**{}**", "<sup>{}</sup>") for c in columns]
         ticks = ["✓" if row[k] else "" for k in "RS"]
@@ -230,10 +236,9 @@ def to_markdown(table, title=""):
 def to_latex(table, title=""):
     """The paper's layout as a booktabs table, under its title, with its notes below."""
     rows, columns, notes = paper_layout(table)
-    escape = lambda text: text.translate(TEX)  # noqa: E731
-    lines = [rf"\textbf{{{escape(title)}}}\\[1ex]"] if title else []
+    lines = [rf"\textbf{{{latex(title)}}}\\[1ex]"] if title else []
     lines += [r"\begin{tabular}{lcc" + "r" * len(columns) + "}", r"\toprule"]
-    lines += [" & ".join(["Method", "R", "S", *map(escape, columns)]) + r" \\"]
+    lines += [" & ".join(["Method", "R", "S", *map(latex, columns)]) + r" \\"]
     block = None
     for row in rows:
         if row["block"] != block:
@@ -241,9 +246,9 @@ def to_latex(table, title=""):
             block = row["block"]
         cells = [_cell(row["cells"].get(c), r"$_{{\pm {}}}$", r"\textbf{{{}}}", r"$^{{{}}}$") for c in columns]
         ticks = [r"\checkmark" if row[k] else "" for k in "RS"]
-        lines.append(" & ".join([escape(row["method"]), *ticks, *cells]) + r" \\")
+        lines.append(" & ".join([latex(row["method"]), *ticks, *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\\{{\footnotesize $^{{{mark}}}$ {escape(text)}}}" for mark, text in notes.items()]
+    lines += [rf"\\{{\footnotesize $^{{{mark}}}$ {latex(text)}}}" for mark, text in notes.items()]
     return "\n".join(lines) + "\n"
 
 

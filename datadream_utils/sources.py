@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import yaml
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from datadream_utils.errors import InputError
 from datadream_utils.images import SUFFIXES
 from datadream_utils.params import ROOT
+from datadream_utils.texts import plain, read_bytes
 
 FOLDER = ROOT / "params" / "datasets"
 
@@ -117,10 +117,13 @@ def list_pictures(directory):
     """The pictures in a folder, sorted by name; hidden files and other kinds are left out."""
     try:
         with os.scandir(directory) as entries:
-            names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+            found = [e for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+        broken = next((entry for entry in found if not entry.is_file()), None)
     except OSError as error:
         raise InputError(f"folder {directory} cannot be read ({error.strerror}): put it back.") from None
-    return [directory / name for name in sorted(names) if not name.startswith(".")]
+    if broken:
+        raise InputError(f"{directory}: {broken.name!r} is called as a picture but is no file: remove it.")
+    return [directory / plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in found)]
 
 
 def read_archive(root, known):
@@ -188,15 +191,15 @@ def _lists(base, images, known):
 
 def _text(path, known):
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): {known.name} needs it.") from None
 
 
 def _matlab(path, variable, known):
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
-    except (OSError, ValueError, KeyError, TypeError, MatReadError) as error:
+    except Exception as error:  # scipy lets IndexError, zlib.error and more out, by the damage
         raise InputError(f"{path} is no Matlab file with {variable!r} ({error}): {known.name} needs it.") from None
 
 

@@ -19,12 +19,12 @@ import torch
 from datadream_utils.errors import InputError
 from datadream_utils.images import written_whole
 from datadream_utils.params import resolve
+from datadream_utils.texts import MAX_BYTES, read_bytes
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class; the rest is test
 OWN_SPLIT = "own split: 50 % train, 20 % val, 30 % test of each class by a fixed permutation (no split file given)"
 HELD_OUT = "val is 20 % of each class's train by a fixed permutation (no split file given)"
 SPLITS = ("train", "val", "test")
-MAX_BYTES = 256 * 2**20  # of a downloaded split file: CoOp's largest has 11 MB
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_split_file(where, data_root):
     try:
         text = content.decode("utf-8-sig")
         rows = _json_rows(text, where) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, where)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{where} cannot be read as a CSV or JSON split file: {error}") from None
     for place, split, _, _ in rows:
         if split not in SPLITS:
@@ -101,9 +101,10 @@ def read_split_file(where, data_root):
 
 def _read(where):
     try:
-        return resolve(where).read_bytes()
-    except OSError as error:
-        raise InputError(f"split file {where} cannot be read ({error.strerror}): give its path or a URL.") from None
+        return read_bytes(resolve(where))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"split file {where} cannot be read ({reason}): give its path or a URL.") from None
 
 
 def _fetch(url, folder):
@@ -196,8 +197,8 @@ def read_shots(where, data, n_shot):
     fewer than ``n_shot``.
     """
     try:
-        lines = resolve(where).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(resolve(where)).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"shots file {where} cannot be read ({error}): give the path of a text file.") from None
     train = by_name(data.root, data.folders, {"train": data.files["train"]})
     others = by_name(data.root, data.folders, {k: v for k, v in data.files.items() if k != "train"})

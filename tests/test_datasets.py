@@ -44,9 +44,9 @@ def test_a_users_folder_needs_no_yaml(folder_dataset):
     assert "val" not in data.files
 
 
-@pytest.mark.parametrize("name", ["F-16A/B", "..", "../../etc", 'the "best" pie', "東京", "a\nb", "  "])
+@pytest.mark.parametrize("name", ["F-16A/B", "..", "../../etc", 'the "best" pie', "東京", "CON", "<b>$x$</b>"])
 def test_any_class_name_stays_inside_the_run_folder(folder_dataset, name):
-    quoted = '"' + name.replace('"', '\\"').replace("\n", "\\n") + '"'
+    quoted = '"' + name.replace('"', '\\"') + '"'
     (folder_dataset / "dataset.yaml").write_text(f"classes: {{apple_pie: {quoted}, crème brûlée: brûlée}}")
     data = load_dataset(str(folder_dataset))
     assert data.class_names[0] == name

@@ -20,6 +20,7 @@ from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS, attach_lora, detach_lora, save_lora
+from datadream_utils.memory import enough_memory
 from datadream_utils.models import DTYPES
 from datadream_utils.prompts import class_prompt
 from datadream_utils.shards import part_of
@@ -160,7 +161,8 @@ def adapt(pipe, adapters, p, stage, progress):
     missing = [group for group in groups if not all(_saved(stage, adapter) for adapter in group)]
     steps = sum(adapter_steps(p, len(group[0].paths)) for group in missing)
     label = f"{sum(map(len, missing))} adapters, steps"
-    with closing(_train_and_save(pipe, missing, p, stage)) as training:
+    lower = ("adapt_batch_size", "adapters_together", "gradient_checkpointing")
+    with closing(_train_and_save(pipe, missing, p, stage)) as training, enough_memory(p, *lower):
         for _ in progress(training, total=steps, label=label):
             pass
     if not p.shard:
@@ -175,7 +177,11 @@ def checkpoint_of(stage, group, p):
 
 
 def _saved(stage, adapter):
-    return (adapter_folder(stage, adapter.name) / WEIGHTS).exists()
+    return (adapter_folder(stage, adapter.name) / WEIGHTS).exists() and _losses_file(stage, adapter).exists()
+
+
+def _losses_file(stage, adapter):
+    return stage.folder / "losses" / f"{adapter.name}.csv"
 
 
 def _train_and_save(pipe, groups, p, stage):
@@ -212,7 +218,7 @@ def _train_group(pipe, group, p, stage, checkpoint):
 
 
 def _write_losses(stage, adapter, rows):
-    with written_whole(stage.folder / "losses" / f"{adapter.name}.csv") as temporary, open(temporary, "w") as file:
+    with written_whole(_losses_file(stage, adapter)) as temporary, open(temporary, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", "loss", "learning_rate"])
         writer.writerows([step, f"{loss:.6f}", f"{rate:.3e}"] for step, loss, rate in rows)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+from datadream_utils.images import written_whole
 from datadream_utils.prompts import class_prompt
 
 CLIP_TARGETS = ("q_proj", "v_proj")  # of both towers, all blocks, as in the authors' code
@@ -59,7 +60,8 @@ class ClipClassifier(torch.nn.Module):
 
     def save(self, folder):
         """The adapter, in PEFT's own format."""
-        self.clip.save_pretrained(folder)
+        with written_whole(folder) as temporary:
+            self.clip.save_pretrained(temporary)
 
 
 def clip_judge(clip, tokenizer, processor, data):

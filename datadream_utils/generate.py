@@ -8,7 +8,7 @@ nothing.
 import itertools
 import json
 import random
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from datadream_utils.clip import clip_judge
 from datadream_utils.datasets import Dataset, flatten, stable_seed
 from datadream_utils.images import centre_square, read_image, written_whole
 from datadream_utils.lora import fused_lora
+from datadream_utils.memory import enough_memory
 from datadream_utils.methods import Method
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.prompts import generation_prompt
@@ -185,8 +186,9 @@ def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
     ]
     blocks = [(label, block) for label, block in every if not all(path(label, i).exists() for i in block)]
     drawn = _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge)
-    for _ in progress(drawn, total=len(blocks), label="batches of images"):
-        pass
+    with closing(drawn), enough_memory(p, "generate_batch_size"):
+        for _ in progress(drawn, total=len(blocks), label="batches of images"):
+            pass
     rows = [
         _metadata_row(recipe, label, index, path(label, index), stage.folder / "images")
         for label, index in itertools.product(range(len(recipe.shots)), range(count))
@@ -209,7 +211,7 @@ def read_captions(method, data, shots, p, stage, device):
         return None
     path, paths, labels = stage.folder / "captions.json", *flatten(shots)
     names = [str(shot.relative_to(data.root)) for shot in paths]
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored = json.loads(path.read_text()) if path.exists() and not stage.damage([path.name]) else {}
     if stored.get("captioner") != [p.captioner, p.captioner_revision, p.seed] or list(stored["captions"]) != names:
         clip = load_clip(p.filter_model, p.filter_revision, device, "filter_model") if p.captioner == STAND_IN else None
         captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)

@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from datadream_utils import typeset
 from datadream_utils.architectures import make_clip, make_scheduler, make_tokenizer, make_unet, make_vae, tokenize
-from datadream_utils.run import sha256
+from datadream_utils.checksums import sha256
 
 CARD = """# The tiny world's base models
 

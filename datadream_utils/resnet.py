@@ -7,6 +7,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from datadream_utils.errors import InputError
+from datadream_utils.images import written_whole
 from datadream_utils.params import resolve
 
 
@@ -31,7 +32,8 @@ class ResNetClassifier(torch.nn.Module):
 
     def save(self, folder):
         """In transformers' own format, safetensors."""
-        self.resnet.save_pretrained(folder)
+        with written_whole(folder) as temporary:
+            self.resnet.save_pretrained(temporary)
 
 
 def resnet_config(classifier, class_names):

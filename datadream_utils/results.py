@@ -14,7 +14,7 @@ from datadream_utils.images import written_whole
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
 from datadream_utils.published import load as load_published
-from datadream_utils.run import write_json
+from datadream_utils.run import check_made, write_json
 from datadream_utils.texts import inside, latex, markdown, read_json
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
@@ -104,6 +104,7 @@ def load_results(output_root):
 
 
 def _read_metrics(folder):
+    check_made(folder, "03_train_clip", ["metrics.json", "predictions.parquet"])
     path, fix = folder / "metrics.json", f"delete {folder} and run 03_train_clip again"
     metrics = {"classifier": "clip", "protocol": "sound"} | read_json(path, fix)
     for key, kind in METRICS.items():
@@ -136,9 +137,11 @@ def example_pictures(output_root, dataset, n_shot, label, count):
         if method.generates and seeds:
             folder = found[(name, min(seeds))]
             source = folder / "metadata.jsonl"
+            check_made(folder.parent, "02_generate", ["images/metadata.jsonl"])
             rows = read_json(source, f"delete {folder.parent} and run 02_generate again", lines=True)
             shown = [row.get("file_name") for row in rows if row.get("label") == label][:count]
             pictures[method.label] = [inside(folder, name, source) for name in shown]
+            check_made(folder.parent, "02_generate", [f"images/{name}" for name in shown])
     return pictures
 
 

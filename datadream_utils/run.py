@@ -1,14 +1,14 @@
 """Where a run is kept, and what it remembers of itself.
 
     outputs/mnist5k_datadream_cls_16shot_seed0/
-        adapt/      adapters/<class>/pytorch_lora_weights.safetensors, losses.csv, manifest.json
-        generate/   images/<class>/00000.png, images/metadata.jsonl, manifest.json
-        train-S/    classifier/, predictions.parquet, history.csv, metrics.json, manifest.json
+        adapt/      adapters/<class>/pytorch_lora_weights.safetensors, losses/<class>.csv, shots.txt, ...
+        generate/   images/<class>/00000.png, images/metadata.jsonl, ...
+        train-S/    classifier/, predictions.parquet, history.csv, metrics.json, ...
         train-R+S/  ...
 
-A stage writes ``parameters.json`` when it starts and ``manifest.json`` when everything else is on disk: with that file
-it is finished, without it the stage goes on where it was. Other parameters never overwrite: they need another
-``variant``.
+A stage writes ``parameters.json`` when it starts; when all else is on disk ``checksums.txt``, and last
+``manifest.json``: with that file it is finished, without it the stage goes on where it was. Of a finished stage what
+has vanished or changed is made again. Other parameters never overwrite: they need another ``variant``.
 """
 
 import hashlib
@@ -17,13 +17,16 @@ import json
 import platform
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from datadream_utils.checksums import LIST, changed_files, sha256s, torn_files, write_checksums
 from datadream_utils.errors import InputError
-from datadream_utils.images import written_whole
+from datadream_utils.images import remove, written_whole
+from datadream_utils.locks import hold, release
+from datadream_utils.memory import peak_memory
 from datadream_utils.params import NOT_IDENTITY, ROOT, resolve
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
@@ -34,32 +37,62 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def _read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete it and run the notebook that wrote it.") from None
+
+
 @dataclass
 class Stage:
-    """One stage of a run: its folder, its parameters, and whether it is finished."""
+    """One stage of a run: its folder, its parameters, and whether it is finished.
+
+    how: the parameters that do not change the result; of these "shard" ("2/4") is the part of the work to do here.
+    """
 
     name: str
     folder: Path
     parameters: dict
+    how: dict = field(default_factory=dict)
     started: float = 0.0
+    resumed: bool = False
+    before: float = 0.0  # seconds that a finished stage took whose damage is being mended
+    locks: list = field(default_factory=list)
 
     @property
     def finished(self):
         return (self.folder / "manifest.json").exists()
 
+    @property
+    def part(self):
+        """The shard as it stands in file names, "2-of-4"; "" for the whole stage."""
+        return self.how.get("shard", "").replace("/", "-of-")
+
     def manifest(self):
         """What the finished stage wrote of itself."""
-        return json.loads((self.folder / "manifest.json").read_text())
+        return _read_json(self.folder / "manifest.json")
+
+    def damage(self, names=None):
+        """The files of a finished stage (of ``names``, or all) that have vanished or changed since."""
+        noted = self.manifest().get("checksums") if self.finished else None  # the first manifests had none
+        return changed_files(self.folder, noted, names) if noted else []
 
     def begin(self):
-        """Note the parameters and the time, and return True; say so and return False when the stage is finished.
+        """Lock the folder, note parameters and time, and return True; say so and return False when all is done.
 
-        InputError when the folder cannot be written.
+        Of a finished stage what has vanished or changed is taken away, to be made again. InputError when another
+        process works here, or the folder cannot be written.
         """
-        if self.finished:
-            print(f"{self.folder} is finished already: nothing to do.")
+        if self._done():
             return False
         try:
+            self.locks = hold(self.folder, self.part)
+            if self._done():  # by another process, in the meantime
+                release(self.locks)
+                return False
+            self.resumed = (self.folder / "parameters.json").exists()
+            self._clear()
             write_json(self.folder / "parameters.json", self.parameters)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written ({error}): set output_root to another folder.") from None
@@ -67,21 +100,66 @@ class Stage:
         return True
 
     def finish(self, device="cpu", **facts):
-        """Write ``manifest.json``: everything needed to make this stage again, and what it came to."""
-        manifest = {
-            "stage": self.name,
-            "parameters": self.parameters,
-            **facts,
-            "seconds": round(time.time() - self.started, 1),
-            "device": device_name(device),
-            "num_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "git": git_state(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        write_json(self.folder / "manifest.json", manifest)
-        return manifest
+        """Write ``manifest.json``: everything needed to make this stage again, and what it came to.
+
+        A shard writes ``shards/<k>-of-<n>.json`` instead. Either is returned, and the lock released.
+        """
+        seconds = time.time() - self.started
+        done = {"device": device_name(device), **peak_memory(device)}
+        done["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self.part:
+            record = {"shard": self.part, "seconds": round(seconds, 1), **done}
+            write_json(self._part_record, record)
+            print(f"Part {self.part} is done.")
+        else:
+            shards = [_read_json(path) for path in sorted(self.folder.glob("shards/*.json"))]
+            seconds += self.before or sum(shard["seconds"] for shard in shards)
+            record = {
+                "stage": self.name,
+                "parameters": self.parameters,
+                "how": self.how,
+                **facts,
+                "seconds": round(seconds, 1),
+                "resumed": self.resumed,  # then the seconds are those since
+                **done,
+                "num_threads": torch.get_num_threads(),
+                "shards": shards,
+                "python": platform.python_version(),
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "git": git_state(),
+                "checksums": write_checksums(self.folder),
+            }
+            write_json(self.folder / "manifest.json", record)
+        release(self.locks)
+        return record
+
+    @property
+    def _part_record(self):
+        return self.folder / "shards" / f"{self.part}.json"
+
+    def _done(self):
+        if self.part and not self.finished and self._part_record.exists():
+            print(f"Part {self.part} of {self.folder} is done already.")
+            return True
+        if self.finished and (self.part or not self.damage()):
+            print(f"{self.folder} is finished already: nothing to do.")
+            return True
+        return False
+
+    def _clear(self):
+        """Take away damaged files, then the manifest (a kill in between loses nothing), the list, torn-off writes."""
+        if self.part:
+            return  # other parts may be writing
+        for name in self.damage() if self.finished else torn_files(self.folder):
+            if name != LIST:
+                print(f"{self.folder / name} has vanished or changed: it is made again.")
+                (self.folder / name).unlink(missing_ok=True)
+        if self.finished:
+            self.before = self.manifest()["seconds"]
+            (self.folder / "manifest.json").unlink()
+        (self.folder / LIST).unlink(missing_ok=True)
+        for torn in list(self.folder.rglob(".*.part")):
+            remove(torn)
 
 
 def stage(p, name):
@@ -90,28 +168,45 @@ def stage(p, name):
     Raises InputError when its folder holds the same stage made, or begun, with other parameters.
     """
     folder = resolve(p.output_root) / p.run_name / name
-    parameters = p.identity()
-    note = folder / "parameters.json"
-    if note.exists():
-        before = {k: v for k, v in json.loads(note.read_text()).items() if k not in NOT_IDENTITY}
-        changed = sorted(k for k in parameters.keys() | before.keys() if parameters.get(k) != before.get(k))
+    found = Stage(name, folder, p.identity(), {k: v for k, v in p.model_dump().items() if k in NOT_IDENTITY})
+    begun = folder / "parameters.json"
+    if found.finished or begun.exists():
+        before = found.manifest()["parameters"] if found.finished else _read_json(begun)
+        before = {k: v for k, v in before.items() if k not in NOT_IDENTITY}
+        now = found.parameters
+        changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
         if changed:
             k = changed[0]
             raise InputError(
-                f"{folder} was made with {k}={before.get(k)!r}, not {parameters.get(k)!r}: set 'variant' to a word of "
+                f"{folder} was made with {k}={before.get(k)!r}, not {now.get(k)!r}: set 'variant' to a word of "
                 "your own to keep both, or delete that folder."
             )
-    return Stage(name, folder, parameters)
+    return found
 
 
 def needs(p, name, notebook):
-    """The finished stage ``name`` that another stage reads; InputError naming the notebook to run first."""
+    """The finished stage ``name`` that another stage reads; InputError naming the notebook to run first.
+
+    Its files are checked against their checksums: InputError names one that has vanished or changed.
+    """
     folder = resolve(p.output_root) / p.run_name / name
     if not (folder / "manifest.json").exists():
         raise InputError(
             f"{folder} is not finished: run {notebook} first with the same dataset, method, n_shot, seed and variant."
         )
-    return Stage(name, folder, json.loads((folder / "parameters.json").read_text()))
+    check_made(folder, notebook)
+    return Stage(name, folder, _read_json(folder / "parameters.json"))
+
+
+def check_made(folder, notebook, names=None):
+    """InputError when a file (of ``names``, or any) of the finished stage in ``folder`` has vanished or changed."""
+    damaged = Stage(folder.name, folder, {}).damage(names)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
+        raise InputError(
+            f"{folder / damaged[0]}{more} has vanished or changed since {notebook} made it: run {notebook} again, "
+            "which makes it anew and keeps the rest."
+        )
 
 
 def choose_device(device):
@@ -143,10 +238,6 @@ def git_state():
     return result.stdout.strip() or None
 
 
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def digest(paths):
     """One sha256 of the contents of many files, in order: what a stage was given."""
-    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()
+    return hashlib.sha256("".join(sha256s(paths)).encode()).hexdigest()

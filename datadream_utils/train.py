@@ -8,6 +8,7 @@ that every setting takes the same number of optimizer steps.
 """
 
 import math
+from copy import deepcopy
 
 import pandas as pd
 import torch
@@ -19,6 +20,7 @@ from datadream_utils.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.errors import InputError
 from datadream_utils.images import centre_square, read_image, to_tensor
+from datadream_utils.memory import enough_memory
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.resnet import ResNetClassifier, resnet_config
 
@@ -104,7 +106,7 @@ def learning_rate_factor(step, p, per_epoch):
 
 
 def make_classifier(clip, tokenizer, data, p):
-    """The classifier to train: ``clip`` with fresh LoRA (without, for setting "none"), or a fresh ResNet.
+    """The classifier to train: a copy of ``clip`` with fresh LoRA (itself, for setting "none"), or a fresh ResNet.
 
     What is random in it comes from (seed, setting) alone.
     """
@@ -112,7 +114,7 @@ def make_classifier(clip, tokenizer, data, p):
     if p.classifier != "clip":
         return ResNetClassifier(resnet_config(p.classifier, data.class_names), seed).to(clip.device).eval()
     if p.setting != "none":
-        clip = attach_clip_lora(clip, p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
+        clip = attach_clip_lora(deepcopy(clip), p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
     return ClipClassifier(clip, tokenizer, data).eval()
 
 
@@ -187,6 +189,17 @@ def train_and_test(classifier, processor, data, sets, p, image_size, progress):
     """
     published = p.protocol == "published"
     watch = evaluated_set(data, processor, p) if published else validation_set(data, processor)
+    with enough_memory(p, "train_batch_size", "eval_batch_size"):
+        history, predictions = _train(classifier, processor, data, sets, p, image_size, watch, progress)
+        if predictions is None:
+            predictions = predict(classifier, *evaluated_set(data, processor, p), p)
+    paths = flatten(data.files[evaluated_split(data, p)])[0]
+    return predictions.assign(file=[str(path.relative_to(data.root)) for path in paths]), history
+
+
+def _train(classifier, processor, data, sets, p, image_size, watch, progress):
+    """``(history, predictions)``; predictions are those of the best epoch under protocol "published", else None."""
+    published = p.protocol == "published"
     history, predictions = [], None
     if sets:
         p_watch = p.model_copy(update={"val_every": 1}) if published else p
@@ -196,10 +209,7 @@ def train_and_test(classifier, processor, data, sets, p, image_size, progress):
             if published and looked is not None and row["val_accuracy"] > max(_accuracies(history), default=-1):
                 predictions = looked
             history.append(row)
-    if predictions is None:
-        predictions = predict(classifier, *evaluated_set(data, processor, p), p)
-    paths = flatten(data.files[evaluated_split(data, p)])[0]
-    return predictions.assign(file=[str(path.relative_to(data.root)) for path in paths]), history
+    return history, predictions
 
 
 def _accuracies(history):

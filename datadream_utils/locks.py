@@ -1,0 +1,53 @@
+"""One process at a time in a stage's folder, or in each part of it.
+
+The lock belongs to the process: the operating system takes it back however that process ends, even by SIGKILL.
+"""
+
+import os
+import platform
+
+from filelock import FileLock, Timeout
+
+from datadream_utils.errors import InputError
+
+PATIENCE = 2.0  # seconds; a process that was just killed takes a moment to go, and others look in for one
+
+
+def hold(folder, part=""):
+    """Keep every other process out of ``folder``, or out of one ``part`` ("2-of-4"), until ``release``: the locks.
+
+    The whole folder and a part of it exclude each other; different parts do not. InputError names the process that is
+    there. Within one process a lock can be taken again, so a notebook's cell can be run again.
+    """
+    whole = folder / ".lock"
+    (folder / "shards" if part else folder).mkdir(parents=True, exist_ok=True)
+    if part:
+        own = _hold(folder / "shards" / f".{part}.lock", folder)
+        _hold(whole, folder).release()
+        return [own]
+    locks = []
+    try:
+        for path in [whole, *sorted(folder.glob("shards/.*.lock"))]:
+            locks.append(_hold(path, folder))
+    except InputError:
+        release(locks)
+        raise
+    return locks
+
+
+def release(locks):
+    for lock in locks:
+        lock.release(force=True)
+
+
+def _hold(path, folder):
+    lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise InputError(
+            f"{folder} is being worked on by {path.read_text() or 'another process'}: wait until it has finished, or "
+            "stop it (restart the kernel of its notebook)."
+        ) from None
+    path.write_text(f"process {os.getpid()} on {platform.node()}")
+    return lock

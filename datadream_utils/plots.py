@@ -50,18 +50,6 @@ def describe(figure):
             words.append(f"{kind}: {', '.join(filter(None, names))}")
     return "; ".join(filter(None, words))
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The picture, and its titles as the text that stands for it: nbconvert writes it as the picture's alt."""
-        alt = self.alt()
-        return {"image/png": self._repr_png_(), "text/plain": alt}, {"image/png": {"alt": alt}}
-
-    def alt(self):
-        """What the picture shows, in words: its titles and the names of its rows."""
-        axes = self.axes
-        titles = [self.get_suptitle(), *(s.get_suptitle() for s in self.subfigs)]
-        titles += [ax.get_title() for ax in axes] + [ax.get_ylabel() for ax in axes]
-        return "; ".join(dict.fromkeys(text.replace("\n", ", ") for text in titles if text)) or "Pictures"
-
 
 def _figure(rows, columns, width, height, **options):
     figure = NotebookFigure(figsize=(width, height), layout="constrained")

@@ -1,6 +1,8 @@
 # make demo     the whole method on real handwritten digits, from nothing to tables and figures
 # make test     all tests
 # make lab      JupyterLab on the notebooks
+# make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: not those of make demo)
+# make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
 # make results  the committed results: three seeds of every method
 # make pretrain the tiny base models, again from the beginning
 PYTHON ?= python3
@@ -9,7 +11,7 @@ BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --cores $(CORES) \
 	--show-failed-logs --logger rich --quiet host reason
 
-.PHONY: demo test lab results pretrain lint
+.PHONY: demo test lab site browser results pretrain lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -27,6 +29,19 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+.venv/site: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,site,browser]'
+	@touch $@
+
+site: .venv/site
+	@test -n "$(RUN)" || $(MAKE) demo
+	$(BIN)/mkdocs build
+	@echo "The site is in build/site: open build/site/index.html, no server and no network needed."
+
+browser: .venv/site
+	@test -n "$(RUN)" || $(MAKE) demo
+	$(BIN)/python -m pytest tests/browser
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

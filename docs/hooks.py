@@ -1,0 +1,154 @@
+"""What mkdocs does not do by itself: pages from a run's executed notebooks and the package's modules, MathML, alt texts.
+
+mkdocs calls the ``on_`` functions; a notebook that is missing, failed or has a figure without words stops the build.
+"""
+
+import ast
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+COLLECTED = ROOT / "build" / "collected"
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+LETTERS = {"double-struck": "DOUBLE-STRUCK", "script": "SCRIPT"}
+
+
+def executed_notebooks(extra):
+    """``{page: executed notebook}`` of the run and the setting in mkdocs.yml's ``extra``."""
+    run = ROOT / extra["run"]
+    files = {
+        "01_adapt_sd": run / "01_adapt_sd.ipynb",
+        "02_generate": run / "02_generate.ipynb",
+        "03_train_clip": run / f"03_train_clip-{extra['setting']}.ipynb",
+        "04_analysis": run.parent / "04_analysis.ipynb",
+    }
+    for file in files.values():
+        if not file.is_file():
+            raise PluginError(
+                f"{file} is not there: run the notebooks first (make demo), or name a run: make site RUN=..."
+            )
+        if any(output.output_type == "error" for output in _outputs(file)):
+            raise PluginError(f"{file} ended with an error: run it again")
+    return files
+
+
+def _outputs(file):
+    return [output for cell in nbformat.read(file, 4).cells for output in cell.get("outputs", [])]
+
+
+def on_config(config):
+    modules = sorted(path.stem for path in (ROOT / "datadream_utils").glob("[!_]*.py"))
+    config.extra["modules"] = modules
+    config.nav = [
+        {"Start": "index.md"},
+        {"Results": "results.md"},
+        {"Notebooks": [f"notebooks/{page}.ipynb" for page in executed_notebooks(config.extra)]},
+        {"Reference": ["reference.md", *(f"api/{module}.md" for module in modules)]},
+    ]
+    return config
+
+
+@event_priority(100)  # before mkdocs-jupyter looks for notebooks
+def on_files(files, config):
+    for page, file in executed_notebooks(config.extra).items():
+        copy = COLLECTED / "notebooks" / f"{page}.ipynb"  # mkdocs-jupyter wants a file under its page's name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        files.append(File(f"notebooks/{page}.ipynb", str(COLLECTED), config.site_dir, config.use_directory_urls))
+    for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
+        files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
+    for module in config.extra["modules"]:
+        text = f"# {module}\n\n::: datadream_utils.{module}\n"
+        files.append(File.generated(config, f"api/{module}.md", content=text))
+    files.append(File.generated(config, "reference.md", content=reference(config.extra["modules"])))
+    return files
+
+
+def reference(modules):
+    """A page that lists the modules, with the first sentence of each."""
+    lines = ["# Reference", "", "The package `datadream_utils`, module by module.", "", "| module | |", "|---|---|"]
+    for module in modules:
+        text = ast.get_docstring(ast.parse((ROOT / "datadream_utils" / f"{module}.py").read_text()))
+        lines.append(f"| [`{module}`](api/{module}.md) | {text.splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def on_page_content(html, page, config, files):
+    if not page.file.src_uri.startswith("notebooks/"):
+        return html
+    soup = BeautifulSoup(html, "html.parser")
+    describe_pictures(soup, page.file.abs_src_path)
+    write_formulas(soup)
+    tidy(soup)
+    return str(soup)
+
+
+def describe_pictures(soup, notebook):
+    """Give every picture the words that its figure left in the output's metadata (``plots.describe``)."""
+    words = {
+        output.data["image/png"].replace("\n", ""): output.metadata.get("image/png", {}).get("alt", "")
+        for output in _outputs(notebook)
+        if "image/png" in output.get("data", {})
+    }
+    for picture in soup.select(".jp-RenderedImage img"):
+        data = picture["src"].removeprefix("data:image/png;base64,").replace("\n", "")
+        if not words.get(data):
+            raise PluginError(f"{notebook}: a figure has no description; give it a title (plots.describe)")
+        picture["alt"] = words[data]
+
+
+def write_formulas(soup):
+    """Replace $...$ and $$...$$ by MathML, which browsers show without a script."""
+    for node in soup.select(".jp-MarkdownOutput")[:]:
+        for text in node.find_all(string=FORMULA):
+            if not text.find_parent(["code", "pre"]):
+                markup = FORMULA.sub(lambda m: mathml(m[1] or m[2], block=bool(m[1])), _escaped(text))
+                text.replace_with(BeautifulSoup(markup, "html.parser"))
+
+
+def _escaped(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def mathml(latex, block=False):
+    """One formula as MathML; what the converter leaves as it was stops the build."""
+    latex = latex.replace(r"\lVert", "‖").replace(r"\rVert", "‖").strip()  # \bigl before a word is beyond it
+    math = BeautifulSoup(convert(latex, display="block" if block else "inline"), "html.parser")
+    for letter in math.find_all("mi", mathvariant=LETTERS.keys().__contains__):
+        letter.string = _lettered(letter.string, LETTERS[letter.attrs.pop("mathvariant")])
+    if "\\" in math.text:
+        raise PluginError(f"formula that latex2mathml cannot read: {latex}")
+    return str(math)
+
+
+def _lettered(letter, style):
+    """R as the character ℝ: browsers ignore MathML's ``mathvariant``."""
+    for name in (f"MATHEMATICAL {style} CAPITAL {letter}", f"{style} CAPITAL {letter}"):
+        try:
+            return unicodedata.lookup(name)
+        except KeyError:
+            continue
+    raise PluginError(f"no character {style} {letter}")
+
+
+def tidy(soup):
+    """Keep the content and give it the theme's own looks, light and dark, instead of JupyterLab's."""
+    for element in soup.select(
+        "style, script, .zeroclipboard-container, .clipboard-copy-txt, .celltoolbar, .anchor-link"
+    ):
+        element.decompose()  # MathJax, Mermaid and a copy button's scripts among them
+    for code in soup.select(".highlight-ipynb"):
+        code["class"] = "highlight"
+    for table in soup.select("table"):
+        table.attrs.clear()
+    for scrolls in soup.select("pre, math[display=block]"):
+        scrolls["tabindex"] = "0"  # the keyboard reaches what scrolls sideways

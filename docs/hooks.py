@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from a run's executed notebooks and the package's modules, MathML, alt texts.
+"""What mkdocs lacks: pages from a run's executed notebooks and from the package's modules, MathML, alt texts.
 
 mkdocs calls the ``on_`` functions; a notebook that is missing, failed or has a figure without words stops the build.
 """

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -48,7 +49,7 @@ def test_every_link_and_picture_of_every_page_is_there(site, pages, watch):
     for path, targets in links.items():
         for target, anchor in map(urldefrag, targets):
             if urlsplit(target).scheme == "file":
-                file = site.__class__(unquote(urlsplit(target).path))
+                file = Path(unquote(urlsplit(target).path))
                 assert file.is_file() and file.is_relative_to(site), f"{path}: link to {target}"
                 assert not anchor or unquote(anchor) in anchors.get(file, {unquote(anchor)}), (
                     f"{path}: {target}#{anchor}"
@@ -87,7 +88,7 @@ def test_notebook_pages_say_what_their_figures_show(site, watch):
 
 
 def test_formulas_are_shown_without_scripts(site, watch):
-    page = watch(java_script_enabled=True).page
+    page = watch(java_script_enabled=False).page
     page.goto((site / "notebooks" / "01_adapt_sd.html").as_uri())
     assert page.locator("math[display=block]").count() >= 3
     assert (

@@ -1,0 +1,70 @@
+"""The overview page: what is finished, what failed, and names that try to be markup."""
+
+import json
+from html.parser import HTMLParser
+
+import yaml
+from PIL import Image
+
+from datadream_utils.report import write_report
+from datadream_utils.study import read_study
+
+
+class Page(HTMLParser):
+    """Every tag, and the text between them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _study(folder, folder_dataset):
+    values = {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
+    (folder / "out.yaml").write_text(yaml.safe_dump(values))
+    study = {
+        "parameters": ["params/smoke.yaml", str(folder / "out.yaml")],
+        "datasets": [str(folder_dataset)],
+        "methods": ["real", "fakeit"],
+        "n_shots": [2],
+        "seeds": [0],
+        "settings": ["R", "R+S"],
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return read_study(folder / "study.yaml")
+
+
+def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_dataset):
+    study = _study(tmp_path, folder_dataset)
+    real, fakeit = (tmp_path / "outputs" / name for name in study.runs())
+    for folder, seconds in ((real / "train-R", 7200), (fakeit / "generate", 3600)):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"seconds": seconds, "peak_memory_mb": 1500}))
+    (real / "train-R" / "metrics.json").write_text(json.dumps({"accuracy": 71.25}))
+    hostile = fakeit / "generate" / "images" / "0000_<script>alert(1)<&"
+    hostile.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(hostile / "00000.png")
+    (fakeit / "03_train_clip-R+S.log").write_text("first\n\x1b[31mInputError: <img src=x onerror=alert(1)>\x1b[0m\n")
+    written = write_report(study)
+    assert written == tmp_path / "outputs" / "report.html"
+    page = Page(written.read_text())
+    assert "2 of 3 stages are finished, 1 stopped before their end,\n0 have not begun" in page.text
+    assert "took 3.00 hours" in page.text and "71.2 %" in page.text and "1.5 GB" in page.text
+    assert "InputError: <img src=x onerror=alert(1)>" in page.text and "\x1b" not in page.text
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "link"})
+    (picture,) = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert picture["alt"] == "0000_<script>alert(1)<&" and set(picture) == {"src", "alt", "title"}
+    assert "<" not in picture["src"] and ":" not in picture["src"]
+    for address in (attrs["href"] for tag, attrs in page.tags if tag == "a"):
+        assert (written.parent / address.replace("%2B", "+")).exists(), address
+
+
+def test_the_page_of_a_study_that_has_not_begun(tmp_path, folder_dataset):
+    page = Page(write_report(_study(tmp_path, folder_dataset)).read_text())
+    assert "0 of 3 stages are finished" in page.text and "3 have not begun" in page.text

@@ -1,0 +1,75 @@
+"""A shared run: plain libraries read it, and it says where it comes from without saying where it was made."""
+
+import datasets as hub_library
+import pytest
+import torch
+import yaml
+from conftest import same_progress
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import DatasetCard, ModelCard
+
+from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.datasets import few_shot, load_dataset, write_shots
+from datadream_utils.errors import InputError
+from datadream_utils.generate import Recipe, generate
+from datadream_utils.run import stage as run_stage
+from datadream_utils.share import share
+
+
+@pytest.fixture
+def run(folder_dataset, make_params, pipe):
+    """The folder of a run of two adapters and four images, from a user's own folder."""
+    (folder_dataset / "dataset.yaml").write_text(yaml.safe_dump({"source": "my <b>kitchen</b>", "licence": "CC0"}))
+    changes = {"dataset": str(folder_dataset), "n_shot": 2}
+    p = make_params("adapt", adapt_epochs=1, adapt_batch_size=2, **changes)
+    data = load_dataset(p.dataset)
+    shots = few_shot(data, 2, p.seed)
+    first = run_stage(p, "adapt")
+    first.begin()
+    adapt(pipe, plan_adapters(p.system, data, shots), p, first, same_progress)
+    write_shots(data, shots, first.folder / "shots.txt")
+    first.finish(split=data.split)
+    p = make_params("generate", images_per_class=2, num_inference_steps=1, generate_batch_size=2, **changes)
+    second = run_stage(p, "generate")
+    second.begin()
+    generate(pipe, Recipe(p.system, data, shots, p.seed, None), p, second, first, None, same_progress)
+    second.finish(split=data.split)
+    return first.folder.parent
+
+
+def test_plain_diffusers_and_datasets_read_what_is_shared(run, tmp_path):
+    there = share(run, tmp_path / "shared")
+    plain = StableDiffusionPipeline.from_pretrained("models/tiny-stable-diffusion", safety_checker=None)
+    adapters = sorted(path for path in (there / "adapters").iterdir() if path.is_dir())
+    assert len(adapters) == 2
+    before = plain.unet.state_dict().keys()
+    plain.load_lora_weights(str(adapters[0]))
+    added = [v for k, v in plain.unet.state_dict().items() if k not in before and "lora_B" in k]
+    assert added and any(torch.count_nonzero(v) for v in added)
+    rows = hub_library.load_dataset(
+        "imagefolder", data_dir=str(there / "images"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(rows) == 4 and set(rows["class_name"]) == {"apple pie", "crème brûlée"}
+    assert rows[0]["image"].size == (32, 32)
+
+
+def test_cards_name_origin_and_licence_and_no_path_of_this_machine(run, tmp_path):
+    there = share(run, tmp_path / "shared")
+    model, images = ModelCard.load(there / "adapters" / "README.md"), DatasetCard.load(there / "images" / "README.md")
+    assert model.data.library_name == "diffusers" and "lora" in model.data.tags and model.data.license == "other"
+    assert images.data.task_categories == ["image-classification"] and "0. apple pie" in images.text
+    for text in (model.text, images.text):
+        assert "licence: CC0" in text and "&#60;b&#62;" in text and "<b>" not in text
+    for path in there.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+    assert (there / "shots.txt").read_text() == (run / "adapt" / "shots.txt").read_text()
+
+
+def test_a_shared_folder_is_never_overwritten_nor_an_unfinished_run_shared(run, tmp_path):
+    (tmp_path / "shared").mkdir()
+    with pytest.raises(InputError, match="exists already: name a new folder"):
+        share(run, tmp_path / "shared")
+    with pytest.raises(InputError, match="holds no finished stage"):
+        share(tmp_path / "mine", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

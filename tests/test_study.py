@@ -1,0 +1,121 @@
+"""Study files: what they come to, what is refused, and the graph that the workflow makes of them."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import yaml
+
+from datadream_utils.errors import InputError
+from datadream_utils.params import ROOT
+from datadream_utils.study import make_study, read_study
+
+SMALL = {
+    "parameters": "params/smoke.yaml",
+    "datasets": ["mnist5k"],
+    "methods": ["real", "datadream_cls"],
+    "n_shots": [2],
+    "seeds": [0, 1],
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_is_valid(path):
+    study = read_study(path)
+    assert len(study.runs()) >= len(study.datasets) * len(study.methods)
+
+
+def test_the_tiny_study_has_the_runs_and_stages_of_the_committed_tables():
+    study = read_study(ROOT / "params" / "studies" / "tiny.yaml")
+    stages = Counter(stage for run in study.runs().values() for stage in study.stages(run))
+    assert len(study.runs()) == 1 + 7 * 3
+    assert stages == {"adapt": 9, "generate": 18, "train-S": 18, "train-R+S": 18, "train-S-resnet": 18, "train-R": 3,
+                      "train-R-resnet": 3, "train-none": 1}  # fmt: skip
+
+
+def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
+    study = make_study(SMALL | {"sweep": {"guidance_scale": [2.0, 4], "real_weight": [0.5, 0.8], "lora_rank": [4]}})
+    names = [name for name, run in study.runs().items() if run.seed == 0]
+    assert names == [
+        "mnist5k_real_2shot_seed0",
+        "mnist5k_datadream_cls_2shot_seed0",
+        "mnist5k_datadream_cls_2shot_seed0_guidance-scale=4.0",
+        "mnist5k_datadream_cls_2shot_seed0_real-weight=0.5",
+        "mnist5k_datadream_cls_2shot_seed0_lora-rank=4",
+    ]
+    run = study.runs()[names[2]]
+    assert run.parameters["guidance_scale"] == 4.0 and run.parameters["variant"] == run.variant
+    assert study.checked(run, "generate").guidance_scale == 4.0 and study.checked(run, "generate").n_shot == 2
+    assert study.classifiers(study.runs()[names[3]]) == ["train-R+S"]  # nothing else has a weight
+
+
+def test_stages_that_a_change_does_not_touch_are_made_once():
+    study = make_study(SMALL | {"sweep": {"guidance_scale": [4.0], "real_weight": [0.5], "lora_rank": [4]}})
+    homes = {
+        run.variant: {s: run.home(s).variant for s in study.stages(run)}
+        for run in study.runs().values()
+        if run.method == "datadream_cls" and run.seed == 0
+    }
+    assert homes["guidance-scale=4.0"] == dict.fromkeys(("generate", "train-S", "train-R+S"), "guidance-scale=4.0") | {
+        "adapt": ""
+    }
+    assert homes["real-weight=0.5"] == {"adapt": "", "generate": "", "train-R+S": "real-weight=0.5"}
+    assert set(homes["lora-rank=4"].values()) == {"lora-rank=4"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"method": ["real"]}, "'method' is not known. Did you mean 'methods'"),
+        ({"methods": ["datadreamcls"]}, "Did you mean 'datadream_cls'"),
+        ({"datasets": ["eurosatt"]}, "neither known nor a folder. Did you mean 'eurosat'"),
+        ({"settings": ["SR"]}, "setting 'SR' is not known"),
+        ({"n_shots": [0]}, "n_shots.0"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, "two runs called 'mnist5k_real_2shot_seed0'"),
+        ({"sweep": {"seed": [1]}}, "sweep cannot move 'seed'"),
+        ({"sweep": {"guidance": [1.0]}}, "Did you mean 'guidance_scale'"),
+        ({"sweep": {"guidance_scale": [-1.0]}}, "guidance_scale"),
+        ({"sweep": {"guidance_scale": ["high"]}}, "guidance_scale"),
+        ({"parameters": "params/none.yaml"}, "params/none.yaml"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(change, message):
+    with pytest.raises(InputError, match="^a study: .*") as error:
+        make_study(SMALL | change, "a study")
+    assert message in str(error.value)
+
+
+def _plan(study, *arguments):
+    study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) if study.exists() else SMALL))
+    command = ["-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "1", "--configfile", str(study), "--dry-run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_workflow_plans_shards_sweeps_and_named_targets(tmp_path):
+    study, values = tmp_path / "study.yaml", tmp_path / "out.yaml"
+    values.write_text(f"output_root: {tmp_path}/outputs\nfigures_dir: {tmp_path}/figures\n")
+    files = ["params/smoke.yaml", str(values)]
+    study.write_text(yaml.safe_dump(SMALL | {"parameters": files, "shards": 2, "sweep": {"guidance_scale": [4.0]}}))
+    planned = _plan(study)
+    assert planned.returncode == 0, planned.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned.stdout, re.M))
+    wanted = {"adapt_shard": 4, "adapt": 2, "generate_shard": 8, "generate": 4, "train": 10, "analysis": 1, "all": 1}
+    assert {rule: int(count) for rule, count in jobs.items() if rule != "total"} == wanted
+    assert "guidance_scale 4.0" in _plan(study, "--printshellcmds").stdout
+    one = _plan(study, "mnist5k_real_2shot_seed1").stdout
+    assert "train" in one and "adapt" not in one
+
+
+def test_the_workflow_stops_with_one_sentence(tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(SMALL | {"methods": ["loftt"]}))
+    stopped = _plan(study)
+    assert stopped.returncode != 0 and "Traceback" not in stopped.stderr + stopped.stdout
+    assert f"{study}: method 'loftt' is not known. Did you mean 'loft'" in stopped.stderr + stopped.stdout

@@ -23,7 +23,7 @@ from datadream_utils.datasets import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
-from datadream_utils.run import check_made  # noqa
+from datadream_utils.run import check_made
 from datadream_utils.sources import folder_whole
 
 PAPER = "DataDream: Few-shot Guided Dataset Generation (Kim, Bader, Alaniz, Schmid, Akata; ECCV 2024, arXiv 2407.10910)"

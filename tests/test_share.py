@@ -21,7 +21,7 @@ def run(folder_dataset, make_params, pipe):
     """The folder of a run of two adapters and four images, from a user's own folder."""
     (folder_dataset / "dataset.yaml").write_text(yaml.safe_dump({"source": "my <b>kitchen</b>", "licence": "CC0"}))
     changes = {"dataset": str(folder_dataset), "n_shot": 2}
-    p = make_params("adapt", adapt_epochs=1, adapt_batch_size=2, **changes)
+    p = make_params("adapt", adapt_epochs=2, adapt_warmup_steps=0, adapt_batch_size=2, **changes)
     data = load_dataset(p.dataset)
     shots = few_shot(data, 2, p.seed)
     first = run_stage(p, "adapt")

@@ -14,6 +14,7 @@ The cards name models and data sets by their hub ids or folder names; no path of
 import argparse
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def share(run, to, data_root="data"):
     made = {path.parent.name: _json(path) for path in sorted(run.glob("*/manifest.json"))}
     if not made:
         raise InputError(f"{run} holds no finished stage: name a run's folder, such as outputs/tiny/mnist5k_...")
-    for name, manifest in made.items():
+    for name in made:
         check_made(run / name, {"adapt": "01_adapt_sd", "generate": "02_generate"}.get(name, "03_train_clip"))
     parameters = next(iter(made.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
@@ -108,8 +109,9 @@ def _dataset_card(manifest, data):
 
 # {row.label} images of {_word(data.name)}
 
-{p["images_per_class"]} synthetic images for each of {len(data.class_names)} classes, {p["resolution"]} pixels wide, drawn by
-`{_base(p["sd_model"])}` with DataDream Notebooks after {PAPER}; {p["n_shot"]} real images per class were seen, seed {p["seed"]}.
+{p["images_per_class"]} synthetic images for each of {len(data.class_names)} classes, {p["resolution"]} pixels wide,
+drawn by `{_base(p["sd_model"])}` with DataDream Notebooks after {PAPER}. {p["n_shot"]} real images per class were seen,
+seed {p["seed"]}.
 
 ```python
 datasets.load_dataset("imagefolder", data_dir="images")
@@ -133,7 +135,11 @@ def _facts(manifest, names):
     facts = {name: manifest["parameters"].get(name) for name in names}
     facts = {name: value for name, value in facts.items() if value not in ("", None)}
     versions = ", ".join(f"{k} {manifest['versions'][k]}" for k in ("torch", "diffusers") if k in manifest["versions"])
-    return facts | {"software": versions, "commit": manifest.get("git"), "split": manifest.get("split")}
+    return facts | {
+        "software": versions,
+        "commit": manifest.get("git"),
+        "split": re.sub(r"(?<![\w:/])/\S*/", "", manifest.get("split") or ""),
+    }
 
 
 def _table(facts):
@@ -180,7 +186,7 @@ def _json(path):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Copy a finished run's adapters, images, shots and results, with cards.")
+    parser = argparse.ArgumentParser(description="Copy what a finished run has made, with cards.")
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--to", required=True, help="a new folder")
     parser.add_argument("--data-root", default="data", help="where data sets are, as in the parameter data_root")

@@ -128,7 +128,7 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
         ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=label(method), **look(method))
     ax.axhline(0, color="0.6", lw=0.8)
     reference = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}[setting]
-    finish(ax, f"{MEASURES[measure]} to real test images, in {space}", f"gain over {reference} (points)")
+    finish(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {reference} (points)")
     legend(figure, [ax], 3)
     interval = f"95 % interval {found['low']:+.2f} to {found['high']:+.2f}, resampling classes"
     clear = found["low"] > 0 or found["high"] < 0
@@ -180,7 +180,8 @@ def nearest_shots(generated, held_out, space="feature"):
         if method != REAL:
             copies[method] = 100 * float((table[space] < limit).mean())
     ax.axvline(limit, color="0.6", lw=0.8)
-    finish(ax, f"distance to the nearest shot: {SPACES[space]}", "images nearer than that (%)")
+    ax.set_xscale("symlog", linthresh=max(limit, 1e-6))
+    finish(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
     legend(figure, [ax], 3)
     most = max(copies, key=copies.get) if copies else None
     sentence = "Nothing was generated."

@@ -258,6 +258,17 @@ def test_figures_are_read_in_print_and_in_the_dark(every_figure):
         assert figure.get_facecolor() == (1, 1, 1, 1), name
 
 
+def test_words_of_narrow_figures_lie_within_them(every_figure):
+    for name in ("scatter", "nearest", "pareto", "copies", "reliability"):
+        figure = every_figure[name]
+        figure.draw_without_rendering()
+        (ax,) = figure.axes
+        for text in (ax.xaxis.label, ax.yaxis.label, ax.title, *figure.legends):
+            box, empty = text.get_window_extent(), getattr(text, "get_text", lambda: "legend")() == ""
+            inside = box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
+            assert inside or empty, (name, text)
+
+
 def test_the_same_figures_have_the_same_bytes_and_carry_their_words(tmp_path):
     (tmp_path / "pictures").mkdir()
     for which in ("first", "second"):

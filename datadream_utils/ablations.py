@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from datadream_utils.methods import get_method
 from datadream_utils.results import BLOCKS
 from datadream_utils.stages import changes, run_parameters, value_of
 
@@ -54,6 +55,18 @@ def summary(table):
     )
     order = {setting: rank for rank, setting in enumerate(BLOCKS)}
     return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True).round(2)
+
+
+def texts(table, parameter):
+    """``summary`` as csv and Markdown, by kind."""
+    lines = [f"| Method | R | S | {ABLATIONS.get(parameter, parameter)} | Accuracy (%) | Seeds |"]
+    lines.append("|---|:-:|:-:|---:|---:|---:|")
+    for row in table.itertuples():
+        ticks = " | ".join("✓" if kind in row.setting else "" for kind in "RS")
+        spread = "" if pd.isna(row.accuracy_std) else f" ± {row.accuracy_std:.1f}"
+        label = get_method(row.method).label
+        lines.append(f"| {label} | {ticks} | {row.value} | {row.accuracy_mean:.1f}{spread} | {row.n_seeds} |")
+    return {"csv": table.to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 
 def adapted_steps(stages, run):

@@ -54,6 +54,11 @@ class Encoded:
         chosen = np.flatnonzero(mask)
         return Encoded(tuple(self.paths[i] for i in chosen), self.labels[chosen], self.features[chosen])
 
+    def without(self, files):
+        """The pictures that are not in ``files[label]`` (paths)."""
+        left_out = {path for paths in files for path in paths}
+        return self.where(np.array([path not in left_out for path in self.paths], bool))
+
     def first(self, count):
         """The first ``count`` pictures of every class."""
         rank = np.zeros(len(self.labels), int)

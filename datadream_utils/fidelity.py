@@ -16,7 +16,8 @@ from scipy.stats import spearmanr
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from datadream_utils.features import encode_generated
+from datadream_utils.datasets import few_shot
+from datadream_utils.features import encode_generated, encode_real
 
 NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020
 SIGMA = 10.0  # of the Gaussian kernel, as in Jayasumana et al. 2024
@@ -119,6 +120,17 @@ def alignment(encoder, stages, real, others, class_names):
         baseline = per_class(real, other.first(count), class_names)
         rows.append(baseline.assign(method=REAL, n_shot=0, seed=seed))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def of_runs(encoder, stages, data, output_root):
+    """``alignment`` of every generate stage in ``stages`` to the test split; the other real images are the train
+    split's without the shots, for each seed.
+    """
+    real = encode_real(encoder, data.files["test"], output_root)
+    train = encode_real(encoder, data.files["train"], output_root)
+    sets = {stage.seed: (stage.n_shot, stage.parameters["shots_file"]) for stage in stages.itertuples()}
+    others = {seed: train.without(few_shot(data, n_shot, seed, file)) for seed, (n_shot, file) in sets.items()}
+    return alignment(encoder, stages, real, others, data.class_names)
 
 
 def against_gains(aligned, gains, setting, measure="frechet"):

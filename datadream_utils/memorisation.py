@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from datadream_utils.datasets import few_shot
+from datadream_utils.features import encode_generated, encode_real
 from datadream_utils.images import centre_square, read_image
 
 CHANCE = 0.01
@@ -70,6 +72,21 @@ def worst(generated, count, space="feature"):
     return table.head(count).rename(columns={f"{space}_shot": "shot", space: "distance"})[["path", "shot", "distance"]]
 
 
-def held_out(files, shots):
-    """``files[label]`` of the train split without the shots."""
-    return [[path for path in paths if path not in set(of)] for paths, of in zip(files, shots, strict=True)]
+def of_runs(encoder, stages, data, output_root):
+    """Copies in every generate stage of ``stages`` (``stages.generated``), against the shots that its run had.
+
+    Returns a table (a row per stage: method, n_shot, seed and ``summary``), and the tables of ``nearest`` behind it:
+    of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones, ``{(n_shot, seed): table}``.
+    """
+    rows, images, real = [], {}, {}
+    train = encode_real(encoder, data.files["train"], output_root)
+    for stage in stages.itertuples():
+        files = few_shot(data, stage.n_shot, stage.seed, stage.parameters["shots_file"])
+        shots, sets = encode_real(encoder, files, output_root), (stage.n_shot, stage.seed)
+        if sets not in real:
+            real[sets] = nearest(train.without(files), shots)
+        key = (stage.method, *sets)
+        images[key] = nearest(encode_generated(encoder, stage, len(data.class_names)), shots)
+        names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
+        rows.append(names | summary(images[key], real[sets]))
+    return pd.DataFrame(rows), images, real

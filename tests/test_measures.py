@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from datadream_utils import classwise, fidelity, memorisation, significance
+from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.features import Encoded, Encoder, encode, encoder_of
 
@@ -159,8 +160,29 @@ def test_copies_are_found_and_real_images_are_none(pictures, tmp_path):
     assert pairs["distance"].tolist() == pytest.approx([0, 0], abs=1e-9) and pairs["shot"].is_unique
 
 
-def test_held_out_images_are_no_shots():
-    assert memorisation.held_out([["a", "b", "c"], ["d", "e"]], [["b"], ["e"]]) == [["a", "c"], ["d"]]
+def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):
+    model, _, processor = clip
+    encoder, data = Encoder(model, processor, {"folder": "models/tiny-clip"}), load_dataset(str(folder_dataset))
+    rows = []
+    for seed in (0, 1):  # each run "draws" its own two shots per class, then a picture of the train split that is none
+        shots = few_shot(data, 2, seed)
+        images = tmp_path / "outputs" / f"run{seed}" / "generate" / "images"
+        images.mkdir(parents=True)
+        files = [shots[0][0], shots[1][1], *(p for p in data.files["train"][0] if p not in shots[0])]
+        for i, path in enumerate(files):
+            (images / f"{i}.png").write_bytes(path.read_bytes())
+        lines = [json.dumps({"file_name": f"{i}.png", "label": [0, 1, 0][i]}) + "\n" for i in range(3)]
+        (images / "metadata.jsonl").write_text("".join(lines))
+        rows.append(dict(method="loft", n_shot=2, seed=seed, parameters={"shots_file": ""}, digest=f"{seed}",
+                         folder=images.parent))  # fmt: skip
+    table, images, real = memorisation.of_runs(encoder, pd.DataFrame(rows), data, tmp_path / "outputs")
+    assert table["n"].tolist() == [3, 3] and table["n_real"].tolist() == [2, 2] and list(real) == [(2, 0), (2, 1)]
+    for seed in (0, 1):
+        distances = images["loft", 2, seed]["pixel"]
+        assert distances[[0, 2]].tolist() == [0, 0] and distances[1] > 0.05  # in the order of classes
+        assert images["loft", 2, seed]["pixel_shot"][2] == few_shot(data, 2, seed)[1][1]
+    aligned = fidelity.of_runs(encoder, pd.DataFrame(rows), data, tmp_path / "outputs")
+    assert (aligned.loc[aligned["method"] == fidelity.REAL, "n_synthetic"] == 1).all() and len(aligned) == 8
 
 
 def _table(label, prediction, probability=0.9):

@@ -18,6 +18,7 @@ from datadream_utils.figures import (
     look,
     panels,
 )
+from datadream_utils.texts import literal
 
 MOST_CLASSES = 25  # in one figure: those that change most
 GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}
@@ -39,7 +40,7 @@ def class_gains(gains, setting):
     limit = float(np.nanmax(np.abs(shown.to_numpy()))) or 1.0
     sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(shown.to_numpy()), fmt="",
                 annot_kws={"size": SMALL}, cbar=False, xticklabels=[label(m) for m in shown.columns],
-                yticklabels=[names[i] for i in shown.index])  # fmt: skip
+                yticklabels=[literal(names[i]) for i in shown.index])  # fmt: skip
     finish(ax, title=f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}")
     ax.tick_params(axis="x", rotation=25)
     ax.tick_params(axis="y", rotation=0)
@@ -58,7 +59,7 @@ def confusion_change(change, class_names, method, setting):
     if change is None:
         return empty(f"{row_name(method, setting)} has no reference beside it.")
     shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
-    part, names = change[np.ix_(shown, shown)], [class_names[i] for i in shown]
+    part, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
     side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
     figure, (ax,) = panels(1, side + 0.5, side)
     limit = float(np.abs(part).max()) or 1.0

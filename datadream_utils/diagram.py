@@ -6,6 +6,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 from datadream_utils.figures import BOTH, NORMAL, SMALL, described
 from datadream_utils.images import centre_square, read_image
 from datadream_utils.plots import NotebookFigure
+from datadream_utils.texts import literal
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: told apart without colour too
 HATCH = "////"
@@ -21,9 +22,9 @@ def method_diagram(class_names, shots, domain=""):
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 140), ylim=(0, 60))
     ax.axis("off")
-    name = class_names[0].replace("$", r"\$")
+    name = literal(class_names[0])
     _training(ax, name, shots[0], domain)
-    second = (class_names[1] if len(class_names) > 1 else class_names[0]).replace("$", r"\$")
+    second = literal(class_names[min(1, len(class_names) - 1)])
     _units(ax, name, second, shots[0], shots[min(1, len(shots) - 1)])
     sentence = (
         "Stable Diffusion stays frozen; what is trained is low-rank adapters (LoRA) in the attention layers of the "

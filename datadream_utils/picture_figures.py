@@ -10,6 +10,7 @@ from datadream_utils.figures import BOTH, COLUMN, NORMAL, SMALL, described, empt
 from datadream_utils.images import centre_square, read_image
 from datadream_utils.plots import NotebookFigure
 from datadream_utils.stages import generated
+from datadream_utils.texts import literal
 
 # Frames of the shots, innermost first; told apart by the colour-blind (Okabe and Ito) and by their dashes.
 FRAMES = {1: ("#E69F00", "-"), 4: ("#D55E00", "--"), 8: ("#56B4E9", "-."), 16: ("#009E73", "-")}
@@ -56,7 +57,7 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-1.4, width - 1.4), ylim=(height - 0.1, -0.1))
     ax.axis("off")
-    ax.text(EACH + MIDDLE / 2, 0.15, f"Dataset: {_plain(dataset)}; class: {_plain(class_name)}; real few-shot data",
+    ax.text(EACH + MIDDLE / 2, 0.15, f"Dataset: {literal(dataset)}; class: {literal(class_name)}; real few-shot data",
             ha="center", va="center", fontsize=NORMAL + 1)  # fmt: skip
     for i, path in enumerate(shots[:most]):
         _place(ax, path, i % 8, 0.55 + i // 8 * BETWEEN, side)
@@ -78,10 +79,6 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     if missing:
         sentence += f" Not run: {', '.join(missing)}."
     return described(figure, "Rows of pictures; the shots are in nested frames whose colours mark the rows.", sentence)
-
-
-def _plain(text):
-    return text.replace("$", r"\$")
 
 
 def _x(column):

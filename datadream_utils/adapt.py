@@ -16,13 +16,14 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.checkpoint import Checkpoint
-from datadream_utils.datasets import flatten, stable_seed
+from datadream_utils.datasets import flatten, stable_seed, write_shots
 from datadream_utils.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS, attach_lora, detach_lora, save_lora
 from datadream_utils.memory import enough_memory
-from datadream_utils.models import DTYPES
+from datadream_utils.models import DTYPES, model_identity
 from datadream_utils.prompts import class_prompt
+from datadream_utils.run import digest
 from datadream_utils.shards import part_of
 from datadream_utils.stacked import stacked_lora
 
@@ -77,12 +78,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(pipe.device.type, enabled=p.mixed_precision == "fp16")
 
 
-def train_adapter(pipe, adapter, p, checkpoint=None):
+def train_adapter(pipe, adapter, p, checkpoint=None, team=None):
     """Train one adapter; yields ``(step, loss, learning_rate)`` and leaves it attached to ``pipe``.
 
     AdamW, cosine schedule with warm-up, gradient clipping. ``checkpoint``: go on from there; its steps are yielded too.
+    ``team``: the processes that share every batch.
     """
-    batches, tokens = Batches(pipe, adapter, p), tokenize(pipe, adapter.prompts)
+    batches, tokens = _batches(pipe, adapter, p, team), tokenize(pipe, adapter.prompts)
     parameters = attach_lora(pipe, p.lora_rank, p.lora_alpha, batches.seed, p.train_text_encoder)
     clip = lambda: torch.nn.utils.clip_grad_norm_(parameters, p.max_grad_norm)  # noqa: E731
     scheduler = noise_scheduler(pipe)
@@ -90,13 +92,13 @@ def train_adapter(pipe, adapter, p, checkpoint=None):
     def loss_of(batch):
         indices, latents, noise, timesteps = batch[0]
         context = pipe.text_encoder(tokens[indices]).last_hidden_state
-        return denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context)
+        return batches.weight * denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context)
 
     training = Training(pipe, parameters, adapter_steps(p, len(adapter.paths)), p)
-    yield from _optimize(pipe, training, [batches], loss_of, clip, p, checkpoint)
+    yield from _optimize(pipe, training, [batches], loss_of, clip, p, checkpoint, team)
 
 
-def train_adapters_together(pipe, adapters, p, stack, checkpoint=None):
+def train_adapters_together(pipe, adapters, p, stack, checkpoint=None, team=None):
     """Train as many adapters at once; yields ``(step, losses, learning_rate)``. The same as one by one, up to rounding.
 
     Every adapter has one prompt and the same number of shots; ``stack``: their ``stacked.Stack`` on ``pipe``.
@@ -104,19 +106,24 @@ def train_adapters_together(pipe, adapters, p, stack, checkpoint=None):
     tokens = tokenize(pipe, [adapter.prompts[0] for adapter in adapters])
     scheduler = noise_scheduler(pipe)
 
-    def losses_of(batches):
-        parts = list(zip(*batches, strict=True))[1:]  # latents, noise, timesteps: each as many as adapters
+    def losses_of(batch):
+        parts = list(zip(*batch, strict=True))[1:]  # latents, noise, timesteps: each as many as adapters
         latents, noise, timesteps = (torch.stack(part, dim=1).flatten(0, 1) for part in parts)
         context = pipe.text_encoder(tokens).last_hidden_state.repeat(len(latents) // len(tokens), 1, 1)
-        return denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context, groups=len(tokens))
+        losses = denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context, groups=len(tokens))
+        return batches[0].weight * losses
 
     clip = lambda: stack.clip_gradients(p.max_grad_norm)  # noqa: E731
-    batches = [Batches(pipe, adapter, p) for adapter in adapters]
+    batches = [_batches(pipe, adapter, p, team) for adapter in adapters]
     training = Training(pipe, stack.parameters(), adapter_steps(p, len(adapters[0].paths)), p)
-    yield from _optimize(pipe, training, batches, losses_of, clip, p, checkpoint)
+    yield from _optimize(pipe, training, batches, losses_of, clip, p, checkpoint, team)
 
 
-def _optimize(pipe, training, batches, loss_of, clip_gradients, p, checkpoint):
+def _batches(pipe, adapter, p, team):
+    return Batches(pipe, adapter, p, team.share) if team else Batches(pipe, adapter, p)
+
+
+def _optimize(pipe, training, batches, loss_of, clip_gradients, p, checkpoint, team):
     """The optimization loop; yields ``training.rows`` as they come. Losses of several adapters are summed."""
     optimizer, scaler, dtype = training.optimizer, training.scaler, DTYPES[p.mixed_precision]
     if checkpoint:
@@ -131,6 +138,8 @@ def _optimize(pipe, training, batches, loss_of, clip_gradients, p, checkpoint):
                 loss = loss_of(batch)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss.sum()).backward()
+            if team:
+                loss = team.add_up(loss, training.parameters)
             scaler.unscale_(optimizer)
             clip_gradients()
             scaler.step(optimizer)
@@ -149,12 +158,13 @@ def adapter_folder(stage, name):
     return stage.folder / "adapters" / name
 
 
-def adapt(pipe, adapters, p, stage, progress):
+def adapt(pipe, adapters, p, stage, progress, team=None):
     """Train and save every adapter that is not there yet; ``progress(iterable, total, label)`` shows the steps.
 
     Each adapter's folder appears when it is complete, and its losses as ``losses/<adapter>.csv`` just before. Adapters
     of one prompt are trained ``adapters_together`` at a time, in fixed groups, so that resuming changes nothing; the
-    group that is being trained goes on from its last checkpoint. ``p.shard``: only that part of the groups.
+    group that is being trained goes on from its last checkpoint. ``p.shard``: only that part of the groups. ``team``:
+    this process shares every batch with others, and writes only if it leads.
     """
     size = p.adapters_together if p.system.adapter in ("class", "image") else 1
     groups = part_of((adapters[i : i + size] for i in range(0, len(adapters), size)), p.shard)
@@ -162,18 +172,25 @@ def adapt(pipe, adapters, p, stage, progress):
     steps = sum(adapter_steps(p, len(group[0].paths)) for group in missing)
     label = f"{sum(map(len, missing))} adapters, steps"
     lower = ("adapt_batch_size", "adapters_together", "gradient_checkpointing")
-    with closing(_train_and_save(pipe, missing, p, stage)) as training, enough_memory(p, *lower):
+    with closing(_train_and_save(pipe, missing, p, stage, team)) as training, enough_memory(p, *lower):
         for _ in progress(training, total=steps, label=label):
             pass
-    if not p.shard:
+    if not p.shard and _writes(team):
         shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
 
 
-def checkpoint_of(stage, group, p):
-    """The ``Checkpoint`` of a group of adapters, in a file named for the first."""
-    made_from = [[a.name, [path.name for path in a.paths], a.prompts] for a in group]
-    digest = hashlib.sha256(json.dumps([p.identity(), made_from]).encode()).hexdigest()
-    return Checkpoint(stage.folder / "checkpoints" / f"{group[0].name}.safetensors", digest, p.checkpoint_every)
+def finish_adapt(stage, data, shots, p, device, **facts):
+    """Note the few shots, also as ``shots.txt``, and finish the stage, or this part of it, with more ``facts``."""
+    files = flatten(shots)[0]
+    write_shots(data, shots, stage.folder / "shots.txt")
+    return stage.finish(
+        device,
+        model=model_identity(p.sd_model, p.sd_revision),
+        split=data.split,
+        shots_sha256=digest(files),
+        shots=[str(path.relative_to(data.root)) for path in files],
+        **facts,
+    )
 
 
 def _saved(stage, adapter):
@@ -184,37 +201,49 @@ def _losses_file(stage, adapter):
     return stage.folder / "losses" / f"{adapter.name}.csv"
 
 
-def _train_and_save(pipe, groups, p, stage):
+def _writes(team):
+    return team is None or team.leads
+
+
+def _checkpoint(stage, group, p, team):
+    """A group's checkpoint, in a file named for its first adapter."""
+    made_from = [p.identity(), [[a.name, [path.name for path in a.paths], a.prompts] for a in group]]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    path = stage.folder / "checkpoints" / f"{group[0].name}.safetensors"
+    return Checkpoint(path, key, p.checkpoint_every if _writes(team) else 0)
+
+
+def _train_and_save(pipe, groups, p, stage, team):
     for group in groups:
-        checkpoint = checkpoint_of(stage, group, p)
-        yield from (_train_one if len(group) == 1 else _train_group)(pipe, group, p, stage, checkpoint)
-        checkpoint.path.unlink(missing_ok=True)
+        checkpoint = _checkpoint(stage, group, p, team)
+        yield from (_train_one if len(group) == 1 else _train_group)(pipe, group, p, stage, checkpoint, team)
+        if _writes(team):
+            checkpoint.path.unlink(missing_ok=True)
 
 
-def _train_one(pipe, group, p, stage, checkpoint):
-    (adapter,) = group
+def _train_one(pipe, group, p, stage, checkpoint, team):
+    (adapter,), rows = group, []
     try:
-        rows = []
-        for row in train_adapter(pipe, adapter, p, checkpoint):
+        for row in train_adapter(pipe, adapter, p, checkpoint, team):
             rows.append(row)
             yield
-        _write_losses(stage, adapter, rows)
-        save_lora(pipe, adapter_folder(stage, adapter.name), p.train_text_encoder)
+        if _writes(team):
+            _write_losses(stage, adapter, rows)
+            save_lora(pipe, adapter_folder(stage, adapter.name), p.train_text_encoder)
     finally:
         detach_lora(pipe)
 
 
-def _train_group(pipe, group, p, stage, checkpoint):
-    seeds = [stable_seed("adapt", p.seed, adapter.name) for adapter in group]
+def _train_group(pipe, group, p, stage, checkpoint, team):
+    seeds, rows = [stable_seed("adapt", p.seed, adapter.name) for adapter in group], []
     with stacked_lora(pipe, p.lora_rank, p.lora_alpha, seeds, p.train_text_encoder) as stack:
-        rows = []
-        for row in train_adapters_together(pipe, group, p, stack, checkpoint):
+        for row in train_adapters_together(pipe, group, p, stack, checkpoint, team):
             rows.append(row)
             yield
-        lost = [k for k, adapter in enumerate(group) if not _saved(stage, adapter)]
-        for k, adapter in ((k, group[k]) for k in lost):
-            _write_losses(stage, adapter, [(step, losses[k], rate) for step, losses, rate in rows])
-            stack.save(pipe, k, adapter_folder(stage, adapter.name))
+        for k, adapter in enumerate(group):
+            if _writes(team) and not _saved(stage, adapter):
+                _write_losses(stage, adapter, [(step, losses[k], rate) for step, losses, rate in rows])
+                stack.save(pipe, k, adapter_folder(stage, adapter.name))
 
 
 def _write_losses(stage, adapter, rows):

@@ -100,14 +100,16 @@ class Batches:
     """What one adapter sees: its shots in random order, noised to random times; all of it from (seed, adapter name).
 
     What the next step depends on, and a checkpoint keeps: ``step``, ``generator``, and ``order`` of the current epoch.
-    share: ``share(n)``, the slice of a batch of n that this process works on; the randomness is drawn for all of it.
+    share: ``share(n)``: the slice of a batch of n that is worked on here, and ``weight``, what its mean loss counts in
+    the batch's; the randomness is drawn for all of it.
     """
 
-    def __init__(self, pipe, adapter, p, share=lambda n: ALL):
+    def __init__(self, pipe, adapter, p, share=lambda n: (ALL, 1.0)):
         self.seed = stable_seed("adapt", p.seed, adapter.name)
         self.generator = torch.Generator().manual_seed(self.seed)
         self.shots, self.p, self.share = Shots(pipe, adapter.paths, p.resolution), p, share
         self.times = noise_scheduler(pipe).config.num_train_timesteps
+        self.weight = 1.0
         self.step, self.order = 0, torch.zeros(0, dtype=torch.int64)
 
     def __iter__(self):
@@ -118,7 +120,7 @@ class Batches:
             if first == 0:
                 self.order = torch.randperm(len(self.shots), generator=self.generator)
             batch = self.order[first : first + size]
-            part = self.share(len(batch))
+            part, self.weight = self.share(len(batch))
             latents = self.shots.latents(batch, self.generator, part)
             noise = torch.randn((len(batch), *latents.shape[1:]), generator=self.generator)[part].to(latents)
             timesteps = torch.randint(0, self.times, (len(batch),), generator=self.generator)[part]

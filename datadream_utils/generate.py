@@ -29,6 +29,7 @@ from datadream_utils.methods import Method
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.prompts import generation_prompt
 from datadream_utils.run import write_json
+from datadream_utils.shards import part_of
 from datadream_utils.stacked import own_adapters
 
 
@@ -177,18 +178,20 @@ def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
 
     judge: ``judge(images) -> predicted labels`` for a method that keeps what CLIP agrees with, else None.
     The folder is an ImageFolder: ``datasets.load_dataset("imagefolder", data_dir=...)`` reads it as it is. Batches
-    are fixed blocks of indices, so a resumed run computes what an undisturbed one would have.
+    are fixed blocks of indices, so a resumed run computes what an undisturbed one would have. ``p.shard``: only that
+    part of the classes, and no list.
     """
     path = lambda label, index: image_path(stage, recipe.data, label, index)  # noqa: E731
     size, count = p.generate_batch_size, _images_per_class(recipe, p)
-    every = [
-        (label, range(i, min(i + size, count))) for label in range(len(recipe.shots)) for i in range(0, count, size)
-    ]
+    labels = part_of(range(len(recipe.shots)), p.shard)
+    every = [(label, range(i, min(i + size, count))) for label in labels for i in range(0, count, size)]
     blocks = [(label, block) for label, block in every if not all(path(label, i).exists() for i in block)]
     drawn = _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge)
     with closing(drawn), enough_memory(p, "generate_batch_size"):
         for _ in progress(drawn, total=len(blocks), label="batches of images"):
             pass
+    if p.shard:
+        return
     rows = [
         _metadata_row(recipe, label, index, path(label, index), stage.folder / "images")
         for label, index in itertools.product(range(len(recipe.shots)), range(count))

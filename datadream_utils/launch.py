@@ -1,6 +1,6 @@
 """Stage 1 from parameter files, without a notebook: the way to train one adapter on several GPUs of a machine.
 
-    accelerate launch --multi_gpu --num_processes 2 -m datadream_utils.launch -f params/paper.yaml -p dataset eurosat ...
+    accelerate launch --multi_gpu --num_processes 2 -m datadream_utils.launch -f params/paper.yaml -p seed 1 ...
     torchrun --nproc_per_node 2 -m datadream_utils.launch -p device cpu ...            (on CPUs)
 
 Files and values as papermill takes them; what they leave out is as in the notebook. Every process takes its part of

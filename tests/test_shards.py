@@ -92,12 +92,11 @@ def test_the_notebooks_by_shards(tmp_path):
     for folder, shards in {"whole": [""], "parts": ["1/2", "2/2", ""]}.items():
         for stage in ("adapt", "generate"):
             for k, shard in enumerate(shards):
-                source, output = (
-                    ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb",
-                    tmp_path / f"{folder}-{stage}-{k}.ipynb",
-                )
+                source = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+                output = tmp_path / f"{folder}-{stage}-{k}.ipynb"
                 known = values | {"output_root": str(tmp_path / folder), "shard": shard}
-                papermill.execute_notebook(str(source), str(output), known, "python3", progress_bar=False, cwd=ROOT)
+                options = dict(kernel_name="python3", progress_bar=False, cwd=ROOT)
+                papermill.execute_notebook(str(source), str(output), known, **options)
                 texts.append((shard, "shard = '' after all parts" in json.dumps(nbformat.read(output, 4))))
         contents.append({path.name: _contents(path) for path in (tmp_path / folder).glob("*/*")})
     assert all(said == bool(shard) for shard, said in texts) and len(texts) == 8

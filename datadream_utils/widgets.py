@@ -160,6 +160,17 @@ def gallery(sets, shots, class_names, features, label=0, method="", count=8):
     return Explorer(draw, {"Class": names, "Method": list(sets)}, [names[label], method or next(iter(sets))])
 
 
+def class_rows(rows, class_names, dataset, label=0):
+    """Is it so for every class? The teaser of a class: ``rows(label) -> {source: [picture, ...]}``."""
+    names = list(class_names)
+
+    @cache  # what is shown is what is saved
+    def draw(name):
+        return plots.teaser(rows(names.index(name)), name, dataset)
+
+    return Explorer(draw, {"Class": names}, [names[label]])
+
+
 def lora_browser(pipe, folders):
     """Which layers change, and in how many directions? ``folders``: ``{adapter name: folder}``."""
     spectra = cache(lambda name: lora_spectra(pipe, folders[name]))

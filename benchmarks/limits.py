@@ -1,0 +1,70 @@
+"""How far a stage is from what the machine can do: achieved FLOP/s against measured matmul, and where the rest goes."""
+
+from contextlib import contextmanager
+from time import perf_counter, process_time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import clock
+
+SHARE = 0.03  # of the time: operations with less are put together
+# Enough of each stage to see where time goes, and few enough events for the profiler.
+SHORT = {"adapt_epochs": 2, "train_epochs": 2}
+
+
+def matmul_peak(device, dtype, side=None, seconds=1.0):
+    """FLOP/s of the fastest of many square matrix products of ``side`` (1,024; 8,192 on a GPU).
+
+    On a CPU per second of processor time, as ``inspect``.
+    """
+    side = side or (1024 if device == "cpu" else 8192)
+    clock_of = process_time if device == "cpu" else perf_counter
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, until = float("inf"), perf_counter() + seconds
+    while perf_counter() < until:
+        started = clock_of()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, clock_of() - started)
+    return 2 * side**3 / best
+
+
+def inspect(run, job, device, dtype):
+    """Do ``run(job)``'s work plain, counting FLOPs and under the profiler; a dict for the table of limits.
+
+    On a CPU the speed is per second of processor time, so that a busy machine does not look like slow code.
+    """
+    job = job | {"changes": job["changes"] | SHORT}
+    unit = "work cpu" if device == "cpu" else "work"
+    seconds = run(job | {"folder": f"{job['folder']}/plain"})[unit]
+    counter, found = FlopCounterMode(display=False), {}
+    try:
+        clock.around["work"] = lambda: counter
+        run(job | {"folder": f"{job['folder']}/flops"})
+        clock.around["work"] = lambda: _profiled(device, found)
+        run(job | {"folder": f"{job['folder']}/profile"})
+    finally:
+        clock.around.clear()
+    peak = matmul_peak(device, dtype)
+    return {"flops_per_second": counter.get_total_flops() / seconds, "matmul_peak": peak, "operations": found["rows"]}
+
+
+@contextmanager
+def _profiled(device, found):
+    """Put ``[(operation, share of the time, calls)]`` of the block into ``found["rows"]``, largest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device != "cpu":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        started = perf_counter()
+        yield
+        total = (perf_counter() - started) * 1e6  # the profiler counts microseconds
+    time_of = lambda e: e.self_device_time_total if device != "cpu" else e.self_cpu_time_total  # noqa: E731
+    events = sorted(profiler.key_averages(), key=time_of, reverse=True)
+    rows = [(e.key, time_of(e) / total, e.count) for e in events if time_of(e) >= SHARE * total]
+    small = sum(time_of(e) for e in events) / total - sum(share for _, share, _ in rows)
+    rest = "outside torch: python, pictures, files" if device == "cpu" else "device idle"
+    rows += [("smaller operations", small, None)]
+    found["rows"] = [*rows, (rest, 1 - sum(share for _, share, _ in rows), None)]

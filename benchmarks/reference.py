@@ -1,0 +1,218 @@
+"""The stages by the authors' procedure (their released code, of July 2024), written anew: what is compared with.
+
+The arithmetic, the random numbers and the schedule are the package's, so that both must come to the same result; what
+differs is the order of work. There, every class is a process that loads all of Stable Diffusion (again when it is
+done); pictures are read and encoded by the VAE in every epoch, prompts by the text encoder in every step; sampling
+loads the pipeline for every class and keeps LoRA beside the weights; pictures are decoded and augmented one by one;
+evaluation goes in batches of 8, each with all class texts through the text tower again.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from peft import PeftModel
+from PIL import Image
+
+from benchmarks.clock import timed
+from benchmarks.one_by_one import PictureAugment
+from benchmarks.worlds import inputs
+from datadream_utils.adapt import plan_adapters
+from datadream_utils.augment import Mix
+from datadream_utils.clip import ClipClassifier
+from datadream_utils.datasets import flatten, stable_seed
+from datadream_utils.generate import Recipe
+from datadream_utils.images import to_tensor
+from datadream_utils.lora import WEIGHTS, attach_lora, save_lora
+from datadream_utils.models import DTYPES, load_clip
+from datadream_utils.params import resolve
+from datadream_utils.run import choose_device
+from datadream_utils.train import learning_rate_factor, make_classifier, train_steps
+
+EVAL_BATCH = 8
+
+
+def load_pipeline(p, seconds):
+    """All of Stable Diffusion from disk."""
+    with timed(seconds, "load"):
+        pipe = StableDiffusionPipeline.from_pretrained(
+            resolve(p.sd_model), dtype=DTYPES[p.mixed_precision], safety_checker=None, use_safetensors=True
+        )
+        pipe.set_progress_bar_config(disable=True)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.requires_grad_(False)
+        return pipe.to(choose_device(p.device))
+
+
+def adapt(p, folder, seconds, part=None):
+    """Train adapter number ``part`` (None: the data set's only one), save it, load the pipeline once more."""
+    data, shots = inputs(p)
+    adapter = plan_adapters(p.system, data, shots)[part or 0]
+    pipe = load_pipeline(p, seconds)
+    with timed(seconds, "work"):
+        train_lora(pipe, adapter, p)
+        save_lora(pipe, folder / "adapters" / adapter.name, p.train_text_encoder)
+    load_pipeline(p, seconds)
+
+
+def train_lora(pipe, adapter, p):
+    """Every step reads its pictures, encodes them and their prompts, and takes one AdamW step."""
+    seed = stable_seed("adapt", p.seed, adapter.name)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = attach_lora(pipe, p.lora_rank, p.lora_alpha, seed, p.train_text_encoder)
+    optimizer = torch.optim.AdamW(parameters, lr=p.adapt_lr, weight_decay=p.adapt_weight_decay)
+    steps = p.adapt_epochs * math.ceil(len(adapter.paths) / p.adapt_batch_size)
+    schedule = get_cosine_schedule_with_warmup(optimizer, p.adapt_warmup_steps, steps)
+    scheduler, dtype = DDPMScheduler.from_config(pipe.scheduler.config), DTYPES[p.mixed_precision]
+    scaler = torch.amp.GradScaler(pipe.device.type, enabled=dtype == torch.float16)
+    pipe.unet.train(), pipe.text_encoder.train()
+    for _ in range(p.adapt_epochs):
+        for batch in torch.randperm(len(adapter.paths), generator=generator).split(p.adapt_batch_size):
+            with torch.autocast(pipe.device.type, dtype, enabled=dtype != torch.float32):
+                loss = _loss(pipe, scheduler, adapter, batch.tolist(), p.resolution, generator)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, p.max_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+
+
+def _loss(pipe, scheduler, adapter, batch, resolution, generator):
+    pictures = torch.stack([_square(adapter.paths[i], resolution, generator) for i in batch]).to(
+        pipe.device, pipe.dtype
+    )
+    with torch.no_grad():
+        posterior = pipe.vae.encode(pictures).latent_dist
+    draw = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+    latents = (posterior.mean + posterior.std * draw) * pipe.vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    times = torch.randint(0, scheduler.config.num_train_timesteps, (len(batch),), generator=generator).to(pipe.device)
+    tokens = pipe.tokenizer(
+        [adapter.prompts[i] for i in batch],
+        padding="max_length",
+        truncation=True,
+        max_length=pipe.tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    context = pipe.text_encoder(tokens.input_ids.to(pipe.device)).last_hidden_state
+    predicted = pipe.unet(scheduler.add_noise(latents, noise, times), times, context).sample
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, times) if velocity else noise
+    return F.mse_loss(predicted.float(), target.float())
+
+
+def _square(path, side, generator):
+    """A picture from disk, its shorter side resized to ``side``, cut at random; (3, side, side) in [-1, 1]."""
+    image = Image.open(path).convert("RGB")
+    image = image.resize([length * side // min(image.size) for length in image.size], Image.Resampling.BILINEAR)
+    top, left = 0, 0
+    if image.size != (side, side):
+        top, left = (int(torch.randint(0, n - side + 1, (), generator=generator)) for n in (image.height, image.width))
+    return to_tensor(image)[:, top : top + side, left : left + side].float() / 127.5 - 1
+
+
+def generate(p, folder, seconds, adapters=None):
+    """Load everything for every class (and once before), put LoRA beside the weights, draw batch by batch, save."""
+    data, shots = inputs(p)
+    recipe = Recipe(p.system, data, shots, p.seed)
+    load_pipeline(p, seconds)
+    for label in range(len(shots)):
+        pipe = load_pipeline(p, seconds)
+        with timed(seconds, "work"):
+            draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
+            pipe.load_lora_weights(adapters / draws[0].adapters[0], weight_name=WEIGHTS)
+            target = folder / "images" / data.class_dir(label)
+            target.mkdir(parents=True)
+            for i in range(0, len(draws), p.generate_batch_size):
+                block = draws[i : i + p.generate_batch_size]
+                images = pipe(
+                    [draw.prompt for draw in block],
+                    generator=[torch.Generator("cpu").manual_seed(draw.seed) for draw in block],
+                    guidance_scale=p.guidance_scale,
+                    num_inference_steps=p.num_inference_steps,
+                    height=p.resolution,
+                    width=p.resolution,
+                ).images
+                for k, image in enumerate(images, i):
+                    image.resize((p.resolution, p.resolution)).save(target / f"{k:05d}.png")
+
+
+class Files(torch.utils.data.Dataset):
+    """Pictures read from disk every time, through ``transform(PIL image) -> tensor``."""
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.transform(Image.open(self.paths[index]).convert("RGB"))
+
+
+def train(p, folder, seconds, synthetic=None):
+    """Train CLIP's LoRA on ``synthetic[label]``, lists of paths."""
+    data, _ = inputs(p)
+    with timed(seconds, "load"):
+        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
+        classifier = make_classifier(clip, tokenizer, data, p)
+    side = clip.config.vision_config.image_size
+    augment = PictureAugment(p, side, processor.image_mean, processor.image_std)
+    with timed(seconds, "work"):
+        fit(
+            classifier, flatten([files[: p.images_per_class] for files in synthetic]), augment, p, len(data.class_names)
+        )
+        classifier.save(folder / "classifier")
+
+
+def fit(classifier, files, augment, p, n_classes):
+    """Pictures are decoded and augmented one by one, in every epoch; returns the losses."""
+    (paths, labels), losses = files, []
+    labels, device = torch.tensor(labels), classifier.clip.device
+    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    torch.manual_seed(stable_seed("train", p.seed, p.setting))
+    order, mix = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting)), Mix(p.mix_share, n_classes)
+    optimizer = torch.optim.AdamW(parameters, lr=p.train_lr, weight_decay=p.train_weight_decay)
+    per_epoch, _ = train_steps(p, n_classes)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, p, per_epoch))
+    dtype = DTYPES[p.mixed_precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    classifier.train()
+    for _ in range(p.train_epochs):
+        batches = torch.randperm(len(labels), generator=order).split(p.train_batch_size)
+        loader = torch.utils.data.DataLoader(
+            Files(paths, augment),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=p.num_workers,
+            generator=torch.Generator(),
+        )
+        for pictures, batch in zip(loader, batches, strict=True):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                weights = classifier.class_weights()
+                pictures, targets = mix(pictures.to(device), labels[batch].to(device))
+                loss = F.cross_entropy(classifier(pictures, weights), targets)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            losses.append(loss.item())
+    return losses
+
+
+def evaluate(p, folder, seconds, classifier=None):
+    """Predict the test split in batches of 8, with the class texts through the text tower in every batch; (n,)."""
+    data, _ = inputs(p)
+    with timed(seconds, "load"):
+        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
+        model = ClipClassifier(PeftModel.from_pretrained(clip, classifier), tokenizer, data).eval()
+    paths, _ = flatten(data.files["test"])
+    with timed(seconds, "work"), torch.no_grad():
+        files = Files(paths, lambda image: torch.from_numpy(processor(images=image).pixel_values[0]))
+        loader = torch.utils.data.DataLoader(files, batch_size=EVAL_BATCH, num_workers=p.num_workers)
+        predictions = [model(x.to(clip.device), model.class_weights()).argmax(-1).cpu() for x in loader]
+    return torch.cat(predictions)

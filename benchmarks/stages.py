@@ -1,0 +1,157 @@
+"""Each stage by the authors' procedure and by the package, in turn on one machine: python -m benchmarks.stages
+
+Writes ``benchmarks/results/<world>.json`` and its table into ``benchmarks/README.md``. A side is one process after
+another as its procedure asks for; what is compared is the time from the first one's start to the last file on disk.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.tables import write_readme
+from benchmarks.worlds import WORLDS, inputs, parameters, prepare
+from datadream_utils.lora import WEIGHTS, read_lora
+from datadream_utils.params import ROOT
+from datadream_utils.run import PACKAGES, choose_device, device_name, git_state, write_json
+
+STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
+SIDES = ("reference", "ours")
+READS = {"adapters": "adapt_cls/adapters", "images": "generate/images", "classifier": "train/classifier"}
+
+
+def start(job, folder):
+    """Run ``job`` in a process of its own; ``(what it says, seconds, processor seconds)``."""
+    write_json(folder / "job.json", job)
+    cpu = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731
+    wall, before = perf_counter(), cpu()
+    command = [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]), perf_counter() - wall, cpu() - before
+
+
+def run_side(stage, side, folder, changes, made):
+    """Run one side of a stage; ``{"total", "load", "work", and each with " cpu"}``: seconds. Writes under ``folder``.
+
+    made: the folder of what earlier stages made.
+    """
+    job = {"stage": stage, "side": side, "folder": str(folder), "changes": changes}
+    jobs = [job | {name: str(made / path) for name, path in READS.items()}]
+    if (stage, side) == ("adapt_cls", "reference"):  # a process for every class
+        data, _ = inputs(parameters("adapt", changes))
+        jobs = [jobs[0] | {"part": label} for label in range(len(data.class_names))]
+    seconds = {}
+    for job in jobs:
+        parts, wall, cpu = start(job, folder)
+        for part, value in (parts | {"total": wall, "total cpu": cpu}).items():
+            seconds[part] = seconds.get(part, 0.0) + value
+    return seconds
+
+
+def measure(stages, folder, changes, repeats, limits=True):
+    """``{stage: {"reference": [seconds, ...], "ours": [...], "difference": text, "limits": ...}}``.
+
+    The sides take turns in going first. What a stage reads is made once by the package, untimed.
+    """
+    made, found = folder / "made", {}
+    last = max(STAGES.index(stage) for stage in stages)
+    for stage in ("adapt_cls", "generate", "train"):
+        if STAGES.index(stage) < last and not (made / stage).exists():
+            run_side(stage, "ours", made / stage, changes, made)
+    for stage in stages:
+        found[stage] = {side: [] for side in SIDES}
+        for repeat in range(repeats):
+            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+                seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, made)
+                found[stage][side].append(seconds)
+                print(
+                    f"{stage:10s} {side:9s} {seconds['total']:8.1f} s, processor {seconds['total cpu']:.1f} s",
+                    flush=True,
+                )
+        found[stage]["difference"] = difference(stage, *(folder / stage / f"{side}0" for side in SIDES))
+        if limits:
+            job = {"stage": stage, "side": "ours", "folder": str(folder / stage / "limits"), "changes": changes}
+            job |= {"inspect": True} | {name: str(made / path) for name, path in READS.items()}
+            found[stage]["limits"] = start(job, folder / stage / "limits")[0]
+    return found
+
+
+def difference(stage, theirs, ours):
+    """How far the results of the two sides are apart, in words; ValueError when a file is on one side only."""
+    files = [_results(theirs), _results(ours)]
+    if files[0] != files[1]:
+        raise ValueError(f"{stage}: {len(files[0])} files by the reference, {len(files[1])} by the package")
+    if stage.startswith("adapt"):
+        worst = max(adapter_distance((theirs / file).parent, (ours / file).parent) for file in files[0])
+        return f"largest relative distance of an adapter's B A: {worst:.1e}"
+    if stage == "generate":
+        pixels = lambda side: np.stack([np.asarray(Image.open(side / f), dtype=int) for f in files[0]])  # noqa: E731
+        apart = np.abs(pixels(theirs) - pixels(ours))
+        return f"pixels: mean difference {apart.mean():.4f}, largest {apart.max()} of 255"
+    if stage == "evaluate":
+        labels = [np.array(json.loads((side / "predictions.json").read_text())) for side in (theirs, ours)]
+        return f"{(labels[0] != labels[1]).sum()} of {len(labels[0])} predictions differ"
+    return "pictures are augmented by other code; the same without augmentation (tests)"
+
+
+def _results(side):
+    return sorted(file.relative_to(side) for name in (WEIGHTS, "*.png") for file in side.rglob(name))
+
+
+def adapter_distance(theirs, ours):
+    """|| B A - B' A' || / || B A || over all layers of two adapters' folders: 0 for the same change of weights."""
+    theirs, ours = read_lora(theirs), read_lora(ours)
+    apart, size = 0.0, 0.0
+    for layer in theirs:
+        first, second = (up.double() @ down.double() for down, up in (theirs[layer], ours[layer]))
+        apart, size = apart + (first - second).square().sum(), size + first.square().sum()
+    return float((apart / size).sqrt())
+
+
+def machine(p):
+    """What the numbers were measured on."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "device": device_name(choose_device(p.device)),
+        "cpu": names[0] if names else cpu,
+        "cores": os.cpu_count(),
+        "threads": p.num_threads or os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": git_state(),
+    }
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default="tiny")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        changes = prepare(options.world, folder)
+        if options.world == "full" and choose_device(changes.get("device", "auto")) == "cpu":
+            sys.exit("The full world needs a GPU: its stages would take days on a CPU.")
+        result = {"machine": machine(parameters("train", changes)), "repeats": options.repeats}
+        result["stages"] = measure(options.stages, folder, changes, options.repeats)
+    path = ROOT / "benchmarks" / "results" / f"{options.world}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"stages": {}}
+    result["stages"] = earlier["stages"] | {s: r | {"machine": result["machine"]} for s, r in result["stages"].items()}
+    write_json(path, result)
+    write_readme()
+
+
+if __name__ == "__main__":
+    main()

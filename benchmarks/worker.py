@@ -1,0 +1,57 @@
+"""One process of one side of one stage: ``python -m benchmarks.worker job.json``; its last line is its seconds.
+
+job.json: {"stage", "side", "folder", "changes", and what the stage reads: "part", "adapters", "images", "classifier";
+"inspect": true for ``limits.inspect`` instead}.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import ours, reference
+from benchmarks.limits import inspect
+from benchmarks.worlds import parameters
+from datadream_utils.models import DTYPES
+from datadream_utils.notebook import quiet_libraries
+from datadream_utils.run import choose_device, set_threads
+
+SIDES = {"reference": reference, "ours": ours}
+METHOD = {"adapt_dset": "datadream_dset"}  # of a stage; the others are DataDream_cls's
+
+
+def run(job):
+    """Do ``job``; ``{"load": seconds, "work": seconds, "load cpu": ..., "work cpu": ...}``."""
+    name, side, folder, seconds = job["stage"], SIDES[job["side"]], Path(job["folder"]), {}
+    changes = job["changes"] | {"method": METHOD.get(name, "datadream_cls")}
+    kind = "train" if name == "evaluate" else name.split("_")[0]
+    p = parameters(kind, changes)
+    set_threads(p.num_threads)
+    if kind == "adapt":
+        side.adapt(p, folder, seconds, job.get("part"))
+    elif kind == "generate":
+        side.generate(p, folder, seconds, Path(job["adapters"]))
+    elif name == "train":
+        side.train(p, folder, seconds, pictures(job["images"]))
+    else:
+        predictions = side.evaluate(p, folder, seconds, job["classifier"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.json").write_text(json.dumps([int(x) for x in predictions]))
+    return seconds
+
+
+def pictures(folder):
+    """``files[label]`` of a generate stage's ``images`` folder."""
+    return [sorted(of_class.glob("*.png")) for of_class in sorted(Path(folder).iterdir()) if of_class.is_dir()]
+
+
+def main(path):
+    job = json.loads(Path(path).read_text())
+    if not job.get("inspect"):
+        return run(job)
+    p = parameters("train", job["changes"] | {"method": "datadream_cls"})
+    return inspect(run, job, choose_device(p.device), DTYPES[p.mixed_precision])
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    print(json.dumps(main(sys.argv[1])))

@@ -1,0 +1,149 @@
+"""Where stages are measured: the tiny world, and random weights at the size of SD 2.1-base and CLIP ViT-B/16.
+
+Both are parameters only (``tiny.yaml``, ``full.yaml``) on top of the notebooks' defaults; "full" writes its models and
+pictures first. Random weights cost what trained ones cost.
+"""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from datadream_utils.datasets import few_shot, load_dataset
+from datadream_utils.images import written_whole
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+
+WORLDS = ("tiny", "full")
+WIDTHS = (320, 640, 1280, 1280)
+SIZES = {  # published configurations; the vocabulary is the tiny world's, which changes no arithmetic but a look-up
+    "unet": dict(
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=WIDTHS,
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+        sample_size=64,
+    ),
+    "text": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16),
+    "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512),
+    "clip_text": dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8),
+    "clip_vision": dict(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        patch_size=16,
+        image_size=224,
+    ),
+}
+TOKENS = 77
+CLASSES, TRAIN, TEST = 10, 16, 50  # of the full world's pictures, a class
+
+
+def parameters(stage, changes):
+    """The checked parameters of a stage: the notebook's defaults with ``changes``; names of other stages are left."""
+    known = STAGES[stage].model_fields
+    return STAGES[stage].make(**(_defaults(stage) | {name: v for name, v in changes.items() if name in known}))
+
+
+def _defaults(stage):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", 4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+
+
+def prepare(world, folder):
+    """A world's parameters as changes of the defaults; writes "full"'s models and pictures under ``folder`` once."""
+    changes = read_params_file(ROOT / "benchmarks" / f"{world}.yaml")
+    if world == "full":
+        changes |= {
+            "sd_model": str(folder / "sd"),
+            "clip_model": str(folder / "clip"),
+            "dataset": str(folder / "noise"),
+        }
+        if not (folder / "noise").exists():
+            write_stable_diffusion(folder / "sd", SIZES)
+            write_clip(folder / "clip", SIZES)
+            write_pictures(folder / "noise", CLASSES, TRAIN, TEST, changes["resolution"])
+    return changes
+
+
+def inputs(p):
+    """``(data set, its few shots)`` of a run."""
+    data = load_dataset(p.dataset, p.data_root, p.split_file)
+    return data, few_shot(data, p.n_shot, p.seed, p.shots_file)
+
+
+def write_stable_diffusion(folder, sizes):
+    """A pipeline with random weights in half precision."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=TOKENS, hidden_act="gelu", **_ids(tokenizer), **sizes["text"]
+    )
+    levels = len(sizes["vae"]["block_out_channels"])
+    pipe = StableDiffusionPipeline(
+        unet=UNet2DConditionModel(**sizes["unet"]),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            latent_channels=4,
+            scaling_factor=0.18215,
+            **sizes["vae"],
+        ),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(dtype=torch.float16).save_pretrained(folder)
+
+
+def write_clip(folder, sizes):
+    """A CLIP with random weights, its tokenizer and its picture processor."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    text = dict(vocab_size=len(tokenizer), max_position_embeddings=TOKENS, **_ids(tokenizer), **sizes["clip_text"])
+    CLIPModel(CLIPConfig(text_config=text, vision_config=sizes["clip_vision"])).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = sizes["clip_vision"]["image_size"]
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        folder
+    )
+
+
+def _tokenizer():
+    return CLIPTokenizer.from_pretrained(ROOT / "models" / "tiny-clip", model_max_length=TOKENS)
+
+
+def _ids(tokenizer):
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
+def write_pictures(root, classes, train, test, side):
+    """A folder data set of noise: ``classes`` classes with so many pictures of ``side`` pixels in each split."""
+    rng = np.random.default_rng(0)
+    with written_whole(Path(root)) as temporary:
+        for split, count in {"train": train, "test": test}.items():
+            for label in range(classes):
+                folder = temporary / split / f"class {label:04d}"
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{i:04d}.png")

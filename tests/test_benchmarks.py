@@ -1,0 +1,207 @@
+"""Benchmarks: both sides come to the same result, and what is measured is what it is called."""
+
+import hub_worlds
+import numpy as np
+import pytest
+import torch
+from conftest import same_progress
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from benchmarks import clock, limits, ours, reference, stages, tables, worker, worlds
+from datadream_utils import train
+from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.datasets import few_shot, flatten, load_dataset
+from datadream_utils.images import centre_square, to_tensor
+from datadream_utils.lora import WEIGHTS, detach_lora, save_lora
+from datadream_utils.models import load_clip
+from datadream_utils.params import ROOT
+from datadream_utils.run import Stage
+
+SMALL = dict(
+    n_shot=2,
+    adapt_epochs=3,
+    adapt_batch_size=2,
+    images_per_class=3,
+    num_inference_steps=3,
+    generate_batch_size=2,
+    train_epochs=2,
+    train_batch_size=4,
+    setting="S",
+)
+
+
+@pytest.mark.parametrize("method", ["datadream_cls", "datadream_dset"])
+def test_adapters_of_both_procedures_are_the_same(pipe, folder_dataset, make_params, tmp_path, method):
+    """On pictures that are not square, so that crops are drawn and encoded anew too."""
+    p = make_params("adapt", **{k: v for k, v in SMALL.items() if k.startswith(("adapt", "n_"))}, method=method)
+    data = load_dataset(str(folder_dataset))
+    adapters = plan_adapters(p.system, data, few_shot(data, 2, 0))
+    adapt(pipe, adapters, p, Stage("adapt", tmp_path / "ours", {}), same_progress)
+    assert len(adapters) == (2 if method == "datadream_cls" else 1)
+    for adapter in adapters:
+        reference.train_lora(pipe, adapter, p)
+        save_lora(pipe, tmp_path / "theirs" / "adapters" / adapter.name)
+        detach_lora(pipe)
+    assert float(stages.difference("adapt_cls", tmp_path / "theirs", tmp_path / "ours").split()[-1]) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Every stage by both sides, in this process, on two classes of noise."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    worlds.write_pictures(folder / "noise", classes=2, train=2, test=5, side=32)
+    changes = SMALL | {"dataset": str(folder / "noise"), "num_threads": 1}
+    for stage in ("adapt_cls", "generate", "train", "evaluate"):
+        job = {"stage": stage, "changes": changes}
+        job |= {name: str(folder / "adapt_cls" / "ours" / "adapters") for name in ("adapters",)}
+        job |= {"images": str(folder / "generate/ours/images"), "classifier": str(folder / "train/ours/classifier")}
+        for side in stages.SIDES:
+            for part in (0, 1) if (stage, side) == ("adapt_cls", "reference") else (None,):
+                seconds = worker.run(job | {"side": side, "folder": str(folder / stage / side), "part": part})
+                assert seconds["work"] > 0 and seconds["load"] > 0
+    return folder
+
+
+def test_every_stage_gives_the_same_by_both_procedures(measured):
+    says = {
+        s: stages.difference(s, *(measured / s / side for side in stages.SIDES))
+        for s in stages.STAGES
+        if s != "adapt_dset"
+    }
+    assert float(says["adapt_cls"].split()[-1]) < 1e-4
+    mean, largest = (float(word.strip(",")) for word in says["generate"].split() if word[0].isdigit() and word != "255")
+    assert mean < 0.05 and largest <= 2
+    assert says["evaluate"] == "0 of 10 predictions differ"
+    assert len(list((measured / "generate/ours").rglob("*.png"))) == 6
+
+
+def test_a_difference_is_seen(measured, tmp_path):
+    file = next((measured / "adapt_cls/ours").rglob(WEIGHTS))
+    with safe_open(file, "pt") as stored:
+        state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
+        save_file({key: tensor * 1.5 for key, tensor in state.items()}, tmp_path / WEIGHTS, stored.metadata())
+    assert stages.adapter_distance(file.parent, file.parent) == 0
+    assert stages.adapter_distance(file.parent, tmp_path) == pytest.approx(1.25, rel=1e-4)  # 1.5 A times 1.5 B
+    with pytest.raises(ValueError, match="0 files by the reference, 6 by the package"):
+        stages.difference("generate", tmp_path / "nothing", measured / "generate/ours")
+
+
+def test_training_is_the_same_where_pictures_are_not_augmented(measured, monkeypatch):
+    p = worlds.parameters(
+        "train", SMALL | {"dataset": str(measured / "noise"), "images_per_class": 3, "mix_share": 0.5}
+    )
+    data, shots = worlds.inputs(p)
+    files = worker.pictures(measured / "generate/ours/images")
+    losses = {}
+    for side in stages.SIDES:
+        clip, tokenizer, processor = load_clip(p.clip_model)
+        model = train.make_classifier(clip, tokenizer, data, p)
+        mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (processor.image_mean, processor.image_std))
+        if side == "reference":
+            plain = lambda image: (to_tensor(centre_square(image, 36))[:, 2:34, 2:34] / 255 - mean) / std  # noqa: B023, E731
+            losses[side] = reference.fit(model, flatten(files), plain, p, 2)
+        else:
+            monkeypatch.setattr(train, "Augment", lambda *_: lambda x: (x[..., 2:34, 2:34] / 255 - mean) / std)  # noqa: B023
+            sets = train.training_sets("S", shots, files, p, 32)
+            losses[side] = [row["loss"] for row in train.fit(model, processor, sets, p, 32, 2)]
+    assert len(losses["ours"]) == 4
+    np.testing.assert_allclose(losses["reference"], losses["ours"], rtol=1e-4)
+
+
+def test_pictures_are_augmented_one_by_one(make_params):
+    p = make_params("train", flip=0.5, rand_augment_magnitude=9)
+    augment = reference.PictureAugment(p, 32, [0.0] * 3, [1.0] * 3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    views = torch.stack([augment(image) for _ in range(200)])
+    assert views.shape == (200, 3, 32, 32) and views.min() >= 0 and views.max() <= 1
+    assert len({view.numpy().tobytes() for view in views}) > 190
+    grey = (views[:, 0] == views[:, 1]).flatten(1).all(1).float().mean()
+    assert 0.1 < grey < 0.35  # of a probability of 0.2, and a little where other operations do it
+
+
+def test_flops_and_profile_are_those_of_the_work(tmp_path):
+    calls = []
+
+    def run(job):
+        seconds = {}
+        with clock.timed(seconds, "load"):
+            torch.zeros(64, 64) @ torch.zeros(64, 64)
+        with clock.timed(seconds, "work"):
+            for _ in range(20):
+                torch.ones(256, 128) @ torch.ones(128, 512)
+        calls.append((job["folder"], seconds["work cpu"]))
+        return seconds
+
+    found = limits.inspect(run, {"folder": "x", "changes": {}}, "cpu", torch.float32)
+    assert [name for name, _ in calls] == ["x/plain", "x/flops", "x/profile"] and not clock.around
+    assert found["flops_per_second"] * calls[0][1] == pytest.approx(20 * 2 * 256 * 128 * 512)
+    assert found["matmul_peak"] > 1e9
+    assert {name for name, _, _ in found["operations"]} >= {"aten::mm", "smaller operations"}
+    assert sum(share for _, share, _ in found["operations"]) == pytest.approx(1)
+
+
+def test_the_full_world_has_the_published_sizes():
+    with torch.device("meta"):
+        sizes, text = worlds.SIZES, {"vocab_size": 49408, "max_position_embeddings": 77}
+        unet = worlds.UNet2DConditionModel(**sizes["unet"])
+        encoder = worlds.CLIPTextModel(worlds.CLIPTextConfig(**text, **sizes["text"]))
+        clip = worlds.CLIPModel(
+            worlds.CLIPConfig(text_config=text | sizes["clip_text"], vision_config=sizes["clip_vision"])
+        )
+    counts = [round(sum(x.numel() for x in model.parameters()) / 1e6, 1) for model in (unet, encoder, clip)]
+    assert counts == [865.9, 340.4, 149.6]
+
+
+def test_the_full_worlds_files_are_read_by_the_package(tmp_path):
+    """At reduced width: all that differs from full size is ``SIZES``."""
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    unet = worlds.SIZES["unet"] | dict(block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=32)
+    sizes = {
+        "unet": unet | dict(attention_head_dim=(2, 2, 4, 4), sample_size=4),
+        "text": small,
+        "vae": dict(block_out_channels=(32,) * 4, layers_per_block=1, sample_size=32),
+        "clip_text": small,
+        "clip_vision": small | dict(patch_size=16, image_size=32),
+    }
+    worlds.write_stable_diffusion(tmp_path / "sd", sizes)
+    worlds.write_clip(tmp_path / "clip", sizes)
+    changes = {"sd_model": str(tmp_path / "sd"), "clip_model": str(tmp_path / "clip"), "resolution": 32}
+    p = worlds.parameters("adapt", SMALL | changes)
+    pipe = ours.load_pipeline(p, {})
+    assert pipe.tokenizer.model_max_length == worlds.TOKENS == pipe.text_encoder.config.max_position_embeddings
+    assert load_clip(changes["clip_model"])[2].crop_size["height"] == 32
+    assert worlds.SIZES["unet"]["block_out_channels"] == hub_worlds.WIDTHS
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+def test_worlds_are_parameters_of_every_stage(world):
+    changes = worlds.read_params_file(ROOT / "benchmarks" / f"{world}.yaml")
+    for stage in ("adapt", "generate", "train"):
+        worlds.parameters(stage, changes)
+
+
+def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
+    results = sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json"))
+    assert set(results) <= set(tables.TABLES)
+    (tmp_path / "README.md").write_text((ROOT / "benchmarks" / "README.md").read_text())
+    if results:
+        (tmp_path / "results").symlink_to(ROOT / "benchmarks" / "results")
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    tables.write_readme()
+    assert (tmp_path / "README.md").read_text() == (ROOT / "benchmarks" / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text().count("*not measured*") == len(tables.TABLES) - len(results)
+
+
+@pytest.mark.slow
+def test_stages_are_measured_in_processes_of_their_own(tmp_path):
+    worlds.write_pictures(tmp_path / "noise", classes=2, train=2, test=2, side=32)
+    changes = SMALL | {"dataset": str(tmp_path / "noise")}
+    found = stages.measure(("adapt_cls", "evaluate"), tmp_path / "work", changes, repeats=1)
+    for sides in found.values():
+        for side in stages.SIDES:
+            (seconds,) = sides[side]
+            assert seconds["total"] > seconds["load"] + seconds["work"]
+        assert sides["limits"]["flops_per_second"] > 0
+    assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class

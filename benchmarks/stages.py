@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from benchmarks.tables import write_readme
@@ -138,17 +139,20 @@ def main(arguments=None):
     parser.add_argument("--world", choices=WORLDS, default="tiny")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters than the world's")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        changes = prepare(options.world, folder)
+        own = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in options.set)}
+        changes = prepare(options.world, folder) | own
         if options.world == "full" and choose_device(changes.get("device", "auto")) == "cpu":
             sys.exit("The full world needs a GPU: its stages would take days on a CPU.")
-        result = {"machine": machine(parameters("train", changes)), "repeats": options.repeats}
-        result["stages"] = measure(options.stages, folder, changes, options.repeats)
+        noted = {"machine": machine(parameters("train", changes)), "repeats": options.repeats, "set": own}
+        found = measure(options.stages, folder, changes, options.repeats)
     path = ROOT / "benchmarks" / "results" / f"{options.world}.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"stages": {}}
-    result["stages"] = earlier["stages"] | {s: r | {"machine": result["machine"]} for s, r in result["stages"].items()}
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    result = earlier | {stage: sides | noted for stage, sides in found.items()}
+    result = {stage: result[stage] for stage in STAGES if stage in result}
     write_json(path, result)
     write_readme()
 

@@ -13,25 +13,27 @@ FOLDER = ROOT / "benchmarks"
 def stage_table(result):
     """Medians and ratios, a row per stage; seconds are the wall's, with smallest and largest."""
     lines = [
-        "| stage | reference, s | package, s | ratio | ratio, processor time | ratio, work alone | same result? |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        "| stage | repeats | reference, s | package, s | ratio | of processor time | of work alone | same result? |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    for stage, sides in result["stages"].items():
+    for stage, sides in result.items():
         of = lambda side, part: [run[part] for run in sides[side]]  # noqa: B023, E731
         walls = [
             f"{median(of(s, 'total')):.1f} ({min(of(s, 'total')):.1f} to {max(of(s, 'total')):.1f})"
             for s in ("reference", "ours")
         ]
-        work = "work cpu" if result["machine"]["device"].startswith("cpu") else "work"
+        work = "work cpu" if sides["machine"]["device"].startswith("cpu") else "work"
         ratios = [median(of("reference", k)) / median(of("ours", k)) for k in ("total", "total cpu", work)]
-        lines.append(f"| {stage} | {' | '.join([*walls, *(f'{r:.1f}' for r in ratios)])} | {sides['difference']} |")
+        name = " ".join([stage, *(f"{k}={v}" for k, v in sides["set"].items())])
+        cells = [name, str(sides["repeats"]), *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def limit_table(result):
     """Achieved FLOP/s of the package beside the machine's, and where the time goes."""
     lines = ["| stage | GFLOP/s | of matmul's | where the time goes |", "|---|--:|--:|---|"]
-    for stage, sides in result["stages"].items():
+    for stage, sides in result.items():
         if limits := sides.get("limits"):
             speed, peak = limits["flops_per_second"], limits["matmul_peak"]
             goes = ", ".join(f"{name} {100 * share:.0f} %" for name, share, _ in limits["operations"] if share > 0.005)
@@ -56,16 +58,20 @@ def frechet_table(result):
     return lines
 
 
-def _machine(result):
-    m = result["machine"]
+def _machine(noted):
+    m = noted["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     where = f"{m['device']}; {m['cpu']}, {m['cores']} cores, {m['threads']} threads, load {m['load']:.1f} at the start"
-    return ["", f"{where}; {versions}; {result['repeats']} repeats."]
+    return ["", f"{where}; {versions}."]
+
+
+def _stages(result):
+    return [*stage_table(result), "", *limit_table(result), *_machine(next(iter(result.values())))]
 
 
 TABLES = {
-    "tiny": lambda r: [*stage_table(r), "", *limit_table(r), *_machine(r)],
-    "full": lambda r: [*stage_table(r), "", *limit_table(r), *_machine(r)],
+    "tiny": _stages,
+    "full": _stages,
     "growth": lambda r: [*growth_table(r), *_machine(r)],
     "frechet": lambda r: [*frechet_table(r), *_machine(r)],
 }

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks import clock, limits, ours, reference, stages, tables, worker, worlds
+from benchmarks import clock, growth, limits, ours, reference, stages, tables, worker, worlds
 from datadream_utils import train
 from datadream_utils.adapt import adapt, plan_adapters
 from datadream_utils.datasets import few_shot, flatten, load_dataset
@@ -194,6 +194,21 @@ def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
     assert (tmp_path / "README.md").read_text().count("*not measured*") == len(tables.TABLES) - len(results)
 
 
+def test_a_slope_of_one_is_cost_that_doubles_with_the_size():
+    assert growth.slope((10, 3.0), (20, 6.0)) == pytest.approx(1)
+    assert growth.slope((10, 3.0), (1000, 3.0)) == 0
+    assert growth.slope((10, 1.0), (20, 4.0)) == pytest.approx(2)
+
+
+@pytest.mark.slow
+def test_growth_measures_every_stage_at_every_size(tmp_path):
+    changes = worlds.prepare("tiny", tmp_path) | growth.SMALL
+    rows = growth.series("classes", (2, 3), None, stages.STAGES, tmp_path, changes)
+    assert [row["stage"] for row in rows] == list(stages.STAGES)
+    for row in rows:
+        assert [size for size, _ in row["points"]] == [2, 3] and all(seconds > 0 for _, seconds in row["points"])
+
+
 @pytest.mark.slow
 def test_stages_are_measured_in_processes_of_their_own(tmp_path):
     worlds.write_pictures(tmp_path / "noise", classes=2, train=2, test=2, side=32)
@@ -204,4 +219,7 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
             (seconds,) = sides[side]
             assert seconds["total"] > seconds["load"] + seconds["work"]
         assert sides["limits"]["flops_per_second"] > 0
+    noted = {"machine": stages.machine(worlds.parameters("train", changes)), "repeats": 1, "set": {}}
+    lines = tables.TABLES["tiny"]({stage: sides | noted for stage, sides in found.items()})
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| adapt_cls", "| evaluate"]
     assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class

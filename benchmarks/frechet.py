@@ -1,0 +1,89 @@
+"""Samplers by speed and by how near their images are to real ones, in the tiny world: python -m benchmarks.frechet
+
+Adapts DataDream_cls, draws the same images by DDIM's 50 steps (the authors' number) and by DPM-Solver++ with 10 to 25
+(20 is the tiny world's own), and compares CLIP features with those of the validation split. Fused adapters either way:
+this table is about the sampler alone. Writes ``benchmarks/results/frechet.json`` and its table in the README.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from time import process_time
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+from benchmarks.stages import machine
+from benchmarks.tables import write_readme
+from benchmarks.worlds import inputs, parameters, prepare
+from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.clip import image_features
+from datadream_utils.datasets import flatten
+from datadream_utils.features import load_encoder
+from datadream_utils.fidelity import frechet
+from datadream_utils.generate import Recipe, class_adapters, sample_draws
+from datadream_utils.images import read_image
+from datadream_utils.models import load_stable_diffusion
+from datadream_utils.notebook import quiet_libraries
+from datadream_utils.params import ROOT
+from datadream_utils.run import Stage, set_threads, write_json
+
+SAMPLERS = (
+    ("DDIM", DDIMScheduler, 50),
+    ("DDIM", DDIMScheduler, 20),
+    ("DPM-Solver++", DPMSolverMultistepScheduler, 25),
+    ("DPM-Solver++", DPMSolverMultistepScheduler, 20),
+    ("DPM-Solver++", DPMSolverMultistepScheduler, 15),
+    ("DPM-Solver++", DPMSolverMultistepScheduler, 10),
+)
+
+
+@torch.inference_mode()
+def features(encoder, images):
+    """CLIP features (n, d) of PIL images."""
+    pixels = [torch.from_numpy(encoder.processor(images=image).pixel_values[0]) for image in images]
+    return torch.cat([image_features(encoder.clip, batch) for batch in torch.stack(pixels).split(256)])
+
+
+def draw(pipe, recipe, p, stage, scheduler, steps):
+    """``(all images, processor seconds)`` of ``images_per_class`` images of every class."""
+    own, pipe.scheduler = pipe.scheduler, scheduler.from_config(pipe.scheduler.config)
+    images, started = [], process_time()
+    for label in range(len(recipe.shots)):
+        draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
+        with class_adapters(pipe, recipe, label, stage):
+            for block in (draws[i : i + p.generate_batch_size] for i in range(0, len(draws), p.generate_batch_size)):
+                images += sample_draws(pipe, recipe, block, p, stage, num_inference_steps=steps)
+    pipe.scheduler = own
+    return images, process_time() - started
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=50, help="of each class")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        changes = prepare("tiny", Path(temporary)) | {"images_per_class": options.images}
+        p, q = parameters("adapt", changes), parameters("generate", changes)
+        set_threads(p.num_threads)
+        data, shots = inputs(p)
+        pipe, stage = load_stable_diffusion(p.sd_model), Stage("adapt", Path(temporary), {})
+        adapt(pipe, plan_adapters(p.system, data, shots), p, stage, lambda steps, **_: steps)
+        encoder, rows = load_encoder("models/tiny-clip", device="cpu"), []
+        real = features(encoder, [read_image(path) for path in flatten(data.files["val"])[0]])
+        for name, scheduler, steps in SAMPLERS:
+            images, seconds = draw(pipe, Recipe(q.system, data, shots, q.seed), q, stage, scheduler, steps)
+            distance = frechet(real, features(encoder, images))
+            row = {"sampler": f"{name}, {steps} steps", "seconds": 100 * seconds / len(images), "distance": distance}
+            rows.append(row | {"n_images": len(images), "n_real": len(real)})
+            print(rows[-1], flush=True)
+    write_json(
+        ROOT / "benchmarks" / "results" / "frechet.json",
+        {"machine": machine(parameters("train", changes)), "features": encoder.name, "rows": rows},
+    )
+    write_readme()
+
+
+if __name__ == "__main__":
+    main()

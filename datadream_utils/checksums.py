@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datadream_utils.errors import InputError
 from datadream_utils.images import written_whole
+from datadream_utils.texts import inside
 
 LIST = "checksums.txt"
 RECORDS = {"parameters.json", "manifest.json", LIST}  # what a stage says of itself: nothing that it was asked to make
@@ -53,11 +54,18 @@ def write_checksums(folder):
 
 
 def read_checksums(folder):
-    """``{file name: sha256}`` of a stage's list, and the list's own digest; ``(None, digest)`` for a torn list."""
-    path = Path(folder) / LIST
+    """``{file name: sha256}`` of a stage's list, and the list's own digest; ``(None, digest)`` for a torn list.
+
+    InputError for a name that leads out of the folder.
+    """
+    folder = Path(folder)
+    path = folder / LIST
     content = path.read_bytes() if path.is_file() else b""
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in content.decode(errors="replace").splitlines()]
-    return ({line[2]: line[1] for line in found} if all(found) else None), _digest(content)
+    listed = {line[2]: line[1] for line in found} if all(found) else None
+    for name in listed or ():
+        inside(folder, name, path)
+    return listed, _digest(content)
 
 
 def changed_files(folder, noted, names=None):

@@ -28,6 +28,7 @@ from datadream_utils.images import remove, written_whole
 from datadream_utils.locks import hold, release
 from datadream_utils.memory import peak_memory
 from datadream_utils.params import NOT_IDENTITY, ROOT, resolve
+from datadream_utils.texts import read_json
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
 
@@ -38,10 +39,7 @@ def write_json(path, value):
 
 
 def _read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and run the notebook that wrote it.") from None
+    return read_json(path, "delete it and run the notebook that wrote it")
 
 
 @dataclass

@@ -147,6 +147,17 @@ def test_a_bad_list_or_note_alone_costs_no_file(tmp_path):
         stage.begin()
 
 
+def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path):
+    stage = _finished(tmp_path / "adapt")
+    (tmp_path / "precious").write_text("x")
+    (stage.folder / "manifest.json").unlink()
+    with open(stage.folder / LIST, "a") as file:
+        file.write(f"{'0' * 64}  ../precious\n")
+    with pytest.raises(InputError, match="'../precious' is no file below"):
+        stage.begin()
+    assert (tmp_path / "precious").exists()
+
+
 def test_a_stage_whose_manifest_was_taken_still_knows_its_files(tmp_path):
     stage = _finished(tmp_path / "adapt")  # Snakemake takes it before it runs a stage again
     (stage.folder / "manifest.json").unlink()

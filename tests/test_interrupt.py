@@ -5,8 +5,6 @@ import subprocess
 import sys
 import time
 
-import nbclient
-import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
@@ -29,18 +27,19 @@ for _ in progress((time.sleep(0.01) for _ in range(1200)), total=1200, label="st
 """
 
 
-def _run_cell(client, source, after_start=None):
-    """The cell's outputs and how it ended; ``after_start()`` is called once it shows something."""
-    client.execute(source)
+def _run_cell(client, source, when_shown=None):
+    """The cell's outputs and how it ended; ``when_shown()`` is called once, when it shows something."""
     outputs = []
-    while (message := client.get_iopub_msg(timeout=120))["content"].get("execution_state") != "idle":
+
+    def hook(message):
         if message["msg_type"] in ("error", "stream", "execute_result", "display_data"):
             outputs.append(message["content"])
-            if after_start:
+            if when_shown and len(outputs) == 1:
                 time.sleep(0.5)
-                after_start()
-                after_start = None
-    return outputs, client.get_shell_msg(timeout=120)["content"]["status"]
+                when_shown()
+
+    reply = client.execute_interactive(source, output_hook=hook, timeout=240)
+    return outputs, reply["content"]["status"]
 
 
 def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on():
@@ -50,12 +49,15 @@ def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on
         assert _run_cell(client, setup) == ([], "ok")
         (error,), status = _run_cell(client, mistake)
         assert status == "error" and error["ename"] == "InputError"
-        assert len(error["traceback"]) == 3 and "InputError: photo.jpg cannot be read: replace it." in error["traceback"][1]
-        (_, error), status = _run_cell(client, long, after_start=manager.interrupt_kernel)
+        assert (
+            len(error["traceback"]) == 3
+            and "InputError: photo.jpg cannot be read: replace it." in error["traceback"][1]
+        )
+        (_, error), status = _run_cell(client, long, when_shown=manager.interrupt_kernel)
         assert status == "error" and error["ename"] == "KeyboardInterrupt" and len(error["traceback"]) == 3
         assert "Interrupted at step " in error["traceback"][1] and " of 1200. What is finished" in error["traceback"][1]
         (error,), _ = _run_cell(client, bug)
-        assert error["ename"] == "ZeroDivisionError" and "----> 1" in "\n".join(error["traceback"])  # bugs in full
+        assert error["ename"] == "ZeroDivisionError" and len("\n".join(error["traceback"])) > 300  # bugs in full
         (result,), status = _run_cell(client, simple)
         assert status == "ok" and result["data"]["text/plain"] == "42"
     finally:
@@ -63,22 +65,13 @@ def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on
         manager.shutdown_kernel(now=True)
 
 
-def test_an_executed_notebook_records_the_error():
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.split("---")[:2]]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="photo.jpg cannot be read: replace it"):
-        nbclient.NotebookClient(notebook, kernel_name="python3", startup_timeout=120).execute(cwd=str(ROOT))
-    (output,) = cells[1].outputs
-    assert output.output_type == "error" and output.evalue == "photo.jpg cannot be read: replace it."
-
-
 @pytest.mark.slow
 def test_sigint_to_papermill_leaves_a_state_that_goes_on_to_the_same_bytes(tmp_path):
     def command(root):
-        source, executed = "notebooks/01_adapt_sd.ipynb", tmp_path / f"{root.name}.ipynb"
+        notebooks = ["notebooks/01_adapt_sd.ipynb", tmp_path / f"{root.name}.ipynb"]
         values = {"output_root": root, "adapters_together": 1, "adapt_epochs": 40}
         options = [x for name, value in values.items() for x in ("-p", name, str(value))]
-        return [sys.executable, "-m", "papermill", "-k", "python3", source, executed, "-f", "params/smoke.yaml", *options]
+        return [sys.executable, "-m", "papermill", "-k", "python3", *notebooks, "-f", "params/smoke.yaml", *options]
 
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     with subprocess.Popen(command(disturbed), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

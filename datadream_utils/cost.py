@@ -109,7 +109,7 @@ def drawn(stage):
 
 
 def costs(runs, stages, n_classes, flops=None):
-    """A row per classifier of ``runs``: seconds, image-steps and memory of its stages, and its accuracy.
+    """A row per classifier of ``runs`` without variant: seconds, image-steps, memory of its stages, and its accuracy.
 
     "seconds_adapt", "seconds_generate", "seconds_train" and their sum "seconds"; "steps_..." likewise; "peak_memory_mb"
     the largest (missing where not recorded); "flops" when ``flops`` (``flops_of``) is given, without
@@ -117,7 +117,7 @@ def costs(runs, stages, n_classes, flops=None):
     """
     by_run = {run: rows.set_index("stage", drop=False) for run, rows in stages.groupby("run")}
     rows = []
-    for row in runs.itertuples():
+    for row in runs[runs["variant"] == ""].itertuples():
         made = by_run[row.folder.parent.name]
         wanted = {"adapt": "adapt", "generate": "generate", "train": row.folder.name}
         own = {kind: made.loc[name] for kind, name in wanted.items() if name in made.index}
@@ -126,7 +126,7 @@ def costs(runs, stages, n_classes, flops=None):
         steps = {kind: image_steps(own[kind], n_classes) if kind in own else 0 for kind in KINDS}
         seconds = {kind: float(own[kind].seconds) if kind in own else 0.0 for kind in KINDS}
         memory = pd.to_numeric(pd.Series([stage.peak_memory_mb for stage in own.values()]))
-        found = dict(method=row.method, setting=row.setting, n_shot=row.n_shot, seed=row.seed, variant=row.variant,
+        found = dict(method=row.method, setting=row.setting, n_shot=row.n_shot, seed=row.seed,
                      classifier=row.classifier, accuracy=row.accuracy, seconds=sum(seconds.values()),
                      peak_memory_mb=memory.max())  # fmt: skip
         found |= {f"seconds_{kind}": value for kind, value in seconds.items()}
@@ -153,10 +153,9 @@ def _flops(own, steps, n_classes, flops):
 
 
 def mean_costs(table):
-    """Means over seeds, per method, setting and classifier, of the runs without variant: with "accuracy_std"."""
-    plain = table[table["variant"] == ""]
-    numbers = [name for name in plain.columns if name.startswith(("seconds", "steps", "peak", "flops"))]
-    return plain.groupby(["method", "setting", "classifier"], as_index=False, sort=False).agg(
+    """Means over seeds, per method, setting, number of shots and classifier: with "accuracy_std"."""
+    numbers = [name for name in table.columns if name.startswith(("seconds", "steps", "peak", "flops"))]
+    return table.groupby(["method", "setting", "n_shot", "classifier"], as_index=False, sort=False).agg(
         accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std"), n_seeds=("seed", "nunique"),
         **{name: (name, "mean") for name in numbers},
     )  # fmt: skip

@@ -17,9 +17,11 @@ def load_stages(output_root):
     """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
 
     n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
-    ""); peak_memory_mb: missing where it was not recorded. InputError names a manifest that cannot be read.
+    ""); peak_memory_mb: missing where it was not recorded. A stage that a run shares with another
+    (a link) is listed for the one that made it. InputError names a manifest that cannot be read.
     """
-    rows = [_row(path) for path in sorted(resolve(output_root).glob("*/*/manifest.json"))]
+    paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
+    rows = [_row(path) for path in paths if not path.parent.is_symlink()]
     return pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
 
 

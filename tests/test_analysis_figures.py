@@ -72,6 +72,8 @@ def test_a_variant_is_known_by_what_it_changes(tmp_path):
     ]
     summary = ablations.summary(table).set_index("value")
     assert summary.loc[2, ["n_seeds", "accuracy_mean", "accuracy_std"]].tolist() == [2, 52.5, round(0.5**0.5, 2)]
+    (tmp_path / "r0" / "generate").symlink_to("../a0/adapt")  # shared with another run: still the other's
+    assert len(stages.load_stages(tmp_path)) == 12
     texts = ablations.texts(ablations.summary(table), "lora_rank")
     assert "| DataDream_cls |  | ✓ | 2 | 52.5 ± 0.7 | 2 |" in texts["md"] and texts["csv"].count("\n") == 3
     assert ablations.ablation(runs, found, "mine", 4, "guidance_scale").empty

@@ -33,18 +33,22 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 ReturnToService=2
 MinJobAge=3600
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(awk '/MemAvailable/ {print int($2 / 1024)}' /proc/meminfo)
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) RealMemory=$(awk '/MemAvailable/ {print int($2 / 1024)}' /proc/meminfo)
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE
 END
 stop() {
-    for daemon in slurmd slurmctld; do
+    ! squeue -h -o %A > "$here/left" || xargs -r scancel < "$here/left" || true
+    for daemon in slurmd slurmctld munged; do
         [ ! -f "$here/$daemon.pid" ] || kill "$(cat "$here/$daemon.pid")" || true
     done
     rm -f "$conf"
 }
 trap stop EXIT
 mkdir -p /run/munge && chown munge: /run/munge
-pgrep -x munged > /dev/null || runuser -u munge -- munged
+if ! pgrep -x munged > /dev/null; then
+    runuser -u munge -- munged
+    cp /run/munge/munged.pid "$here/munged.pid"
+fi
 slurmctld
 slurmd
 timeout 60 bash -c 'until sinfo -h -o %T | grep -q idle; do sleep 1; done'

@@ -31,6 +31,7 @@ from datadream_utils.prompts import generation_prompt
 from datadream_utils.run import write_json
 from datadream_utils.shards import part_of
 from datadream_utils.stacked import own_adapters
+from datadream_utils.texts import inside
 
 
 @dataclass(frozen=True)
@@ -286,5 +287,5 @@ def generated_files(stage, n_classes):
     """``files[label]``, the pictures of a finished generate stage in order."""
     files = [[] for _ in range(n_classes)]
     for row in metadata(stage):
-        files[row["label"]].append(stage.folder / "images" / row["file_name"])
+        files[row["label"]].append(inside(stage.folder / "images", row["file_name"], f"{stage.folder}'s metadata.jsonl"))
     return files

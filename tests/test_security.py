@@ -1,5 +1,6 @@
 """Hostile input: refused with a sentence, or rendered harmless. And what the project writes: no pickle, known files."""
 
+import copy
 import io
 import json
 import os
@@ -8,17 +9,22 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
 from datadream_utils import plots
-from datadream_utils.datasets import few_shot, load_dataset
+from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.datasets import few_shot, load_dataset, write_shots
 from datadream_utils.errors import InputError
+from datadream_utils.generate import Recipe, generate, generated_files
 from datadream_utils.images import read_image
-from datadream_utils.params import read_params_file
-from datadream_utils.results import example_pictures, load_results
+from datadream_utils.params import ROOT, STAGES, read_params_file
+from datadream_utils.results import example_pictures, load_results, main_results, write_results, write_tables
+from datadream_utils.run import Stage
 from datadream_utils.run import stage as run_stage
 from datadream_utils.texts import literal, read_yaml
+from datadream_utils.train import make_classifier, stage_name, train_and_test, training_sets
 
 
 def refuses(match, function, *arguments):
@@ -281,6 +287,7 @@ def _generated(folder, file_name):
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
     refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
+    refuses("metadata.jsonl", generated_files, Stage("generate", tmp_path / "run" / "generate", {}), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
@@ -290,3 +297,100 @@ def test_hostile_metrics_are_refused(tmp_path, changes):
     (tmp_path / "a" / "train-R" / "manifest.json").write_text("{}")
     (tmp_path / "a" / "train-R" / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
+
+
+# -- what the project writes
+
+
+SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
+UNWANTED = {b"PK\x03\x04": "zip, as torch.save writes", b"\x80": "pickle", b"\x1f\x8b": "gzip", b"\x7fELF": "a program"}
+
+
+def known_files(folder):
+    """Every file is of a known kind by name and by its first bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        assert path.suffix in SUFFIXES, path
+        start = path.read_bytes()[:8]
+        assert not any(start.startswith(magic) and path.suffix != ".safetensors" for magic in UNWANTED), path
+        if path.suffix == ".safetensors":
+            size = struct.unpack("<Q", start)[0]
+            assert path.read_bytes()[8:9] == b"{" and size < path.stat().st_size - 8, path
+        if path.suffix == ".parquet":
+            assert start[:4] == b"PAR1"
+    return files
+
+
+def test_a_runs_files_hold_no_pickle(make_params, pipe, clip, folder_dataset, tmp_path):
+    data = load_dataset(str(folder_dataset))
+    changes = dict(dataset=str(folder_dataset), n_shot=1, adapt_epochs=1, images_per_class=1, num_inference_steps=2)
+    changes |= dict(train_epochs=1, train_batch_size=1, setting="R+S", val_every=1, method="datadream_dset")
+    made = {}
+    for name in ("adapt", "generate", "train"):
+        fields = STAGES[name].model_fields
+        p = make_params(name, **{key: value for key, value in changes.items() if key in fields})
+        made[name] = run_stage(p, name if name != "train" else stage_name(p))
+        made[name].begin()
+        shots = few_shot(data, 1, 0)
+        if name == "adapt":
+            adapt(pipe, plan_adapters(p.system, data, shots), p, made[name], same_progress)
+            write_shots(data, shots, made[name].folder / "shots.txt")
+        elif name == "generate":
+            generate(pipe, Recipe(p.system, data, shots, 0), p, made[name], made["adapt"], None, same_progress)
+        else:
+            sets = training_sets("R+S", shots, generated_files(made["generate"], 2), p, 32)
+            model = make_classifier(copy.deepcopy(clip[0]), clip[1], data, p)
+            predictions, history = train_and_test(model, clip[2], data, sets, p, 32, same_progress)
+            model.save(made[name].folder / "classifier")
+            write_results(made[name], p, data, predictions, history)
+        made[name].finish()
+    table = main_results(load_results(tmp_path / "outputs"))
+    write_tables(table, tmp_path / "outputs" / "figures")
+    plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
+    kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
+    assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
+
+
+def test_what_is_shipped_holds_no_pickle():
+    for folder in ("models", "figures"):
+        assert known_files(ROOT / folder)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"\x80\x04\x95"])
+def test_a_pickle_is_found_under_any_name(tmp_path, content):
+    (tmp_path / "harmless.png").write_bytes(content)
+    with pytest.raises(AssertionError, match="harmless"):
+        known_files(tmp_path)
+
+
+# -- the hub's form
+
+
+def test_names_in_parquet_files_stay_inside_the_export(tmp_path):
+    import datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    names = [
+        "../../../x.png",
+        "/etc/x.png",
+        "..\\..\\x.png",
+        "CON.png",
+        "a.png",
+        "A.PNG",
+        "\x1b[2J.png",
+        "x" * 300 + ".png",
+    ]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["../a", "CON"])})
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        images = [{"bytes": stream.getvalue(), "path": name} for name in names] * 2
+        rows = {"image": images, "label": [0] * len(names) + [1] * len(names)}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / f"{split}-0.parquet")
+    data = load_dataset("set", str(tmp_path))
+    assert data.class_names == ("../a", "CON") and data.folders == ("0000_a", "0001_CON")
+    written = {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".parquet"}
+    assert all(path.is_relative_to(tmp_path / "set" / "exported") for path in written)
+    pictures = [path.name for path in written if path.name != "dataset.yaml"]
+    assert len(pictures) == 4 * len(names)
+    assert all(name in ("a.png", "x.png") or name.startswith("row_") for name in pictures)

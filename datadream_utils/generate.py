@@ -287,5 +287,5 @@ def generated_files(stage, n_classes):
     """``files[label]``, the pictures of a finished generate stage in order."""
     files = [[] for _ in range(n_classes)]
     for row in metadata(stage):
-        files[row["label"]].append(inside(stage.folder / "images", row["file_name"], f"{stage.folder}'s metadata.jsonl"))
+        files[row["label"]].append(inside(stage.folder / "images", row["file_name"], f"{stage.folder}: metadata.jsonl"))
     return files

@@ -310,7 +310,7 @@ def known_files(folder):
     """Every file is of a known kind by name and by its first bytes."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
-        assert path.suffix in SUFFIXES or "lock" in path.name, path
+        assert path.suffix in SUFFIXES or path.name.endswith(".lock"), path
         start = path.read_bytes()[:8]
         assert not any(start.startswith(magic) and path.suffix != ".safetensors" for magic in UNWANTED), path
         if path.suffix == ".safetensors":

@@ -18,6 +18,8 @@ from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 from .conftest import SCREENSHOTS, violations
 
 MINUTES = 15  # at most for one notebook: an idle machine takes one
+# JupyterLab shows pictures without the words in their metadata; ipywidgets gives a slider's handle no name
+UPSTREAM = ("image-alt", "aria-input-field-name")
 NOTEBOOK = "jupyterapp.shell.currentWidget.content"
 
 
@@ -124,4 +126,5 @@ def test_a_notebook_runs_from_the_menu_to_its_end(stage, lab, watch):
     _move_a_control(page)
     watched.screenshot(f"lab-{name}")
     assert not watched.errors and not watched.outside, (watched.errors, watched.outside)
-    assert not violations(page, within=".jp-OutputArea-output.jupyter-widgets")
+    found = violations(page, within=".jp-OutputArea")
+    assert not [violation for violation in found if not violation.startswith(UPSTREAM)], found

@@ -54,7 +54,7 @@ class Parameters(BaseModel):
         ``namespace`` is the notebook's ``globals()``; its ``In`` history tells which names the parameter cells set,
         so that an unknown one is found. Raises InputError with every problem and its fix.
         """
-        known = parameter_names()
+        known = sorted({*parameter_names(), *cls.model_fields})
         for name in _assigned_parameters(namespace.get("In", ())):
             if name not in known:
                 raise InputError(f"parameter {name!r} is not known.{suggest(name, known)}")

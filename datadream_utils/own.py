@@ -1,0 +1,58 @@
+"""The short path: somebody's own folder of images through stages 1 to 3, and a look at it before hours are spent."""
+
+import shutil
+
+import pandas as pd
+
+from datadream_utils.datasets import load_dataset
+from datadream_utils.images import read_image, written_whole
+from datadream_utils.params import Count, RunParams, read_params_file, resolve
+from datadream_utils.run import sha256
+
+EXAMPLE = "outputs/example-folder"
+EXAMPLE_CLASSES = ("three", "five", "eight")
+
+
+class OwnImagesParams(RunParams):
+    """What the three stages share, and a file for everything else."""
+
+    images_per_class: Count
+    params_file: str
+
+    def values(self):
+        """Every parameter that is set: those of the file, and these before them."""
+        file = read_params_file(resolve(self.params_file)) if self.params_file else {}
+        return file | {k: v for k, v in self.model_dump().items() if k != "params_file"}
+
+
+def write_example(folder, data_root):
+    """A folder as a user would have it, unless it is there: three classes of handwritten digits, 100 pictures each."""
+    if resolve(folder).exists():
+        return
+    digits = load_dataset("mnist5k", data_root)
+    with written_whole(resolve(folder)) as temporary:
+        for name in EXAMPLE_CLASSES:
+            (temporary / name).mkdir(parents=True)
+            for path in digits.files["train"][digits.class_names.index(name)]:
+                shutil.copy(path, temporary / name)
+
+
+def describe_folder(data):
+    """A row per class: its name in the prompt, pictures in each split, the smallest side in pixels.
+
+    Reads every picture; InputError for one that cannot be read.
+    """
+    rows = []
+    for label, name in enumerate(data.class_names):
+        files = {split: classes[label] for split, classes in data.files.items()}
+        sides = [min(read_image(path).size) for paths in files.values() for path in paths]
+        counts = {split: len(paths) for split, paths in files.items()}
+        rows.append({"class": name} | counts | {"smallest side": min(sides)})
+    return pd.DataFrame(rows)
+
+
+def doubled(data):
+    """Pairs (train, other) of test and val pictures that are, byte for byte, also in train."""
+    seen = {sha256(path): path for classes in [data.files["train"]] for paths in classes for path in paths}
+    others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
+    return [(seen[key], path) for path in others if (key := sha256(path)) in seen]

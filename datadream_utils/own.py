@@ -4,10 +4,10 @@ import shutil
 
 import pandas as pd
 
+from datadream_utils.checksums import sha256
 from datadream_utils.datasets import load_dataset
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.params import Count, RunParams, read_params_file, resolve
-from datadream_utils.run import sha256
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -53,6 +53,6 @@ def describe_folder(data):
 
 def doubled(data):
     """Pairs (train, other) of test and val pictures that are, byte for byte, also in train."""
-    seen = {sha256(path): path for classes in [data.files["train"]] for paths in classes for path in paths}
+    seen = {sha256(path): path for paths in data.files["train"] for path in paths}
     others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
     return [(seen[key], path) for path in others if (key := sha256(path)) in seen]

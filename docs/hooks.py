@@ -41,6 +41,12 @@ def executed_notebooks(extra):
     return files
 
 
+def stored_notebooks():
+    """Pages of notebooks that are shown as they are stored, without outputs: one's own images, and the solutions."""
+    files = [ROOT / "notebooks" / "05_your_own_images.ipynb", *sorted((ROOT / "solutions").glob("*.ipynb"))]
+    return [file.relative_to(ROOT).as_posix() for file in files]
+
+
 def _outputs(file):
     return [output for cell in nbformat.read(file, 4).cells for output in cell.get("outputs", [])]
 
@@ -51,7 +57,8 @@ def on_config(config):
     config.nav = [
         {"Start": "index.md"},
         {"Results": "results.md"},
-        {"Notebooks": [f"notebooks/{page}.ipynb" for page in executed_notebooks(config.extra)]},
+        {"Notebooks": [f"notebooks/{page}.ipynb" for page in executed_notebooks(config.extra)] + stored_notebooks()},
+        {"Glossary": "glossary.md"},
         {"Reference": ["reference.md", *(f"api/{module}.md" for module in modules)]},
     ]
     return config
@@ -64,6 +71,8 @@ def on_files(files, config):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
         files.append(File(f"notebooks/{page}.ipynb", str(COLLECTED), config.site_dir, config.use_directory_urls))
+    for page in stored_notebooks():
+        files.append(File(page, str(ROOT), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     for module in config.extra["modules"]:
@@ -83,7 +92,7 @@ def reference(modules):
 
 
 def on_page_content(html, page, config, files):
-    if not page.file.src_uri.startswith("notebooks/"):
+    if not page.file.src_uri.endswith(".ipynb"):
         return html
     soup = BeautifulSoup(html, "html.parser")
     describe_pictures(soup, page.file.abs_src_path)

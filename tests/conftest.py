@@ -4,13 +4,14 @@ import ast
 
 import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
 from PIL import Image
 
 from datadream_utils.datasets import load_dataset
 from datadream_utils.models import load_clip, load_stable_diffusion
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 torch.set_num_threads(1)
 
@@ -64,3 +65,21 @@ def folder_dataset(tmp_path):
 def same_progress(iterable, total=None, label=""):
     """A silent progress, for tests that call stages directly."""
     return iterable
+
+
+def run_notebook(stage, folder, **changes):
+    """Execute a stage's notebook with params/smoke.yaml and ``changes``, everything kept under ``folder``."""
+    parameters = read_params_file(ROOT / "params" / "smoke.yaml") | changes
+    parameters |= {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
+    known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
+    output = folder / f"{stage}-{len(list(folder.glob('*.ipynb')))}.ipynb"
+    source = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    papermill.execute_notebook(str(source), str(output), known, kernel_name="python3", progress_bar=False, cwd=ROOT)
+    return nbformat.read(output, 4)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """All four notebooks at smoke parameters: ``(folder, {stage: executed notebook})``. Read only."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, {stage: run_notebook(stage, folder) for stage in STAGES}

@@ -5,15 +5,16 @@ import json
 import nbformat
 import papermill
 import pytest
+from conftest import run_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_four():
-    assert [file.stem for file in FILES] == list(NOTEBOOKS.values())
+def test_there_are_four_and_a_short_path():
+    assert [file.stem for file in FILES] == [*NOTEBOOKS.values(), "05_your_own_images"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -39,24 +40,8 @@ def test_papermill_documents_every_parameter(stage):
     assert all(entry["help"] and entry["inferred_type_name"] != "None" for entry in described.values())
 
 
-def _run(stage, folder, **changes):
-    parameters = read_params_file(ROOT / "params" / "smoke.yaml") | changes
-    parameters |= {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
-    known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
-    output = folder / f"{stage}-{len(list(folder.glob('*.ipynb')))}.ipynb"
-    source = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
-    papermill.execute_notebook(str(source), str(output), known, kernel_name="python3", progress_bar=False, cwd=ROOT)
-    return nbformat.read(output, 4)
-
-
 def _outputs(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smoke")
-    return folder, {stage: _run(stage, folder) for stage in STAGES}
 
 
 def test_all_four_run_in_order_and_leave_their_files(smoke):
@@ -90,7 +75,7 @@ def test_widgets_leave_a_picture_with_alt_text_and_no_state(smoke):
             (output,) = cell.outputs
             assert "image/png" in output.data and len(output.metadata["image/png"]["alt"]) > 20, cell.id
             found += 1
-    assert found == 7
+    assert found == 8
 
 
 def test_progress_lines_end_at_their_total(smoke):
@@ -102,7 +87,7 @@ def test_a_finished_stage_is_not_run_again(smoke):
     folder, _ = smoke
     run = folder / "outputs" / "mnist5k_datadream_cls_2shot_seed0"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    notebook = _run("generate", folder)
+    notebook = run_notebook("generate", folder)
     assert any("finished already" in output.get("text", "") for output in _outputs(notebook))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
@@ -119,7 +104,7 @@ def test_a_finished_stage_is_not_run_again(smoke):
 )
 def test_mistakes_stop_before_a_model_is_loaded(tmp_path, stage, changes, message):
     with pytest.raises(PapermillExecutionError, match=message) as error:
-        _run(stage, tmp_path, **changes)
+        run_notebook(stage, tmp_path, **changes)
     assert "InputError" in str(error.value)
     assert not list(tmp_path.glob("outputs/*/*/*"))
 
@@ -135,7 +120,7 @@ def test_an_unknown_parameter_stops_the_notebook(tmp_path):
 def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path):
     changes = {"dataset": str(folder_dataset), "method": "datadream_dset", "example_class": "apple pie"}
     for stage in STAGES:
-        _run(stage, tmp_path, **changes)
+        run_notebook(stage, tmp_path, **changes)
     metrics = json.loads(next(tmp_path.glob("outputs/*/train-R+S/metrics.json")).read_text())
     assert metrics["n_test"] == 4 and set(metrics["per_class"]) == {"apple pie", "crème brûlée"}
 
@@ -143,5 +128,5 @@ def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path):
 @pytest.mark.parametrize("method, setting", [("clip_zeroshot", "none"), ("real", "R")])
 def test_methods_that_generate_nothing_go_through_all_four(tmp_path, method, setting):
     for stage in STAGES:
-        _run(stage, tmp_path, method=method, setting=setting)
+        run_notebook(stage, tmp_path, method=method, setting=setting)
     assert json.loads(next(tmp_path.glob(f"outputs/*/train-{setting}/metrics.json")).read_text())["n_test"] == 3500

@@ -91,8 +91,8 @@ def _row(out, run, stage):
     manifest = _read(folder / "manifest.json")
     kind, _, setting = stage.partition("-")
     base = f"{home.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
-    log = out / f"{base}.log"
-    state = "finished" if manifest else "failed" if log.exists() else "waiting"
+    logs = [path for path in (*sorted(out.glob(f"{base}-*-of-*.log")), out / f"{base}.log") if path.exists()]
+    state = "finished" if manifest else "failed" if logs else "waiting"
     accuracy = _read(folder / "metrics.json").get("accuracy") if state == "finished" else None
     files = [("notebook", f"{base}.ipynb"), ("log", f"{base}.log"), ("manifest", f"{home.name}/{stage}/manifest.json")]
     return {
@@ -106,7 +106,7 @@ def _row(out, run, stage):
         "accuracy": "" if accuracy is None else f"{accuracy:.1f} %",
         "links": [(name, quote(path)) for name, path in files if (out / path).exists()],
         "pictures": _pictures(out, folder) if state == "finished" and kind == "generate" else [],
-        "log": _last_lines(log) if state == "failed" else "",
+        "log": _last_lines(max(logs, key=lambda path: path.stat().st_mtime)) if state == "failed" else "",
     }
 
 

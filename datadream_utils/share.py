@@ -28,6 +28,8 @@ from datadream_utils.run import check_made
 from datadream_utils.sources import folder_whole
 
 PAPER = "DataDream: Few-shot Guided Dataset Generation (Kim, Bader, Alaniz, Schmid, Akata; ECCV 2024, arXiv 2407.10910)"
+LICENCES = {"MIT": "mit", "CC0": "cc0-1.0", "CC BY 4.0": "cc-by-4.0", "CC BY-SA 4.0": "cc-by-sa-4.0"}  # the hub's words
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}  # the hub's categories
 RESULT = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol", "accuracy", "n_test")
 
 
@@ -35,7 +37,8 @@ def share(run, to, data_root="data"):
     """Copy what a finished run has to give into the new folder ``to``, and return its path.
 
     run: a run's folder. Adapters, images and classifiers are taken from those of its stages that are finished; their
-    files are checked first. Raises InputError when ``to`` exists, when nothing is finished or a file was damaged.
+    files are checked first. Raises InputError when ``to`` exists, nothing is finished, a file was
+    damaged or holds a path of this machine.
     """
     run, to = Path(run), Path(to)
     if to.exists():
@@ -56,8 +59,10 @@ def share(run, to, data_root="data"):
             _model_card(made["adapt"], data, temporary / "adapters").save(temporary / "adapters" / "README.md")
         if "generate" in made:
             shutil.copytree(run / "generate" / "images", temporary / "images")
-            _dataset_card(made["generate"], data).save(temporary / "images" / "README.md")
+            count = sum(1 for _ in (temporary / "images" / "metadata.jsonl").open(encoding="utf-8"))
+            _dataset_card(made["generate"], data, count).save(temporary / "images" / "README.md")
         _results(run, made, temporary / "results.csv")
+        _check_paths(temporary, run, parameters)
     return to
 
 
@@ -68,7 +73,7 @@ def _model_card(manifest, data, folder):
     card = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        base_model=base if "/" in base else None,
+        base_model=manifest.get("model", {}).get("hub"),  # a folder of the project only looks like a hub id
         license="other",
         tags=["lora", "text-to-image", "few-shot", "datadream"],
     )
@@ -94,10 +99,14 @@ pipe.load_lora_weights("adapters/{adapters[0]}")
     return ModelCard(text)
 
 
-def _dataset_card(manifest, data):
+def _dataset_card(manifest, data, count):
     p, row = manifest["parameters"], get_method(manifest["parameters"]["method"])
+    licence = LICENCES.get(data.licence, "other")
     card = DatasetCardData(
-        license="other",
+        license=licence,
+        license_name=None if licence != "other" else "see-the-card",
+        size_categories=_size(count),
+        dataset_info={"splits": [{"name": "train", "num_examples": count}]},
         task_categories=["image-classification"],
         tags=["synthetic", "datadream"],
         pretty_name=f"{row.label} images of {_word(data.name)}",
@@ -167,6 +176,22 @@ def _origin(data):
 def _word(text):
     """A name in a card: on one line, beginning no markup and no table cell."""
     return "".join(f"&#{ord(c)};" if c in "<>|`*[]&\\" else c for c in " ".join(text.split()))
+
+
+def _size(count):
+    return next((name for bound, name in SIZES.items() if count < bound), "1M<n<10M")
+
+
+def _check_paths(folder, run, parameters):
+    """InputError when a file to be shared holds a path of this machine: the project's, the user's, a parameter's."""
+    places = {f"{path.absolute()}/" for path in (ROOT, run, Path.home()) if path != Path("/")}
+    places |= {value for value in parameters.values() if isinstance(value, str) and Path(value).is_absolute()}
+    words = [re.escape(place.encode()) for place in sorted(places)]
+    found = re.compile(rb"(?<![\w.-])(" + b"|".join(words) + rb")")  # not within a longer path: train/root/ is none
+    for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
+        if place := found.search(path.read_bytes()):
+            place = place[1].decode()
+            raise InputError(f"{path.relative_to(folder)} of {run} holds the path {place}: nothing was shared.")
 
 
 def _results(run, made, path):

@@ -1,5 +1,7 @@
 """A shared run: plain libraries read it, and it says where it comes from without saying where it was made."""
 
+import json
+
 import datasets as hub_library
 import pytest
 import torch
@@ -9,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
 from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.checksums import write_checksums
 from datadream_utils.datasets import few_shot, load_dataset, write_shots
 from datadream_utils.errors import InputError
 from datadream_utils.generate import Recipe, generate
@@ -57,6 +60,9 @@ def test_cards_name_origin_and_licence_and_no_path_of_this_machine(run, tmp_path
     there = share(run, tmp_path / "shared")
     model, images = ModelCard.load(there / "adapters" / "README.md"), DatasetCard.load(there / "images" / "README.md")
     assert model.data.library_name == "diffusers" and "lora" in model.data.tags and model.data.license == "other"
+    assert model.data.base_model is None  # models/tiny-stable-diffusion is a folder, no hub id
+    assert images.data.license == "cc0-1.0" and images.data.size_categories == "n<1K"
+    assert images.data.dataset_info["splits"] == [{"name": "train", "num_examples": 4}]
     assert images.data.task_categories == ["image-classification"] and "0. apple pie" in images.text
     for text in (model.text, images.text):
         assert "licence: CC0" in text and "&#60;b&#62;" in text and "<b>" not in text
@@ -73,3 +79,20 @@ def test_a_shared_folder_is_never_overwritten_nor_an_unfinished_run_shared(run, 
     with pytest.raises(InputError, match="holds no finished stage"):
         share(tmp_path / "mine", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_hubs_id_of_the_base_model_is_in_the_card(run, tmp_path):
+    path = run / "adapt" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {"hub": "somebody/sd", "commit": "abc"}}))
+    there = share(run, tmp_path / "shared")
+    assert ModelCard.load(there / "adapters" / "README.md").data.base_model == "somebody/sd"
+
+
+def test_a_path_of_this_machine_in_a_file_stops_the_sharing(run, tmp_path):
+    (run / "adapt" / "shots.txt").write_text(f"# split: {tmp_path}/mine/split.csv\n")
+    path = run / "adapt" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"checksums": write_checksums(run / "adapt")}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"shots.txt of .* holds the path .*: nothing was shared"):
+        share(run, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()

@@ -16,7 +16,7 @@ from PIL import Image
 from datadream_utils import locks
 from datadream_utils.adapt import adapt, adapter_folder, plan_adapters
 from datadream_utils.checksums import LIST, changed_files, made_files, sha256
-from datadream_utils.datasets import few_shot
+from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.generate import Recipe, generate
 from datadream_utils.images import written_whole
@@ -332,12 +332,13 @@ def test_only_errors_about_memory_are_translated(make_params, error, fix):
     assert not fix or held[0]() is None  # what filled the memory is free again
 
 
-def test_an_interrupted_stage_goes_on_in_the_same_process_to_the_same_images(mnist, pipe, make_params):
+def test_an_interrupted_stage_goes_on_in_the_same_process_to_the_same_images(folder_dataset, pipe, make_params):
     """The adapter that was fused when the interrupt came is out again: nothing is drawn with it twice."""
-    shots = few_shot(mnist, 2, 0)
+    data = load_dataset(str(folder_dataset), "data")
+    shots = few_shot(data, 2, 0)
     a = make_params("adapt", n_shot=2, adapt_epochs=1, lora_rank=4, adapters_together=1)
     adapted = run_stage(a, "adapt")
-    adapters = plan_adapters(get_method("datadream_cls"), mnist, shots)
+    adapters = plan_adapters(get_method("datadream_cls"), data, shots)
 
     def interrupted(after):
         def progress(iterable, total=None, label=""):
@@ -349,17 +350,17 @@ def test_an_interrupted_stage_goes_on_in_the_same_process_to_the_same_images(mni
         return progress
 
     with pytest.raises(KeyboardInterrupt) as held:
-        adapt(pipe, adapters, a, adapted, interrupted(after=3))
+        adapt(pipe, adapters, a, adapted, interrupted(after=1))
     adapt(pipe, adapters, a, adapted, same_progress)
-    recipe = Recipe(get_method("datadream_cls"), mnist, shots, 0)
+    recipe = Recipe(get_method("datadream_cls"), data, shots, 0)
     stages = []
-    for variant, progress in {"interrupted": interrupted(after=3), "undisturbed": same_progress}.items():
+    for variant, progress in {"interrupted": interrupted(after=1), "undisturbed": same_progress}.items():
         p = make_params("generate", n_shot=2, images_per_class=2, generate_batch_size=1, num_inference_steps=2)
         p = p.model_copy(update={"variant": variant})
         stages.append(run_stage(p, "generate"))
         with pytest.raises(KeyboardInterrupt) if variant == "interrupted" else nullcontext() as held:  # noqa: F841
             generate(pipe, recipe, p, stages[-1], adapted, None, progress)
         generate(pipe, recipe, p, stages[-1], adapted, None, same_progress)
-    assert len(made_files(stages[0].folder)) == 21
+    assert len(made_files(stages[0].folder)) == 5
     for name in made_files(stages[0].folder):
         assert (stages[0].folder / name).read_bytes() == (stages[1].folder / name).read_bytes()

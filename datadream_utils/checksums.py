@@ -29,8 +29,11 @@ def sha256s(paths):
 
     InputError names a file that cannot be read.
     """
+    paths = list(paths)
+    size = 1 + len(paths) // (8 * os.cpu_count())  # many small files at a time: a task costs more than hashing one
+    parts = [paths[i : i + size] for i in range(0, len(paths), size)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_sha256_if_there, paths))
+        return [found for part in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for found in part]
 
 
 def made_files(folder):

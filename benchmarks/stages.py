@@ -148,12 +148,15 @@ def main(arguments=None):
         if options.world == "full" and choose_device(changes.get("device", "auto")) == "cpu":
             sys.exit("The full world needs a GPU: its stages would take days on a CPU.")
         noted = {"machine": machine(parameters("train", changes)), "repeats": options.repeats, "set": own}
-        found = measure(options.stages, folder, changes, options.repeats)
-    path = ROOT / "benchmarks" / "results" / f"{options.world}.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    result = earlier | {stage: sides | noted for stage, sides in found.items()}
-    result = {stage: result[stage] for stage in STAGES if stage in result}
-    write_json(path, result)
+        for stage in options.stages:
+            write(options.world, stage, measure([stage], folder, changes, options.repeats)[stage] | noted)
+
+
+def write(world, stage, sides):
+    """Put a stage's result among those of its world, and every table into the README."""
+    path = ROOT / "benchmarks" / "results" / f"{world}.json"
+    result = (json.loads(path.read_text()) if path.exists() else {}) | {stage: sides}
+    write_json(path, {stage: result[stage] for stage in STAGES if stage in result})
     write_readme()
 
 

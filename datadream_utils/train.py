@@ -28,7 +28,10 @@ CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Pictures by index, through ``transform(PIL image) -> tensor``; kept in memory once decoded, if they fit."""
+    """Pictures by index, through ``transform([PIL image, ...]) -> [tensor, ...]``; kept in memory, as far as they fit.
+
+    A file that stands in several places (the shots, repeated) is decoded and kept once.
+    """
 
     def __init__(self, paths, transform):
         self.paths, self.transform, self.kept = list(paths), transform, {}
@@ -38,24 +41,29 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        if index in self.kept:
-            return self.kept[index]
-        tensor = self.transform(read_image(self.paths[index]))
-        self.room = CACHE_BYTES // tensor.nbytes if self.room is None else self.room
-        if len(self.kept) < self.room:
-            self.kept[index] = tensor
-        return tensor
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        """Several at once: what torch's loader asks for a batch with."""
+        paths = [self.paths[index] for index in indices]
+        new = [path for path in dict.fromkeys(paths) if path not in self.kept]
+        decoded = dict(zip(new, self.transform([read_image(path) for path in new]), strict=True)) if new else {}
+        for path, tensor in decoded.items():
+            self.room = CACHE_BYTES // tensor.nbytes if self.room is None else self.room
+            if len(self.kept) < self.room:
+                self.kept[path] = tensor
+        return [decoded[path] if path in decoded else self.kept[path] for path in paths]
 
 
 def training_pictures(paths, image_size):
     """For augmentation: the middle square, an eighth larger than CLIP's input, uint8."""
     side = image_size * 8 // 7
-    return Pictures(paths, lambda image: to_tensor(centre_square(image, side)))
+    return Pictures(paths, lambda images: [to_tensor(centre_square(image, side)) for image in images])
 
 
 def evaluation_pictures(paths, processor):
     """Exactly CLIP's own preprocessing (PIL bicubic), float32."""
-    return Pictures(paths, lambda image: torch.from_numpy(processor(images=image).pixel_values[0]))
+    return Pictures(paths, lambda images: [torch.from_numpy(x) for x in processor(images=images).pixel_values])
 
 
 def mixed_loss(logits, targets, real_weight):

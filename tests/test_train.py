@@ -10,6 +10,7 @@ import torch
 from conftest import same_progress
 from PIL import Image
 
+from datadream_utils import train
 from datadream_utils.augment import Augment, Mix
 from datadream_utils.clip import ClipClassifier, attach_clip_lora, class_logits, image_features, text_features
 from datadream_utils.datasets import few_shot
@@ -55,6 +56,16 @@ def test_evaluation_pictures_are_clips_own_preprocessing(clip, mnist):
     pixels, _, paths = _pixels(clip, mnist)
     images = [Image.open(path).convert("RGB") for path in paths]
     assert torch.equal(pixels, processor(images=images, return_tensors="pt").pixel_values)
+
+
+def test_a_repeated_file_is_decoded_once_and_batches_are_what_single_pictures_are(clip, mnist, monkeypatch):
+    paths, read = mnist.files["test"][3][:2] * 3, []
+    decode = train.read_image
+    monkeypatch.setattr(train, "read_image", lambda path: read.append(path) or decode(path))
+    together = evaluation_pictures(paths, clip[2]).__getitems__(range(6))
+    assert read == paths[:2]  # and not six
+    for i, path in enumerate(paths):
+        assert torch.equal(together[i], evaluation_pictures([path], clip[2])[0])
 
 
 @torch.no_grad()

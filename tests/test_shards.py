@@ -64,7 +64,8 @@ def test_adapting_by_shards(pipe, mnist, make_params, tmp_path, capsys, method, 
     stage = _adapt(pipe, mnist, make_params("adapt", **changes, output_root=str(tmp_path / "parts")))
     assert stage.finished and _contents(stage.folder) == _contents(whole.folder)
     assert stage.manifest()["shards"] == records and whole.manifest()["shards"] == []
-    assert stage.manifest()["seconds"] >= sum(record["seconds"] for record in records)
+    parts = sum(record["seconds"] for record in records)
+    assert stage.manifest()["seconds"] >= parts - 0.06  # rounded to a tenth
 
 
 def test_generating_by_shards(pipe, mnist, make_params, tmp_path):

@@ -4,8 +4,8 @@
 
 A small study (two methods, classifiers on generated images, tables and figures) runs through papermill, notebook by
 notebook, undisturbed. Then it runs again: every notebook is killed so many times (SIGKILL, papermill and its kernel
-together), each time at a random moment after its stage has begun, and started again. In the end every file but the
-manifests, which hold times, has to have the same bytes. Exit status 1 when one has not.
+together), each time at a random moment of its work, and started again. In the end every file but the manifests, which
+hold times, has to have the same bytes. Exit status 1 when one has not.
 """
 
 import argparse
@@ -57,9 +57,15 @@ class Step:
             return subprocess.Popen([*command, "-f", ROOT / "params" / "smoke.yaml", *options], stderr=log, cwd=ROOT)
 
     def begun(self, root, since):
-        """Whether the stage has begun: it writes its parameters then (the analysis: its folder appears, at its end)."""
+        """Whether the stage has begun: it writes its parameters then. The analysis begins with its process."""
+        if not self.method:
+            return True
         note = root / self.folder
         return note.exists() and note.stat().st_mtime >= since
+
+    def parts(self, kills):
+        """In how many parts the work is done when it is killed so often: what goes on where it was, in all of them."""
+        return kills if self.stage in ("adapt", "generate") else 1
 
 
 def steps():
@@ -124,15 +130,13 @@ def study(folder, kills, seed, report):
     for step in steps():
         report(f"{step.method} {step.stage}, undisturbed")
         before, seconds = run_in_peace(step, peaceful)
-        moments = []
+        moments, work = [], seconds - before
         for _ in range(kills):
-            work = 0.9 * (seconds - before) if step.method else 0.3 * seconds
-            patience = 5 * seconds if step.method else 0.7 * seconds
-            worked = run_and_kill(step, disturbed, rng.uniform(0, work), patience)
-            if worked is None:
+            worked = run_and_kill(step, disturbed, rng.uniform(0, 0.8 * work / step.parts(kills)), patience=5 * seconds)
+            if worked is None:  # done before it could be killed so often
                 break
             moments.append(worked)
-            report(f"{step.method} {step.stage}, killed after {worked:.1f} s of about {work / 0.9:.1f}")
+            report(f"{step.method} {step.stage}, killed after {worked:.1f} s of about {work:.1f}")
         run_in_peace(step, disturbed)
         landed = ", ".join(f"{moment:.1f}" for moment in moments)
         rows.append((step.method or "all", step.stage, f"{seconds - before:.1f}", len(moments), landed))

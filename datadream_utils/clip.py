@@ -59,7 +59,9 @@ class ClipClassifier(torch.nn.Module):
         return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
 
     def save(self, folder):
-        """The adapter, in PEFT's own format."""
+        """The adapter, in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
+        for config in self.clip.peft_config.values():
+            config.target_modules = sorted(config.target_modules)
         with written_whole(folder) as temporary:
             self.clip.save_pretrained(temporary)
 

@@ -266,6 +266,8 @@ def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_par
     model.save(tmp_path / "clip")
     config = json.loads((tmp_path / "clip" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "models/tiny-clip"
+    assert isinstance(model.clip.peft_config["default"].target_modules, list)  # of a set, the order would be by chance
+    assert config["target_modules"] == ["q_proj", "v_proj"]
     loaded = PeftModel.from_pretrained(load_clip("models/tiny-clip")[0], tmp_path / "clip").eval()
     with torch.no_grad():
         assert torch.equal(image_features(loaded, pixels), image_features(model.clip, pixels))

@@ -40,6 +40,17 @@ def release(locks):
         lock.release(force=True)
 
 
+def held(folder):
+    """Whether a process works in ``folder``, or in a part of it."""
+    for path in [folder / ".lock", *folder.glob("shards/.*.lock")]:
+        if path.exists():
+            try:
+                FileLock(path, fallback_to_soft=False).acquire(timeout=0).lock.release()
+            except Timeout:
+                return True
+    return False
+
+
 def _hold(path, folder):
     lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
     try:

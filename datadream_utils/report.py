@@ -17,6 +17,7 @@ import jinja2
 
 from datadream_utils.errors import InputError
 from datadream_utils.images import written_whole
+from datadream_utils.locks import held
 from datadream_utils.params import NOTEBOOKS, resolve
 from datadream_utils.study import read_study
 
@@ -40,8 +41,9 @@ PAGE = """<!doctype html>
  pre { white-space: pre-wrap; border-left: 3px solid #8888; padding-left: .8rem }
 </style>
 <h1>{{ title }}</h1>
-<p>{{ count.finished }} of {{ stages | length }} stages are finished, {{ count.failed }} stopped before their end,
-{{ count.waiting }} have not begun. Finished stages took {{ hours }} hours in all. Written {{ now }}.</p>
+<p>{{ count.finished }} of {{ stages | length }} stages are finished, {{ count.running }} running, {{ count.failed }}
+stopped before their end, {{ count.waiting }} have not begun. Finished stages took {{ hours }} hours in all.
+Written {{ now }}.</p>
 <h2>Stages</h2>
 <div class="wide"><table>
 <tr><th>stage<th>finished<th>mean seconds<th>most memory</tr>
@@ -72,7 +74,7 @@ def write_report(study):
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(PAGE).render(
         title=f"Study of {', '.join(study.datasets)}",
-        count={state: states.count(state) for state in ("finished", "failed", "waiting")},
+        count={state: states.count(state) for state in ("finished", "running", "failed", "waiting")},
         hours=f"{sum(row['seconds'] or 0 for row in own) / 3600:.2f}",
         now=time.strftime("%Y-%m-%d %H:%M:%S"),
         kinds=_kinds(own),
@@ -92,7 +94,7 @@ def _row(out, run, stage):
     kind, _, setting = stage.partition("-")
     base = f"{home.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
     logs = [path for path in (*sorted(out.glob(f"{base}-*-of-*.log")), out / f"{base}.log") if path.exists()]
-    state = "finished" if manifest else "failed" if logs else "waiting"
+    state = "finished" if manifest else "running" if held(folder) else "failed" if logs else "waiting"
     accuracy = _read(folder / "metrics.json").get("accuracy") if state == "finished" else None
     files = [("notebook", f"{base}.ipynb"), ("log", f"{base}.log"), ("manifest", f"{home.name}/{stage}/manifest.json")]
     return {

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import yaml
 from PIL import Image
 
+from datadream_utils.locks import hold, release
 from datadream_utils.report import write_report
 from datadream_utils.study import read_study
 
@@ -54,7 +55,7 @@ def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_data
     written = write_report(study)
     assert written == tmp_path / "outputs" / "report.html"
     page = Page(written.read_text())
-    assert "2 of 3 stages are finished, 1 stopped before their end,\n0 have not begun" in page.text
+    assert "2 of 3 stages are finished, 0 running, 1\nstopped before their end, 0 have not begun" in page.text
     assert "took 3.00 hours" in page.text and "71.2 %" in page.text and "1.5 GB" in page.text
     assert "InputError: <img src=x onerror=alert(1)>" in page.text and "\x1b" not in page.text
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "link"})
@@ -63,6 +64,18 @@ def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_data
     assert "<" not in picture["src"] and ":" not in picture["src"]
     for address in (attrs["href"] for tag, attrs in page.tags if tag == "a"):
         assert (written.parent / address.replace("%2B", "+")).exists(), address
+
+
+def test_the_page_tells_a_running_stage_from_a_stopped_one(tmp_path, folder_dataset):
+    study = _study(tmp_path, folder_dataset)
+    real, fakeit = (tmp_path / "outputs" / name for name in study.runs())
+    real.mkdir(parents=True)
+    (real / "03_train_clip-R.log").write_text("Executing\n")
+    for folder, part in ((real / "train-R", ""), (fakeit / "generate", "1-of-2")):
+        locks = hold(folder, part)
+        assert "1 running" in Page(write_report(study).read_text()).text
+        release(locks)
+    assert "0 running, 1\nstopped" in Page(write_report(study).read_text()).text
 
 
 def test_the_page_of_a_study_that_has_not_begun(tmp_path, folder_dataset):

@@ -8,7 +8,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from benchmarks.tables import write_readme
 from benchmarks.worlds import WORLDS, inputs, parameters, prepare
 from datadream_utils.lora import WEIGHTS, read_lora
 from datadream_utils.params import ROOT
-from datadream_utils.run import PACKAGES, choose_device, device_name, git_state, write_json
+from datadream_utils.run import PACKAGES, choose_device, cpu_name, device_name, git_state, write_json
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
@@ -121,11 +120,9 @@ def adapter_distance(theirs, ours):
 
 def machine(p):
     """What the numbers were measured on."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
         "device": device_name(choose_device(p.device)),
-        "cpu": names[0] if names else cpu,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": p.num_threads or os.cpu_count(),
         "load": os.getloadavg()[0],

@@ -224,9 +224,18 @@ def set_threads(num_threads):
 
 
 def device_name(device):
+    """The device in words: two of the same name round alike, so they make the same bytes."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name()
-    return f"{device} ({platform.machine()})"
+    return f"{device} ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def cpu_name():
+    """The processor's model, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_state():

@@ -4,6 +4,7 @@ mkdocs calls the ``on_`` functions; a notebook that is missing, failed or has a 
 """
 
 import ast
+import posixpath
 import re
 import shutil
 import unicodedata
@@ -97,6 +98,7 @@ def on_page_content(html, page, config, files):
     soup = BeautifulSoup(html, "html.parser")
     describe_pictures(soup, page.file.abs_src_path)
     write_formulas(soup)
+    follow_links(soup, page, files)
     tidy(soup)
     return str(soup)
 
@@ -147,6 +149,15 @@ def _lettered(letter, style):
         except KeyError:
             continue
     raise PluginError(f"no character {style} {letter}")
+
+
+def follow_links(soup, page, files):
+    """Links from notebook to notebook, or into docs/, lead to pages here; one that leads nowhere stops the build."""
+    for link in soup.select("a[href$='.ipynb']:not([href*=':']), a[href$='.md']:not([href*=':'])"):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link["href"]))
+        if not (target := files.get_file_from_path(path.removeprefix("docs/"))):
+            raise PluginError(f"{page.file.abs_src_path}: its link to {link['href']} leads to no page")
+        link["href"] = target.url_relative_to(page.file)
 
 
 def tidy(soup):

@@ -33,6 +33,8 @@ from datadream_utils.shards import part_of
 from datadream_utils.stacked import own_adapters
 from datadream_utils.texts import inside
 
+TOGETHER = 4 * 512**2  # pixels of the examples drawn in one batch: as many as four pictures of a full-size model
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -139,14 +141,23 @@ def example_recipe(method, data, shots, seed):
 def draw_examples(pipe, method, data, shots, p, adapt_stage, labels, count):
     """``count`` pictures of each class in ``labels`` from noise and class prompt; ``adapt_stage=None``: base model.
 
-    For methods that sample so they are the first that stage 2 draws. Returns ``{class name: [PIL image, ...]}``.
+    For methods that sample so they are the first that stage 2 draws, up to rounding: as many classes as ``TOGETHER``
+    allows are drawn in one batch. Returns ``{class name: [PIL image, ...]}``.
     """
     recipe, examples = example_recipe(method, data, shots, p.seed), {}
-    for label in labels:
-        draws = [recipe.draw(label, i) for i in range(count)]
-        with class_adapters(pipe, recipe, label, adapt_stage):
-            examples[data.class_names[label]] = sample_draws(pipe, recipe, draws, p, adapt_stage)
+    size = max(1, TOGETHER // (count * p.resolution**2))
+    for group in (labels[i : i + size] for i in range(0, len(labels), size)):
+        draws = [recipe.draw(label, i) for label in group for i in range(count)]
+        own = adapt_stage and method.adapter == "class"
+        with _each_its_own(pipe, draws, adapt_stage) if own else class_adapters(pipe, recipe, group[0], adapt_stage):
+            images = sample_draws(pipe, recipe, draws, p, adapt_stage)
+        for i, label in enumerate(group):
+            examples[data.class_names[label]] = images[i * count : (i + 1) * count]
     return examples
+
+
+def _each_its_own(pipe, draws, stage):
+    return own_adapters(pipe, [[adapter_folder(stage, name) for name in draw.adapters] for draw in draws])
 
 
 @contextmanager
@@ -162,10 +173,8 @@ def sample_draws(pipe, recipe, draws, p, adapt_stage, **changes):
     options = {name: getattr(p, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
     if draws[0].start is not None:
         options |= dict(starts=[start_picture(d.start, p.resolution) for d in draws], start_step=p.start_step)
-    own = nullcontext()
-    if adapt_stage and recipe.method.adapter == "image":
-        own = own_adapters(pipe, [[adapter_folder(adapt_stage, name) for name in d.adapters] for d in draws])
-    with own:
+    own = adapt_stage and recipe.method.adapter == "image"
+    with _each_its_own(pipe, draws, adapt_stage) if own else nullcontext():
         return sample(pipe, [d.prompt for d in draws], [d.seed for d in draws], **(options | changes))
 
 

@@ -48,12 +48,15 @@ def decode(pipe, latents):
 def adapted_as(pipe, draw, adapt_stage, scale=1.0):
     """Sample with the adapters of ``draw`` attached, times ``scale``: W + scale (alpha / rank) B A.
 
-    ``adapt_stage=None``, or a draw without adapters: the base model.
+    scale: a number, or a list of one for each image of a batch. ``adapt_stage=None``, or a draw without adapters: the
+    base model.
     """
     if adapt_stage is None or not draw.adapters:
         yield pipe
         return
-    with own_adapters(pipe, [[adapter_folder(adapt_stage, name) for name in draw.adapters]], scale):
+    folders = [adapter_folder(adapt_stage, name) for name in draw.adapters]
+    each = torch.tensor(scale, device=pipe.device, dtype=pipe.unet.dtype) if isinstance(scale, list) else scale
+    with own_adapters(pipe, [folders] * (len(scale) if isinstance(scale, list) else 1), each):
         yield pipe
 
 

@@ -79,9 +79,10 @@ def own_adapters(pipe, folders_of_images, scale=1.0):
     """Sample a batch in which image i is drawn by the adapters in ``folders_of_images[i]``, averaged.
 
     W + (scale/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs
-    the same number of adapters; the folders of one image alone hold for all. Gives what diffusers' ``set_adapters``
-    gives image by image, up to rounding.
+    the same number of adapters; the folders of one image alone hold for all. ``scale``: a number, or a tensor of one
+    for each image. Gives what diffusers' ``set_adapters`` gives image by image, up to rounding.
     """
+    scale = scale.reshape(-1, 1, 1) if isinstance(scale, torch.Tensor) else scale
     adapters = {folder: read_lora(folder) for folder in {f for folders in folders_of_images for f in folders}}
     layers = {}
     for model, name, base in adapted_layers(pipe):

@@ -16,6 +16,7 @@ from datadream_utils.datasets import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.generate import (
     Recipe,
+    class_adapters,
     class_prompts,
     draw_examples,
     generate,
@@ -24,6 +25,7 @@ from datadream_utils.generate import (
     metadata,
     read_captions,
     sample,
+    sample_draws,
     start_picture,
 )
 from datadream_utils.methods import METHODS, get_method
@@ -239,6 +241,22 @@ def test_loft_draws_each_image_of_a_batch_with_its_own_two_adapters(pipe, mnist,
         (alone,) = sample(plain, [draw.prompt], [draw.seed], *options)
         assert np.abs(_pixels(image) - _pixels(alone)).max() <= 1
         assert np.abs(_pixels(image) - _pixels(base[i])).mean() > 3
+
+
+def test_examples_of_several_classes_drawn_at_once_are_those_drawn_class_by_class(pipe, mnist, make_params):
+    p = make_params("adapt", n_shot=2, adapt_epochs=10, num_inference_steps=5)
+    stage, shots = run_stage(p, "adapt"), few_shot(mnist, 2, 0)
+    stage.begin()
+    adapt(pipe, plan_adapters(p.system, mnist, shots)[:2], p, stage, same_progress)
+    recipe = Recipe(p.system, mnist, shots, 0)
+    for adapted in (stage, None):
+        together = draw_examples(pipe, p.system, mnist, shots, p, adapted, range(2), 2)
+        for label, images in enumerate(together.values()):
+            draws = [recipe.draw(label, i) for i in range(2)]
+            with class_adapters(pipe, recipe, label, adapted):
+                alone = sample_draws(pipe, recipe, draws, p, adapted)
+            assert len(images) == 2
+            assert max(np.abs(_pixels(a) - _pixels(b)).max() for a, b in zip(images, alone, strict=True)) <= 1
 
 
 def test_stages_out_of_order_say_what_to_run(make_params):

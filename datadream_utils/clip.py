@@ -63,7 +63,7 @@ class ClipClassifier(torch.nn.Module):
         for config in self.clip.peft_config.values():
             config.target_modules = sorted(config.target_modules)
         with written_whole(folder) as temporary:
-            self.clip.save_pretrained(temporary)
+            self.clip.save_pretrained(temporary, save_embedding_layers=False)  # "auto" asks the hub
 
 
 def clip_judge(clip, tokenizer, processor, data):

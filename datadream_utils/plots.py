@@ -1,15 +1,16 @@
 """Figures. Every function takes data and returns the Figure; titles say what to see."""
 
 import io
+from base64 import b64encode
+from html import escape
 
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from datadream_utils.images import read_image, written_whole
+from datadream_utils.live import is_live
 from datadream_utils.methods import METHODS
 from datadream_utils.texts import literal
 
@@ -27,10 +28,13 @@ class NotebookFigure(Figure):
     alt = ""
     sentence = ""
 
-    def _repr_png_(self):
+    def _repr_mimebundle_(self, **_):
+        """The picture and its words. JupyterLab shows a picture without them, so a live notebook has them as HTML."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=90)
-        return buffer.getvalue(), {"alt": self.alt or describe(self)}  # IPython's form: data, metadata
+        png, words = b64encode(buffer.getvalue()).decode(), self.alt or describe(self)
+        html = {"text/html": f'<img alt="{escape(words)}" src="data:image/png;base64,{png}">'} if is_live() else {}
+        return {"image/png": png} | html, {"image/png": {"alt": words}}  # IPython's form: data, metadata
 
 
 def describe(figure):
@@ -44,14 +48,20 @@ def describe(figure):
     pictures = [ax for ax in axes if not ax.get_xlabel()]
     for kind, names in {
         "rows": [ax.get_ylabel() for ax in pictures],
-        "columns": [ax.get_title() for ax in pictures],
+        "columns": [word for ax in pictures for word in (ax.get_title(), *_words_above(ax))],
     }.items():
         if any(names):
             words.append(f"{kind}: {', '.join(filter(None, names))}")
     return "; ".join(filter(None, words))
 
 
-def _figure(rows, columns, width, height, **options):
+def _words_above(ax):
+    above = ax.xaxis.get_ticks_position() == "top"
+    return [tick.get_text() for tick in ax.get_xticklabels()] if above else []
+
+
+def new_figure(rows, columns, width, height, **options):
+    """A figure of ``width`` x ``height`` inches and its axes, an array (rows, columns)."""
     figure = NotebookFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -61,30 +71,39 @@ def _picture(image):
 
 
 def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
-    """Pictures in rows: ``rows`` is a list of lists of PIL images, arrays or paths; gaps (None) stay empty."""
+    """Pictures in rows: ``rows`` is a list of lists of PIL images, arrays or paths; gaps (None) stay empty.
+
+    One axes for each row, its pictures in squares of length 1: axes for each picture would take five times as long.
+    """
     rows = rows or [[None]]
-    columns = max(1, *(len(row) for row in rows))
+    columns, large = max(1, *(len(row) for row in rows)), side >= 1.5
     height = side * len(rows) + (0.4 if title else 0.05) + (0.25 if column_titles else 0)
-    figure, axes = _figure(len(rows), columns, side * columns + (1.6 if row_titles else 0.1), height)
-    for i, row in enumerate(rows):
-        for j in range(columns):
-            ax = axes[i, j]
-            ax.set(xticks=[], yticks=[])
-            sns.despine(ax=ax, left=True, bottom=True)
-            if j < len(row) and row[j] is not None:
-                ax.imshow(np.asarray(_picture(row[j])), interpolation="nearest")
-            if i == 0 and column_titles:
-                ax.set_title(literal(column_titles[j]), fontsize=8)
+    figure, axes = new_figure(len(rows), 1, side * columns + (1.6 if row_titles else 0.1), height)
+    figure.get_layout_engine().set(h_pad=0.02, hspace=0)
+    for i, (ax, row) in enumerate(zip(axes[:, 0], rows, strict=True)):
+        for j, picture in enumerate(row):
+            if picture is not None:
+                pixels = np.asarray(_picture(picture))
+                high, wide = 0.47 * np.divide(pixels.shape[:2], max(pixels.shape[:2]))
+                place = (j + 0.5 - wide, j + 0.5 + wide, 0.5 - high, 0.5 + high)
+                ax.imshow(pixels, interpolation="nearest", extent=place)
+        ax.set(xlim=(0, columns), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
         if row_titles:
-            axes[i, 0].set_ylabel(literal(row_titles[i]), rotation=0, ha="right", va="center", fontsize=9)
+            ax.set_ylabel(literal(row_titles[i]), rotation=0, ha="right", va="center", fontsize=9)
+    if column_titles:
+        ax, places = axes[0, 0], np.arange(len(column_titles)) + 0.5
+        ax.xaxis.tick_top()
+        ax.set_xticks(places, [literal(words) for words in column_titles], fontsize=10 if large else 8)
+        ax.tick_params(length=0)
     if title:
-        figure.suptitle(literal(title), fontsize=10)
+        figure.suptitle(literal(title), fontsize=12 if large else 10)
     return figure
 
 
 def loss_curves(losses, title="Denoising loss", window=20):
     """Losses of several adapters, ``{name: sequence}``, each as a running mean over ``window`` steps."""
-    figure, axes = _figure(1, 1, 6, 3)
+    figure, axes = new_figure(1, 1, 6, 3)
     ax = axes[0, 0]
     for name, values in losses.items():
         width = min(window, len(values))
@@ -97,7 +116,7 @@ def loss_curves(losses, title="Denoising loss", window=20):
 
 def training_curves(history):
     """Training loss, and validation accuracy (%) now and then, over the optimizer steps."""
-    figure, axes = _figure(1, 2, 8, 2.8)
+    figure, axes = new_figure(1, 2, 8, 2.8)
     axes[0, 0].plot(history["step"], history["loss"], lw=0.8)
     axes[0, 0].set(xlabel="optimizer step", ylabel="loss", title="Training loss")
     validated = history.dropna(subset="val_accuracy")
@@ -112,7 +131,7 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
     """Row: true class; column: predicted class; numbers up to 20 classes."""
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = max(3.5, min(0.45 * len(class_names) + 1.5, 12))
-    figure, axes = _figure(1, 1, side + 0.6, side)
+    figure, axes = new_figure(1, 1, side + 0.6, side)
     labels = [literal(name) for name in class_names] if len(class_names) <= 50 else False
     small = len(class_names) <= 20
     sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f", annot_kws={"size": 7},
@@ -129,7 +148,7 @@ def teaser(rows, class_name, dataset):
 def accuracy_bars(table, dataset):
     """Test accuracy per method and setting, with the standard deviation over seeds."""
     table = table[table["dataset"] == dataset]
-    figure, axes = _figure(1, 1, 7.5, 0.36 * len(table) + 1)
+    figure, axes = new_figure(1, 1, 7.5, 0.36 * len(table) + 1)
     ax = axes[0, 0]
     names = [f"{METHODS[row.method].label}, {row.setting}" for row in table.itertuples()]
     names = [name.removesuffix(", none") for name in names]
@@ -151,7 +170,7 @@ def accuracy_bars(table, dataset):
 
 def forest(order, dataset):
     """Paired differences of ``compare.order`` with their intervals: seeds as grey dots, published as open diamonds."""
-    figure, axes = _figure(1, 1, 8, 0.32 * len(order) + 1.5)
+    figure, axes = new_figure(1, 1, 8, 0.32 * len(order) + 1.5)
     ax = axes[0, 0]
     ax.axvline(0, color="0.5", lw=0.8)
     for y, row in enumerate(order.itertuples()):
@@ -181,84 +200,6 @@ def noising_steps(pictures, timesteps):
     """One picture at several timesteps of the forward process; ``pictures`` as arrays in [0, 1]."""
     titles = [f"t = {int(t)}" for t in timesteps]
     return show_grid([list(pictures)], column_titles=titles, title="The same picture, more and more noise", side=1.0)
-
-
-def lora_changes(spectra, layer, name):
-    """How much each layer changes, and the singular values of ``layer``; ``spectra`` as from ``probe.lora_spectra``."""
-    figure, axes = _figure(1, 2, 9, 3, width_ratios=(3, 2))
-    left, right = axes[0]
-    layers = list(spectra)
-    for i, kind in enumerate(dict.fromkeys(_projection(other) for other in layers)):
-        there = [j for j, other in enumerate(layers) if _projection(other) == kind]
-        left.plot(
-            there, [100 * spectra[layers[j]][1] for j in there], ls="", marker="osD^vP*X"[i % 8], ms=4, label=kind
-        )
-    values, change = spectra[layer]
-    left.plot(layers.index(layer), 100 * change, "o", ms=12, mfc="none", mec="black")
-    left.set(xlabel="layer, U-Net first", ylabel="|BA| / |W| (%)", title="How much each layer changes", ylim=(0, None))
-    left.legend(fontsize=7, ncols=4)
-    for other, _ in spectra.values():
-        right.plot(range(1, len(other) + 1), other, color="0.85", lw=0.6)
-    right.plot(range(1, len(values) + 1), values, color=PALETTE[0], marker="o", ms=3)
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    held = effective_rank(values)
-    right.set(xlabel="direction", ylabel="singular value of BA", ylim=(0, None))
-    right.set_title(f"{layer}\n{held} of {len(values)} directions hold 90 %", fontsize=9)
-    figure.suptitle(f"Adapter '{name}'", fontsize=10)
-    return figure
-
-
-def _projection(layer):
-    return layer.removesuffix(".0").split(".")[-1].removeprefix("to_").removesuffix("_proj")
-
-
-def effective_rank(values, share=0.9):
-    """How many singular values, largest first, hold ``share`` of their sum of squares; 0 for an adapter of zeros."""
-    energy = np.cumsum(np.square(values))
-    return int(np.searchsorted(energy, share * energy[-1]) + 1) if energy[-1] else 0
-
-
-def confusion_cell(counts, class_names, true, predicted, pictures):
-    """The confusion matrix with one cell marked, and ``pictures``, [(picture, caption), ...], behind that cell."""
-    columns = 8
-    rows = max(2, -(-len(pictures) // columns))
-    figure = NotebookFigure(figsize=(9.5, 3.4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
-    ax = left.subplots()
-    ax.imshow(np.sqrt(counts / np.maximum(1, counts.sum(1, keepdims=True))), cmap="cividis", vmin=0, vmax=1)
-    ax.add_patch(Rectangle((predicted - 0.5, true - 0.5), 1, 1, fill=False, ec="red", lw=2))
-    ticks = range(len(class_names)) if len(class_names) <= 20 else [true, predicted]
-    ax.set_xticks(ticks, [class_names[i] for i in ticks], rotation=90, fontsize=7)
-    ax.set_yticks(ticks, [class_names[i] for i in ticks], fontsize=7)
-    ax.set(xlabel="predicted", ylabel="true")
-    axes = right.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, (picture, caption) in zip(axes, pictures, strict=False):
-        ax.imshow(np.asarray(picture), interpolation="nearest")
-        ax.set_title(caption, fontsize=7)
-    count, of = counts[true, predicted], counts[true].sum()
-    what = "recognised" if true == predicted else f"taken for '{class_names[predicted]}'"
-    title = f"'{class_names[true]}' {what}: {count} of {of}" + (", the surest:" if pictures else "")
-    right.suptitle(title, fontsize=9)
-    return figure
-
-
-def prediction(picture, seen, probabilities, class_names, top=10):
-    """A picture as given, as the classifier sees it, and the probabilities of its likeliest classes."""
-    figure, axes = _figure(1, 3, 8, 2.6, width_ratios=(1, 1, 1.6))
-    for ax, image, title in zip(axes[0], (picture, seen), ("your picture", "what the classifier sees"), strict=False):
-        ax.imshow(np.asarray(image), interpolation="nearest")
-        ax.set_title(title, fontsize=9)
-        ax.set_axis_off()
-    best = np.argsort(probabilities)[::-1][:top]
-    ax = axes[0, 2]
-    ax.barh([class_names[k] for k in best], 100 * probabilities[best], color=[PALETTE[1], *[PALETTE[0]] * (top - 1)])
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 100), xlabel="probability (%)")
-    ax.set_title(f"{class_names[best[0]]}: {probabilities[best[0]]:.0%}", fontsize=10)
-    sns.despine(ax=ax)
-    return figure
 
 
 def save_figure(figure, folder, name):

@@ -10,23 +10,16 @@ from functools import cache, cached_property
 
 import ipywidgets
 import numpy as np
-from IPython import get_ipython
 from IPython.display import display
 from PIL import Image, ImageFilter
 
-from datadream_utils import plots
+from datadream_utils import plots, widget_figures
 from datadream_utils.errors import InputError
 from datadream_utils.images import read_image
+from datadream_utils.live import is_live
 from datadream_utils.probe import lora_spectra, nearest
 
-
-def is_live():
-    """Whether somebody sits before this notebook: papermill and nbconvert ask for cells that may not want input."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    request = kernel.get_parent() if kernel else {}
-    return bool(request.get("content", {}).get("allow_stdin"))
-
-
+BUTTONS = 12  # words that are shown as buttons beside each other
 PEN = 10  # cells of the drawing grid each way: each is 2x2 pixels of the 20x20 box that MNIST's digits stand in
 
 
@@ -41,7 +34,8 @@ class Explorer:
     """A picture and the controls that redraw it.
 
     draw: ``draw(*values) -> figure`` for one value of each control, in order.
-    controls: ``{label: values}``; values are numbers (a slider) or words (a list to choose from).
+    controls: ``{label: values}``; up to ``BUTTONS`` words are buttons, more words and numbers a slider. Not a list to
+    drop down: JupyterLab takes the keys pressed on a closed one for its own (ipywidgets issue 3912).
     start: the values at the beginning; overview: ``overview() -> figure``, shown without a front end.
     """
 
@@ -55,13 +49,15 @@ class Explorer:
         made = {}
         for (label, values), start in zip(self.choices.items(), self.start, strict=True):
             numbers = not any(isinstance(value, str) for value in values)
-            kind = ipywidgets.SelectionSlider if numbers else ipywidgets.Dropdown
+            buttons = not numbers and len(values) <= BUTTONS
+            kind = ipywidgets.ToggleButtons if buttons else ipywidgets.SelectionSlider
             made[label] = kind(
                 options=[(f"{value:g}" if numbers else value, value) for value in values],
                 value=start,
                 description=label,
-                style={"description_width": "9em"},
-                layout={"width": "30em", "max_width": "100%"},
+                style={"description_width": "9em"} | ({"button_width": "auto"} if buttons else {}),
+                layout={"width": "auto" if buttons else "36em", "max_width": "100%"},
+                **({} if buttons else {"readout": numbers}),  # long words would be cut: the picture has them
             )
             made[label].observe(self.redraw, "value")
         return made
@@ -179,7 +175,7 @@ def lora_browser(pipe, folders):
     most = max(layers, key=lambda layer: spectra(first)[layer][1])
 
     def draw(name, layer):
-        return plots.lora_changes(spectra(name), layer, name)
+        return widget_figures.lora_changes(spectra(name), layer, name)
 
     return Explorer(draw, {"Adapter": list(folders), "Layer": layers}, [first, most])
 
@@ -200,7 +196,7 @@ def confusion_browser(predictions, root, class_names, count=16):
         behind = predictions[(predictions["label"] == k) & (predictions["prediction"] == guess)]
         surest = behind.nlargest(count, "probability")
         pictures = [(read_image(root / row.file), f"{row.probability:.0%}") for row in surest.itertuples()]
-        return plots.confusion_cell(counts, names, k, guess, pictures)
+        return widget_figures.confusion_cell(counts, names, k, guess, pictures)
 
     return Explorer(draw, {"True class": names, "Predicted class": names}, [names[i] for i in start])
 
@@ -214,7 +210,9 @@ class PredictionBox(Explorer):
     """
 
     def __init__(self, predict, class_names, example, drawing=True):
-        super().__init__(lambda picture: plots.prediction(picture, *predict(picture), list(class_names)), {}, [example])
+        super().__init__(
+            lambda picture: widget_figures.prediction(picture, *predict(picture), list(class_names)), {}, [example]
+        )
         self.picture, self.drawing, self.clearing = example, drawing, False
 
     def figure(self):
@@ -224,11 +222,11 @@ class PredictionBox(Explorer):
     @cached_property
     def controls(self):
         """``{label: widget}``; the cells of the grid are under "row 1, column 1" and so on."""
-        upload = ipywidgets.FileUpload(accept="image/*", description="Upload a picture", layout={"width": "12em"})
+        upload = ipywidgets.FileUpload(accept="image/*", description="Upload a picture", layout={"width": "14em"})
         upload.observe(self._uploaded, "value")
         controls = {"Upload a picture": upload, "Message": ipywidgets.Label("")}
         if self.drawing:
-            clear = ipywidgets.Button(description="Clear the drawing", layout={"width": "12em"})
+            clear = ipywidgets.Button(description="Clear the drawing", layout={"width": "14em"})
             clear.on_click(self._clear)
             controls["Clear the drawing"] = clear
             shared = {"layout": ipywidgets.Layout(width="1.8em", height="1.8em", margin="0", padding="0")}

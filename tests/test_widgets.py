@@ -10,7 +10,7 @@ import torch
 from conftest import notebook_defaults, same_progress
 from PIL import Image
 
-from datadream_utils import probe, widgets
+from datadream_utils import plots, probe, widgets
 from datadream_utils.adapt import adapt, plan_adapters
 from datadream_utils.clip import attach_clip_lora
 from datadream_utils.datasets import few_shot
@@ -20,11 +20,12 @@ from datadream_utils.generate import example_recipe, sample
 from datadream_utils.lora import adapted_layers, fused_lora, read_lora
 from datadream_utils.models import load_clip
 from datadream_utils.params import AdaptParams
-from datadream_utils.plots import describe, effective_rank, show_grid
+from datadream_utils.plots import describe, show_grid
 from datadream_utils.run import stage as run_stage
 from datadream_utils.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
+from datadream_utils.widget_figures import effective_rank
 
-KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.Dropdown, ipywidgets.ToggleButton, ipywidgets.Button,
+KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.ToggleButtons, ipywidgets.ToggleButton, ipywidgets.Button,
             ipywidgets.FileUpload)  # fmt: skip
 
 
@@ -85,6 +86,9 @@ def test_the_adapters_scale_goes_from_the_base_model_to_the_fused_adapter(pipe, 
             scaled[s] = make()
     assert np.abs(scaled[0.0] - base).max() <= 1 and np.abs(scaled[1.0] - fused).max() <= 1
     assert np.abs(fused - base).max() > 10
+    with probe.adapted_as(pipe, draws[0], stage, [0.0, 1.0]):  # a scale for each image of the batch
+        mixed = make()
+    assert np.abs(mixed[0] - base[0]).max() <= 1 and np.abs(mixed[1] - fused[1]).max() <= 1
     with probe.adapted_as(pipe, draws[0], None):
         assert (make() == base).all()
 
@@ -136,7 +140,7 @@ def _explorer():
 def test_without_a_front_end_only_a_picture_is_shown_and_no_widget_is_made(shown):
     explorer = _explorer()
     explorer._ipython_display_()
-    assert len(shown) == 1 and shown[0]._repr_png_()[0].startswith(b"\x89PNG")
+    assert len(shown) == 1 and list(shown[0]._repr_mimebundle_()[0]) == ["image/png"]
     assert "controls" not in explorer.__dict__
 
 
@@ -147,10 +151,17 @@ def test_live_controls_are_labelled_and_redraw_the_picture_in_its_place(shown, m
     panel, first = shown
     assert describe(first) == "a at 9"
     slider, words = panel.children
-    assert isinstance(slider, ipywidgets.SelectionSlider) and isinstance(words, ipywidgets.Dropdown)
+    assert isinstance(slider, ipywidgets.SelectionSlider) and isinstance(words, ipywidgets.ToggleButtons)
     assert (slider.description, words.description) == ("Timestep t", "Name")
     slider.value, words.value = 0, "b"
     assert [describe(thing[1]) for thing in shown[2:]] == ["a at 0", "b at 0"]
+
+
+def test_a_live_notebook_has_the_pictures_words_where_jupyterlab_shows_them(monkeypatch):
+    monkeypatch.setattr(plots, "is_live", lambda: True)
+    data, metadata = show_grid([[np.zeros((2, 2))]], title='"a photo of a seven"')._repr_mimebundle_()
+    assert data["text/html"].startswith('<img alt="&quot;a photo of a seven&quot;" src="data:image/png;base64,iVBOR')
+    assert metadata == {"image/png": {"alt": '"a photo of a seven"'}}
 
 
 def test_the_confusion_browser_starts_at_the_most_frequent_mistake(tmp_path):
@@ -173,8 +184,8 @@ def test_the_gallery_shows_the_nearest_shot(mnist):
     )
     gallery = widgets.gallery({"copies": shots}, shots, mnist.class_names, pixels, 7)
     figure = gallery.still()
-    upper, lower = np.array_split([ax.images[0].get_array() for ax in figure.axes if ax.images], 2)
-    assert (upper == lower).all() and "1.00" in describe(figure) and "seven" in describe(figure)
+    upper, lower = ([image.get_array() for image in ax.images] for ax in figure.axes)
+    assert np.array_equal(upper, lower) and "1.00" in describe(figure) and "seven" in describe(figure)
     gallery.controls["Class"].value = "one"
     assert "copies, one" in describe(gallery.figure())
 

@@ -16,7 +16,15 @@ ABLATIONS = {
     "guidance_scale": "guidance scale",
     "real_weight": "weight of the real images' loss",
 }
+SNAKEMAKE = "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them."
+STUDY = SNAKEMAKE.format("tiny")
 COLUMNS = ("method", "setting", "value", "seed", "accuracy")
+
+
+def study_that_moves(parameter):
+    """The command that makes the runs of an ablation, and the study of the paper's scale."""
+    kind = {"n_shot": "shots", "images_per_class": "images"}.get(parameter, "ablations")
+    return f"{SNAKEMAKE.format(f'tiny_{kind}')[:-1]} (paper_{kind}.yaml: at the paper's scale)."
 
 
 def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
@@ -29,7 +37,7 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
     same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
     if parameter == "n_shot":
-        table = table[table["variant"] == ""].assign(value=table["n_shot"])
+        table = table[(table["variant"] == "") & (table["setting"] != "none")].assign(value=table["n_shot"])
     else:
         parameters, changed = run_parameters(stages), changes(stages)
         alone = {run: base for run, (change, base) in changed.items() if set(change) == {parameter}}

@@ -3,6 +3,7 @@
 import numpy as np
 import seaborn as sns
 
+from datadream_utils.ablations import STUDY
 from datadream_utils.classwise import BINS
 from datadream_utils.compare import row_name
 from datadream_utils.figures import (
@@ -32,7 +33,7 @@ def class_gains(gains, setting):
     """``classwise.gains`` as a heat map: rows are classes, columns methods, numbers points (means over seeds)."""
     rows = gains[gains["setting"] == setting]
     if rows.empty:
-        return empty(f"No {setting} classifier has its reference beside it.")
+        return empty(f"No {setting} classifier has its reference beside it: {STUDY}")
     means = rows.pivot_table("gain", "label", "method", "mean", sort=False)
     names = rows.drop_duplicates("label").set_index("label")["class_name"]
     shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
@@ -57,7 +58,7 @@ def class_gains(gains, setting):
 def confusion_change(change, class_names, method, setting):
     """``classwise.confusion_change`` as a heat map; of many classes those that change most."""
     if change is None:
-        return empty(f"{row_name(method, setting)} has no reference beside it.")
+        return empty(f"{row_name(method, setting)} has no reference beside it: {STUDY}")
     shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
     part, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
     side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
@@ -86,7 +87,7 @@ def reliability(bins, errors, settings=("R", "R+S")):
     bins = bins[bins["setting"].isin(settings) & (bins["n"] >= 10)]
     errors = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])["error"].mean()
     if errors.empty:
-        return empty("No classifier of these settings has been trained.")
+        return empty(f"No classifier of these settings has been trained: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 3.0)
     ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
     for (method, setting), rows in bins.groupby(["method", "setting"], sort=False):

@@ -88,7 +88,9 @@ def _paired(correct, first, second):
 
 
 def row_name(method, setting):
-    """``DataDream_dset (R+S)``."""
+    """``DataDream_dset (R+S)``; what was not trained has no setting."""
+    if setting == "none":
+        return METHODS[method].label
     return f"{METHODS[method].label.split(' (')[0]} ({setting})"
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datadream_utils.adapt import denoising_loss, noise_scheduler, tokenize
 from datadream_utils.clip import ClipClassifier, attach_clip_lora
+from datadream_utils.compare import row_name
 from datadream_utils.errors import InputError
 from datadream_utils.generate import metadata
 from datadream_utils.lora import attach_lora, detach_lora
@@ -21,6 +22,8 @@ from datadream_utils.models import load_clip, load_stable_diffusion
 from datadream_utils.prompts import class_prompt
 
 KINDS = ("adapt", "generate", "train")
+WORDS = {"seconds": "seconds on the machine of the runs", "flops": "floating-point operations",
+         "peak_memory_mb": "peak memory (MB)"}  # fmt: skip
 
 
 def count_flops(step):
@@ -150,6 +153,37 @@ def _flops(own, steps, n_classes, flops):
             flops["texts"] * p["train_epochs"] * math.ceil(p["images_per_class"] * n_classes / p["train_batch_size"])
         )
     return total
+
+
+def of_runs(runs, stages, data, n_shot):
+    """``mean_costs`` of a data set's CLIP classifiers with ``n_shot`` shots.
+
+    "flops" is missing where a model that made the runs is not on this machine.
+    """
+    same = (runs["dataset"] == data.name) & (runs["n_shot"] == n_shot) & (runs["variant"] == "")
+    chosen = runs[same & (runs["classifier"] == "clip") & (runs["protocol"] == "sound")]
+    theirs = stages[stages["run"].isin({folder.parent.name for folder in chosen["folder"]})]
+    try:
+        flops = flops_of(theirs[theirs["stage"] != "train-none"], data)
+    except InputError:
+        flops = None
+    table = costs(chosen, theirs, len(data.class_names), flops)
+    if table.empty:
+        return pd.DataFrame(columns=["method", "setting", "accuracy_mean", "accuracy_std", *WORDS])
+    return mean_costs(table if flops else table.assign(flops=float("nan")))
+
+
+def texts(table):
+    """``mean_costs`` as csv and Markdown, by kind."""
+    lines = ["| Classifier | Accuracy (%) | Seconds | Image-steps | Operations | Peak memory (MB) |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for row in table.itertuples():
+        steps = row.steps_adapt + row.steps_generate + row.steps_train
+        numbers = [f"{row.accuracy_mean:.1f}", f"{row.seconds:,.0f}", f"{steps:,.0f}"]
+        numbers += ["" if value != value else form.format(value) for form, value in
+                    (("{:.1e}", row.flops), ("{:,.0f}", row.peak_memory_mb))]  # fmt: skip
+        lines.append(f"| {row_name(row.method, row.setting)} | " + " | ".join(numbers) + " |")
+    return {"csv": table.round(2).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 
 def mean_costs(table):

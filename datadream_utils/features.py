@@ -85,6 +85,14 @@ def encoder_of(runs, device="auto"):
     return load_encoder(*models.pop(), device)
 
 
+def try_encoder(runs, device="auto"):
+    """``(encoder_of, "")``, or None and a sentence where that CLIP cannot be loaded: it may be on another machine."""
+    try:
+        return encoder_of(runs, device), ""
+    except InputError as error:
+        return None, f"Nothing is measured on images here: {error}"
+
+
 def encode(encoder, files, cache, checksum=""):
     """The pictures ``files[label]`` as ``Encoded``, from ``cache`` (a folder) if they were there before.
 

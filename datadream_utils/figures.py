@@ -7,14 +7,16 @@ marker of its own.
 
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from datadream_utils.ablations import ABLATIONS
+from datadream_utils.ablations import ABLATIONS, STUDY, study_that_moves
 from datadream_utils.compare import row_name
-from datadream_utils.cost import front
+from datadream_utils.cost import WORDS, front
 from datadream_utils.fidelity import MEASURES, REAL
 from datadream_utils.memorisation import SPACES
 from datadream_utils.methods import METHODS
 from datadream_utils.plots import COLOURS, NotebookFigure
+from datadream_utils.results import BLOCKS
 
 COLUMN, BOTH = 3.4, 7.0
 SMALL, NORMAL = 6, 7  # points
@@ -35,7 +37,7 @@ def finish(ax, xlabel="", ylabel="", title=""):
     ax.set_xlabel(xlabel, fontsize=NORMAL)
     ax.set_ylabel(ylabel, fontsize=NORMAL)
     ax.set_title(title, fontsize=NORMAL)
-    ax.tick_params(labelsize=SMALL)
+    ax.tick_params(labelsize=SMALL, which="both")
     sns.despine(ax=ax)
 
 
@@ -46,10 +48,11 @@ def described(figure, what, sentence):
 
 
 def empty(sentence):
-    """A figure that says why there is nothing to draw."""
-    figure, (ax,) = panels(1, COLUMN, 0.8)
+    """A figure that says why there is nothing to draw, and what to run."""
+    figure, (ax,) = panels(1, BOTH, 0.6)
     ax.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=NORMAL, wrap=True)
     ax.axis("off")
+    figure.empty = True
     return described(figure, "An empty figure.", sentence)
 
 
@@ -74,26 +77,27 @@ def legend(figure, handles_of, columns=4):
 
 
 def ablation(table, parameter, baseline=None):
-    """``ablations.summary``: mean accuracy over seeds against ``parameter``, whiskers of one deviation, per setting.
+    """``ablations.summary``: mean accuracy over seeds against ``parameter``, whiskers of one deviation, per block.
 
-    baseline: accuracy (%) of Real-finetune, as a line beside R+S.
+    Real-finetune stands beside R+S; where ``parameter`` does not move it, as a line at ``baseline``, its accuracy (%).
     """
     if table.empty:
-        return empty(f"No runs differ in {parameter} alone.")
-    settings = list(dict.fromkeys(table["setting"]))
+        return empty(f"No runs differ in {parameter} alone: {study_that_moves(parameter)}")
+    blocks = table["setting"].map(BLOCKS)
     values = sorted(set(table["value"]))
-    figure, axes = panels(len(settings), COLUMN if len(settings) == 1 else BOTH, 2.4)
-    for ax, setting in zip(axes, settings, strict=True):
-        rows = table[table["setting"] == setting]
+    figure, axes = panels(blocks.nunique(), COLUMN if blocks.nunique() == 1 else BOTH, 2.4)
+    for ax, block in zip(axes, blocks.unique(), strict=True):
+        rows = table[blocks == block]
         names = list(dict.fromkeys(rows["method"]))
         for i, method in enumerate(names):
             of = rows[rows["method"] == method]
             shift = 0.12 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # whiskers beside each other
             places, spread = [values.index(v) + shift for v in of["value"]], of["accuracy_std"].fillna(0)
             ax.errorbar(places, of["accuracy_mean"], spread, **look(method), label=label(method), **WHISKERS)
-        if baseline is not None and setting == "R+S":
-            ax.axhline(baseline, color=COLOURS["real"], ls="--", lw=1, label=f"{label('real')} (no synthetic images)")
+        if baseline is not None and "R+S" in set(rows["setting"]) and "real" not in names:
+            ax.axhline(baseline, color=COLOURS["real"], ls="--", lw=1, label=label("real"))
         ax.set_xticks(range(len(values)), [_value(v) for v in values])
+        setting = "R+S" if block == BLOCKS["R+S"] else rows["setting"].iloc[0]
         finish(ax, ABLATIONS.get(parameter, parameter), "test accuracy (%)", SETTING_TITLES[setting])
     legend(figure, axes)
     return described(figure, f"Lines: test accuracy against {ABLATIONS.get(parameter, parameter)}.", _most_moved(table))
@@ -122,7 +126,7 @@ def _most_moved(table):
 def alignment_scatter(points, found, setting, measure="frechet", space="CLIP features"):
     """``fidelity.against_gains`` as points with ``fidelity.correlation``: distance of a class against its gain."""
     if points.empty:
-        return empty("No method has both generated images and a classifier to compare.")
+        return empty(f"No method has both generated images and a classifier to compare: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
     for method, rows in points.groupby("method", sort=False):
         ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=label(method), **look(method))
@@ -130,12 +134,13 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
     reference = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}[setting]
     finish(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {reference} (points)")
     legend(figure, [ax], 3)
+    words = f"{found['n_points']} points of {found['n_classes']} classes, {SETTING_TITLES[setting]}: "
+    if np.isnan(found["rho"]):
+        return described(figure, "Scatter plot: one point per method and class.", words + "too few for a correlation.")
     interval = f"95 % interval {found['low']:+.2f} to {found['high']:+.2f}, resampling classes"
     clear = found["low"] > 0 or found["high"] < 0
-    sentence = (
-        f"{found['n_points']} points of {found['n_classes']} classes, {SETTING_TITLES[setting]}: rank correlation of "
-        f"{MEASURES[measure]} and gain {found['rho']:+.2f} ({interval}), "
-        + ("which leaves out 0." if clear else "which does not leave out 0.")
+    sentence = f"{words}rank correlation of {MEASURES[measure]} and gain {found['rho']:+.2f} ({interval}), " + (
+        "which leaves out 0." if clear else "which does not leave out 0."
     )
     ax.set_title(f"Spearman {found['rho']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]", fontsize=NORMAL)
     return described(figure, "Scatter plot: one point per method and class.", sentence)
@@ -143,9 +148,9 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
 
 def fidelity_diversity(aligned):
     """``fidelity.alignment``: fidelity against diversity, means over classes; whiskers: deviation over seeds."""
-    means = aligned.groupby(["method", "seed"], as_index=False)[list(MEASURES)].mean()
-    if means.empty:
-        return empty("No method has generated images.")
+    means = aligned.groupby(["method", "seed"], as_index=False)[list(MEASURES)].mean().dropna(subset="density")
+    if set(means["method"]) <= {REAL}:
+        return empty(f"No method has generated as many images of a class as the measures need (7): {STUDY}")
     figure, axes = panels(2, BOTH, 2.8)
     for ax, (x, y) in zip(axes, (("recall", "precision"), ("coverage", "density")), strict=True):
         for method, rows in means.groupby("method", sort=False):
@@ -170,34 +175,34 @@ def fidelity_diversity(aligned):
 
 def nearest_shots(generated, held_out, space="feature"):
     """Distributions of the distance to the nearest shot: ``{method: memorisation.nearest}``, and of real images."""
+    if not generated or held_out is None:
+        return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.6)
-    copies, limit = {}, np.quantile(held_out[space], 0.01)
+    copies, limit = {}, max(np.quantile(held_out[space], 0.01), 1e-6)
     for method, table in {**generated, REAL: held_out}.items():
-        values = np.sort(table[space])
+        values = np.sort(table[space]).clip(limit / 30)  # exact copies stand at the left edge
         style = {"ls": "--", "lw": 1.6} if method == REAL else {"lw": 1.1}
         ax.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=COLOURS.get(method, REAL_COLOUR),
                 label=label(method), marker=MARKERS[method], markevery=0.2, ms=3, **style)  # fmt: skip
         if method != REAL:
             copies[method] = 100 * float((table[space] < limit).mean())
     ax.axvline(limit, color="0.6", lw=0.8)
-    ax.set_xscale("symlog", linthresh=max(limit, 1e-6))
+    ax.set_xscale("log")
     finish(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
     legend(figure, [ax], 3)
-    most = max(copies, key=copies.get) if copies else None
-    sentence = "Nothing was generated."
-    if most:
-        sentence = (
-            f"{copies[most]:.1f} % of {label(most)}'s images are nearer to a shot than 99 % of the held-out real "
-            f"images are (without copying: 1 %); the least is {min(copies.values()):.1f} %, "
-            f"{label(min(copies, key=copies.get))}."
-        )
+    most = max(copies, key=copies.get)
+    sentence = (
+        f"{copies[most]:.1f} % of {label(most)}'s images are nearer to a shot than 99 % of the held-out real "
+        f"images are (without copying: 1 %); the least is {min(copies.values()):.1f} %, "
+        f"{label(min(copies, key=copies.get))}."
+    )
     return described(figure, "Cumulative curves of the distance to the nearest few-shot image.", sentence)
 
 
 def copies_by_shots(table, space="feature"):
     """Share of near copies against n_shot: method, n_shot, seed, ``<space>_copies`` (``memorisation.summary``)."""
     if table.empty:
-        return empty("Nothing was generated.")
+        return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
     name, (figure, (ax,)) = f"{space}_copies", panels(1, COLUMN, 2.4)
     shots = sorted(set(table["n_shot"]))
     means = table.groupby(["method", "n_shot"], as_index=False, sort=False)[name].agg(["mean", "std"])
@@ -210,17 +215,27 @@ def copies_by_shots(table, space="feature"):
     finish(ax, "real images per class", "near copies (%)")
     legend(figure, [ax], 3)
     top = means.loc[means["mean"].idxmax()]
-    sentence = f"Most near copies: {label(top.method)} with {top.n_shot} shots, {top['mean']:.1f} % (by chance 1 %)."
+    words = (
+        f"{label(top.method)} with {top.n_shot} shot{'s' * int(top.n_shot > 1)}, {top['mean']:.1f} % (by chance 1 %)"
+    )
+    sentence = f"Most near copies: {words}{_one_shot_cls(means)}."
     return described(figure, "Lines: share of near copies against the number of shots.", sentence)
+
+
+def _one_shot_cls(means):
+    """What the authors say of DataDream_cls with one shot, as a number; "" where it was not run."""
+    rows = means[means["method"] == "datadream_cls"].sort_values("n_shot")
+    if rows.empty or rows["n_shot"].iloc[0] > 1:
+        return "; DataDream_cls with 1 shot was not run"
+    first, last = rows.iloc[0], rows.iloc[-1]
+    return f"; DataDream_cls has {first['mean']:.1f} % with 1 shot and {last['mean']:.1f} % with {last.n_shot}"
 
 
 def pareto(table, cost="seconds"):
     """``cost.mean_costs``: accuracy against cost, with those that nothing beats joined by a line."""
-    words = {"seconds": "seconds on the machine of the runs", "flops": "floating-point operations",
-             "peak_memory_mb": "peak memory (MB)"}  # fmt: skip
     table = table[table[cost].notna() & (table[cost] > 0)]
     if table.empty:
-        return empty(f"No run has {words.get(cost, cost)}.")
+        return empty(f"No run has {WORDS[cost]}: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
     faces = {"S": "none", "none": "none"}
     for row in table.itertuples():
@@ -231,10 +246,11 @@ def pareto(table, cost="seconds"):
     best = front(table, cost)
     ax.plot(best[cost], best["accuracy_mean"], color="0.5", lw=0.8, ls="--", zorder=0)
     ax.set_xscale("log")
-    finish(ax, f"{words.get(cost, cost)}, all stages", "test accuracy (%)")
+    if cost != "flops":
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    finish(ax, f"{WORDS[cost]}, all stages", "test accuracy (%)")
     legend(figure, [ax], 2)
     names = ", ".join(row_name(row.method, row.setting) for row in best.itertuples())
     sentence = f"By means over seeds, nothing is both cheaper and more accurate than: {names}."
-    return described(
-        figure, f"Scatter plot: accuracy against {words.get(cost, cost)}; filled: with real images.", sentence
-    )
+    return described(figure, f"Scatter plot: accuracy against {WORDS[cost]}; filled: with real images.", sentence)

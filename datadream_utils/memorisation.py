@@ -16,6 +16,8 @@ CHANCE = 0.01
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
 SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean square difference of pixels (0 to 1)"}
 
+COLUMNS = ("method", "n_shot", "seed", *(f"{space}_copies" for space in SPACES))
+
 
 def pixels(paths, side=SIDE):
     """Pictures as rows (n, 3 side²) of values from 0 to 1: the middle square, ``side`` pixels."""
@@ -67,7 +69,12 @@ def summary(generated, held_out):
 
 
 def worst(generated, count, space="feature"):
-    """The ``count`` images nearest to a shot, nearest first: path, shot, distance; no shot twice."""
+    """The ``count`` images nearest to a shot, nearest first: path, shot, distance; no shot twice.
+
+    generated: a table of ``nearest``, or None: there are no images.
+    """
+    if generated is None:
+        return pd.DataFrame(columns=["path", "shot", "distance"])
     table = generated.sort_values([space, "path"]).drop_duplicates(f"{space}_shot")
     return table.head(count).rename(columns={f"{space}_shot": "shot", space: "distance"})[["path", "shot", "distance"]]
 
@@ -79,14 +86,29 @@ def of_runs(encoder, stages, data, output_root):
     of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones, ``{(n_shot, seed): table}``.
     """
     rows, images, real = [], {}, {}
+    if stages.empty:
+        return pd.DataFrame(columns=list(COLUMNS)), {}, {}
     train = encode_real(encoder, data.files["train"], output_root)
     for stage in stages.itertuples():
         files = few_shot(data, stage.n_shot, stage.seed, stage.parameters["shots_file"])
         shots, sets = encode_real(encoder, files, output_root), (stage.n_shot, stage.seed)
         if sets not in real:
             real[sets] = nearest(train.without(files), shots)
+        if real[sets].empty:
+            continue  # every real image is a shot: no yardstick
         key = (stage.method, *sets)
         images[key] = nearest(encode_generated(encoder, stage, len(data.class_names)), shots)
         names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
         rows.append(names | summary(images[key], real[sets]))
-    return pd.DataFrame(rows), images, real
+    return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)), images, real
+
+
+def pooled(images, real, n_shot):
+    """The tables of ``of_runs`` with ``n_shot`` shots, all seeds together: of images by method, of real ones."""
+    methods = dict.fromkeys(method for method, n, _ in images if n == n_shot)
+    generated = {
+        method: pd.concat([table for (name, n, _), table in images.items() if (name, n) == (method, n_shot)])
+        for method in methods
+    }
+    held_out = [table for (n, _), table in real.items() if n == n_shot and len(table)]
+    return generated, pd.concat(held_out) if held_out else None

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from datadream_utils.ablations import STUDY, study_that_moves
 from datadream_utils.errors import InputError
 from datadream_utils.figures import BOTH, COLUMN, NORMAL, SMALL, described, empty, label
 from datadream_utils.images import centre_square, read_image
@@ -44,13 +45,15 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     """The paper's qualitative figure of one class; its few shots in nested frames, one per number of shots.
 
     Below: IsSynth and DISEF with the most shots; DataDream_cls and DataDream_dset with each number. A row's tag has
-    the colour and dashes of the frame that holds its shots. shots: up to 16 paths; drawn: ``drawn_pictures``.
+    the colour and dashes of the frame that holds its shots; a row of which nothing was drawn is left out, and the
+    sentence says so. shots: up to 16 paths; drawn: ``drawn_pictures``.
     """
     frames = {n: look for n, look in FRAMES.items() if n <= len(shots)}
     if not frames:
         return empty("There are no few shots to show.")
     most = max(frames)
-    rows = [(most, FROM_SHOTS)] + [(n, ADAPTED) for n in frames]
+    wanted = [(most, FROM_SHOTS)] + [(n, ADAPTED) for n in frames]
+    rows = [(n, methods) for n, methods in wanted if any((method, n) in drawn for method in methods)]
     top = 2 if most > 8 else 1
     width, height = 2 * EACH + MIDDLE + 1.7, BETWEEN * (top - 1) + (len(rows) + 1) * (PICTURE + GAP) + 1.8
     figure = NotebookFigure(figsize=(BOTH, BOTH * height / width), facecolor="white")
@@ -63,21 +66,25 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
         _place(ax, path, i % 8, 0.55 + i // 8 * BETWEEN, side)
     for level, (n, look) in enumerate(frames.items()):
         _frame(ax, n, 0.03 + 0.05 * level, look)
-    y, missing = 0.55 + (top - 1) * BETWEEN + PICTURE + 0.65, []
-    for i, (n, methods) in enumerate(rows):
-        if i < 2:
+    y, above = 0.55 + (top - 1) * BETWEEN + PICTURE + 0.65, None
+    for n, methods in rows:
+        if methods != above:
+            y += 0.4 * (above is not None)
             for half, method in enumerate(methods):
                 ax.text(_x(half * EACH) + EACH / 2, y - 0.12, label(method), ha="center", fontsize=NORMAL)
+        above = methods
         _tag(ax, n, y, frames[n])
         for half, method in enumerate(methods):
             files = drawn.get((method, n), ())
-            missing += [] if files else [f"{label(method)} with {n} shot{'s' * (n > 1)}"]
             for j in range(EACH):
                 _place(ax, files[j] if j < len(files) else None, half * EACH + j, y, side)
-        y += PICTURE + GAP + (0.4 if i == 0 else 0)
-    sentence = f"One class, {class_name}: {most} real images, and what each method drew from 1 to {most} of them."
+        y += PICTURE + GAP
+    shown = sorted({n for n, _ in rows})
+    what = f"what was drawn from {', '.join(map(str, shown))} of them" if shown else "nothing drawn from them"
+    sentence = f"One class, {class_name}: {most} real image{'s' * (most > 1)}, and {what}."
+    missing = [f"{label(method)} ({n})" for n, methods in wanted for method in methods if (method, n) not in drawn]
     if missing:
-        sentence += f" Not run: {', '.join(missing)}."
+        sentence += f" Not run: {', '.join(missing)}; {study_that_moves('n_shot')}"
     return described(figure, "Rows of pictures; the shots are in nested frames whose colours mark the rows.", sentence)
 
 
@@ -109,7 +116,7 @@ def _tag(ax, n, y, look):
 def worst_copies(pairs, method, space="feature", side=96):
     """``memorisation.worst`` as pictures: above what was drawn, below the shot it is nearest to, with the distance."""
     if pairs.empty:
-        return empty("Nothing was generated.")
+        return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
     width = max(COLUMN, 0.62 * len(pairs) + 0.5)
     figure = NotebookFigure(figsize=(width, 1.75), layout="constrained", facecolor="white")
     axes = figure.subplots(2, len(pairs), squeeze=False)

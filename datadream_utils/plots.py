@@ -6,13 +6,14 @@ from html import escape
 
 import numpy as np
 import seaborn as sns
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.live import is_live
 from datadream_utils.methods import METHODS
-from datadream_utils.texts import literal
+from datadream_utils.texts import literal, markdown
 
 PALETTE = sns.color_palette("colorblind", max(10, len(METHODS)))
 COLOURS = dict(zip(METHODS, PALETTE, strict=False))
@@ -22,11 +23,13 @@ VERDICTS = {"holds": (PALETTE[0], "s"), "reversed": (PALETTE[1], "X")}  # colour
 class NotebookFigure(Figure):
     """A Figure that a notebook shows as a picture when it is a cell's last value, without pyplot's global state.
 
-    alt: what is to be seen, for who cannot see it ("": ``describe``'s words); sentence: what the data say.
+    alt: what is to be seen, for who cannot see it ("": ``describe``'s words); sentence: what the data say; empty: there
+    are no data, and the sentence says what makes them.
     """
 
     alt = ""
     sentence = ""
+    empty = False
 
     def _repr_mimebundle_(self, **_):
         """The picture and its words. JupyterLab shows a picture without them, so a live notebook has them as HTML."""
@@ -35,6 +38,20 @@ class NotebookFigure(Figure):
         png, words = b64encode(buffer.getvalue()).decode(), self.alt or describe(self)
         html = {"text/html": f'<img alt="{escape(words)}" src="data:image/png;base64,{png}">'} if is_live() else {}
         return {"image/png": png} | html, {"image/png": {"alt": words}}  # IPython's form: data, metadata
+
+
+def says(figure):
+    """A figure's sentence as a notebook shows it: bold, and of an empty figure plain."""
+    words = markdown(figure.sentence)
+    return Markdown(words if figure.empty else f"**{words}**")
+
+
+def show(figure):
+    """Display what a figure says, then the figure; of an empty one only the sentence."""
+    if figure.sentence:
+        display(says(figure))
+    if not figure.empty:
+        display(figure)
 
 
 def describe(figure):
@@ -142,7 +159,12 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
 
 def teaser(rows, class_name, dataset):
     """The paper's first figure: one class, a row of pictures per source, ``{source: [picture, ...]}``."""
-    return show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=0.95)
+    figure = show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=0.95)
+    missing = [row.label for row in METHODS.values() if row.generates and row.label not in rows]
+    figure.sentence = f"One class, {class_name}; rows from the top: {', '.join(rows)}."
+    if missing:
+        figure.sentence += f" Not run: {', '.join(missing)}."
+    return figure
 
 
 def accuracy_bars(table, dataset):

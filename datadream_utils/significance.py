@@ -7,9 +7,15 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from datadream_utils.compare import paired, row_name
+from datadream_utils.results import BLOCKS
 
 LEVEL = 0.05
 NOISE = "within noise"
+SIGNS = {"above": "▲", "below": "▼", NOISE: "≈"}
+NOTE = (
+    "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, or Holm's p-value of "
+    f"McNemar's test is {LEVEL} or more."
+)
 COLUMNS = ("first", "second", "difference", "low", "high", "n_seeds", "n_test", "p", "p_holm", "verdict")
 
 
@@ -72,13 +78,77 @@ def marks(table):
     return square
 
 
+def marked(table, by_dataset):
+    """``results.main_results`` with ``NOTE`` where a row is within noise of the best of its block and data set.
+
+    by_dataset: ``{dataset: pairs}``.
+    """
+    names = {row.Index: row_name(row.method, row.setting) for row in table.itertuples()}
+    notes = pd.Series("", table.index, dtype=object)
+    for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
+        best = rows["accuracy_mean"].idxmax()
+        verdicts = marks(by_dataset[dataset]).get(names[best], {})
+        notes[[i for i in rows.index if i != best and verdicts.get(names[i]) == NOISE]] = NOTE
+    return table.assign(note=notes)
+
+
+def headline(table, dataset, found):
+    """The main table in two sentences: the best on synthetic images alone; the best with real ones, and real alone.
+
+    table: ``results.main_results``; found: ``pairs`` of the data set.
+    """
+    rows = table[table["dataset"] == dataset]
+    best = {block: of.loc[of["accuracy_mean"].idxmax()] for block, of in rows.groupby(rows["setting"].map(BLOCKS))}
+    words = []
+    if "synthetic" in best:
+        row, text = best["synthetic"], "On synthetic images alone {} is best, with {:.1f} %"
+        words.append(text.format(row_name(row.method, row.setting), row.accuracy_mean))
+        if "zero-shot" in best:
+            words[-1] += f" (zero-shot CLIP: {best['zero-shot'].accuracy_mean:.1f} %)"
+    if "real" in best:
+        row, real = best["real"], rows[rows["setting"] == "R"]
+        words.append(f"With real images {row_name(row.method, row.setting)} is best, with {row.accuracy_mean:.1f} %")
+        if len(real) and row.setting != "R":
+            names = row_name(real.iloc[0].method, "R"), row_name(row.method, row.setting)
+            verdict = {"below": "clearly less", NOISE: NOISE}.get(marks(found).get(names[0], {}).get(names[1]), "less")
+            words[-1] += f"; {names[0]} has {real['accuracy_mean'].iloc[0]:.1f} %, {verdict}"
+    return ". ".join([*words, ""]).rstrip() or f"No CLIP was trained on {dataset}: 03_train_clip does that."
+
+
+def sentence(table):
+    """How many pairs differ, and by what rule."""
+    noise = int((table["verdict"] == NOISE).sum())
+    rule = f"Holm-corrected p < {LEVEL}, and 0 outside the 95 % interval"
+    return f"{len(table)} pairs: {len(table) - noise} differ ({rule}), {noise} are within noise."
+
+
+def square(table):
+    """The pairs as a square in Markdown, under ``sentence``: the row against the column."""
+    found = marks(table)
+    names = list(dict.fromkeys([*table["first"], *table["second"]]))
+    lines = [f"**{sentence(table)}**", ""]
+    if names:
+        lines.append("| ▲ the row is above the column, ▼ below, ≈ within noise | " + " | ".join(_numbers(names)) + " |")
+        lines.append("|---|" + ":-:|" * len(names))
+    for number, name in zip(_numbers(names), names, strict=True):
+        cells = [SIGNS.get(found[name].get(other), "") for other in names]
+        lines.append(f"| {number} {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(names):
+    return [str(number) for number in range(1, len(names) + 1)]
+
+
+def texts(table):
+    """The pairs as csv and Markdown, by kind."""
+    return {"csv": table.round(5).to_csv(index=False, lineterminator="\n"), "md": markdown(table)}
+
+
 def markdown(table):
     """The pairs as Markdown: ▲ the first is above, ▼ below, ≈ within noise."""
-    signs = {"above": "▲", "below": "▼", NOISE: "≈"}
-    count = table["verdict"].value_counts()
     lines = [
-        f"{len(table)} pairs: {len(table) - count.get(NOISE, 0)} differ (Holm-corrected p < {LEVEL}, and 0 outside the "
-        f"95 % interval), {count.get(NOISE, 0)} are within noise.",
+        sentence(table),
         "",
         "| First | Second | Difference | 95 % interval | p (Holm) | |",
         "|---|---|---:|:-:|---:|:-:|",
@@ -87,6 +157,6 @@ def markdown(table):
         p = "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
         interval = f"{row.low:+.1f} to {row.high:+.1f}"
         lines.append(
-            f"| {row.first} | {row.second} | {row.difference:+.1f} | {interval} | {p} | {signs[row.verdict]} |"
+            f"| {row.first} | {row.second} | {row.difference:+.1f} | {interval} | {p} | {SIGNS[row.verdict]} |"
         )
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from datadream_utils.params import resolve
 
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
                  "n_real", "parameters", "digest", "folder")  # fmt: skip
+MEASURED_SEEDS = 3  # more images would take longer than they tell
 NOT_A_CHANGE = ("variant", "setting")  # what names a run or a stage, beside what it changes
 
 
@@ -54,6 +55,11 @@ def generated(stages, dataset, n_shot=None, variant=""):
     if n_shot is not None:
         same &= stages["n_shot"] == n_shot
     return stages[same].sort_values(["method", "n_shot", "seed"])
+
+
+def measured(stages, dataset):
+    """``generated``, the first ``MEASURED_SEEDS`` seeds of each method and ``n_shot``: whose images are looked at."""
+    return generated(stages, dataset).groupby(["method", "n_shot"]).head(MEASURED_SEEDS)
 
 
 def run_parameters(stages):

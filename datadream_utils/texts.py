@@ -85,6 +85,18 @@ def markdown(name):
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word it begins no emphasis
 
 
+def table_texts(frame):
+    """A data frame as csv and Markdown, by kind; missing numbers stay empty."""
+    lines = ["| " + " | ".join(map(markdown, frame.columns)) + " |", "|---" * len(frame.columns) + "|"]
+    for row in frame.itertuples(index=False):
+        cells = [
+            "" if value != value else markdown(f"{value:g}" if isinstance(value, float) else str(value))
+            for value in row
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
+
+
 def latex(text):
     """A text as LaTeX prints it literally, in one table cell."""
     return " ".join(text.split()).translate(TEX)

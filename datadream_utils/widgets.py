@@ -41,7 +41,7 @@ class Explorer:
 
     def __init__(self, draw, controls, start, overview=None):
         self.draw, self.choices, self.start, self.overview = draw, controls, start, overview
-        self.handle = None
+        self.handle = self.words = None
 
     @cached_property
     def controls(self):
@@ -73,7 +73,10 @@ class Explorer:
     def redraw(self, _change=None):
         """Show the picture anew, in the same place."""
         if self.handle:
-            self.handle.update(self.figure())
+            figure = self.figure()
+            self.handle.update(figure)
+            if self.words:
+                self.words.update(plots.says(figure))
 
     def still(self):
         """The picture that a page without controls shows."""
@@ -81,10 +84,19 @@ class Explorer:
 
     def _ipython_display_(self):
         if not is_live():
-            display(self.still())
+            plots.show(self.still())
             return
+        figure = self.figure()
+        self.words = display(plots.says(figure), display_id=True) if figure.sentence else None
         display(self.panel())
-        self.handle = display(self.figure(), display_id=True)
+        self.handle = display(figure, display_id=True)
+
+
+def choose(draw, label, values, start=None):
+    """One list to choose from: ``draw(value) -> figure``, kept once drawn, for ``values`` or ``{words: value}``."""
+    named = values if isinstance(values, dict) else {value: value for value in values}
+    first = next((name for name, value in named.items() if start in (None, value)), None)
+    return Explorer(cache(lambda name: draw(named[name])), {label: list(named)}, [first])
 
 
 def noise_slider(noised, guesses, timesteps):
@@ -159,12 +171,7 @@ def gallery(sets, shots, class_names, features, label=0, method="", count=8):
 def class_rows(rows, class_names, dataset, label=0):
     """Is it so for every class? The teaser of a class: ``rows(label) -> {source: [picture, ...]}``."""
     names = list(class_names)
-
-    @cache  # what is shown is what is saved
-    def draw(name):
-        return plots.teaser(rows(names.index(name)), name, dataset)
-
-    return Explorer(draw, {"Class": names}, [names[label]])
+    return choose(lambda name: plots.teaser(rows(names.index(name)), name, dataset), "Class", names, names[label])
 
 
 def lora_browser(pipe, folders):

@@ -18,7 +18,8 @@ ABLATIONS = {
 }
 SNAKEMAKE = "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them."
 STUDY = SNAKEMAKE.format("tiny")
-COLUMNS = ("method", "setting", "value", "seed", "accuracy")
+COMPUTE = ("n_shot", "adapt_epochs")  # what changes how many images adaptation looks at
+COLUMNS = ("method", "setting", "value", "seed", "accuracy", "adapted")
 
 
 def study_that_moves(parameter):
@@ -32,7 +33,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
 
     runs: ``results.load_results``; stages: ``stages.load_stages``. For ``n_shot`` they are the runs without variant;
     for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
-    only the seeds remain that have every value; one that has a single value is left out.
+    only the seeds remain that have every value; one that has a single value is left out. "adapted": ``adapted_steps``
+    where ``parameter`` changes them, else 0.
     """
     same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
@@ -44,7 +46,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
         table = table[(table["n_shot"] == n_shot) & ((table["variant"] == "") | table["run"].isin(alone))]
         values = [value_of(parameters.get(run, {}), parameter) for run in table["run"]]
         table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")
-    table = table[list(COLUMNS)]
+    adapted = {run: adapted_steps(stages, run) for run in table["run"].unique()} if parameter in COMPUTE else {}
+    table = table.assign(adapted=table["run"].map(adapted).fillna(0))[list(COLUMNS)]
     kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
     kept = [group for group in kept if group["value"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
@@ -59,21 +62,25 @@ def _with_common_seeds(table):
 def summary(table):
     """Mean, sample standard deviation and number of seeds per method, setting and value of ``ablation``."""
     rows = table.groupby(["setting", "method", "value"], as_index=False, sort=True).agg(
-        n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std")
-    )
+        n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std"),
+        adapted=("adapted", "mean"),
+    )  # fmt: skip
     order = {setting: rank for rank, setting in enumerate(BLOCKS)}
     return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True).round(2)
 
 
 def texts(table, parameter):
     """``summary`` as csv and Markdown, by kind."""
-    lines = [f"| Method | R | S | {ABLATIONS.get(parameter, parameter)} | Accuracy (%) | Seeds |"]
-    lines.append("|---|:-:|:-:|---:|---:|---:|")
+    extra = parameter in COMPUTE
+    moved = ABLATIONS.get(parameter, parameter) + " | images adapted on" * extra
+    lines = [f"| Method | R | S | {moved} | Accuracy (%) | Seeds |"]
+    lines.append("|---|:-:|:-:|---:|---:|---:|" + "---:|" * extra)
     for row in table.itertuples():
         ticks = " | ".join("✓" if kind in row.setting else "" for kind in "RS")
         spread = "" if pd.isna(row.accuracy_std) else f" ± {row.accuracy_std:.1f}"
         label = get_method(row.method).label
-        lines.append(f"| {label} | {ticks} | {row.value} | {row.accuracy_mean:.1f}{spread} | {row.n_seeds} |")
+        value = f"{row.value} | {row.adapted:,.0f}" if extra else row.value
+        lines.append(f"| {label} | {ticks} | {value} | {row.accuracy_mean:.1f}{spread} | {row.n_seeds} |")
     return {"csv": table.to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 

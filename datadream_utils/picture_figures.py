@@ -76,8 +76,8 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
         _tag(ax, n, y, frames[n])
         for half, method in enumerate(methods):
             files = drawn.get((method, n), ())
-            for j in range(EACH):
-                _place(ax, files[j] if j < len(files) else None, half * EACH + j, y, side)
+            for j, path in enumerate(files or [None] * EACH):
+                _place(ax, path, half * EACH + j, y, side)
         y += PICTURE + GAP
     shown = sorted({n for n, _ in rows})
     what = f"what was drawn from {', '.join(map(str, shown))} of them" if shown else "nothing drawn from them"

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from datadream_utils import classwise, fidelity, memorisation, significance
+from datadream_utils import classwise, fidelity, figures, memorisation, results, significance
 from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.features import Encoded, Encoder, encode, encoder_of
@@ -181,6 +181,13 @@ def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):
         distances = images["loft", 2, seed]["pixel"]
         assert distances[[0, 2]].tolist() == [0, 0] and distances[1] > 0.05  # in the order of classes
         assert images["loft", 2, seed]["pixel_shot"][2] == few_shot(data, 2, seed)[1][1]
+    generated, held_out = memorisation.pooled(images, real, 2)
+    assert len(generated["loft"]) == 6 and len(held_out) == 4 and memorisation.pooled(images, real, 1) == ({}, None)
+    for of_runs in (
+        lambda none: memorisation.of_runs(None, none, data, "")[0],
+        lambda none: fidelity.of_runs(None, none, data, ""),
+    ):
+        assert of_runs(pd.DataFrame(rows[:0])).empty  # no images, no encoder: no rows
     aligned = fidelity.of_runs(encoder, pd.DataFrame(rows), data, tmp_path / "outputs")
     assert (aligned.loc[aligned["method"] == fidelity.REAL, "n_synthetic"] == 1).all() and len(aligned) == 8
 
@@ -274,6 +281,30 @@ def test_noise_is_never_called_better():
     assert square["LoFT (S)"]["FakeIt (S)"] == "above" and square["FakeIt (S)"]["LoFT (S)"] == "below"
     assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
     assert "0 pairs" in significance.markdown(significance.pairs({}))
+
+
+def test_marks_of_the_main_table_are_those_of_the_pairs():
+    shares = {("fakeit", "S"): 0.5, ("loft", "S"): 0.8, ("issynth", "S"): 0.8, ("real", "R"): 0.7, ("loft", "R+S"): 0.9}
+    correct = _correct(shares | {("clip_zeroshot", "none"): 0.5})
+    pairs = significance.pairs(correct)
+    rows = pd.DataFrame(list(correct), columns=["method", "setting"]).assign(dataset="mine", n_shot=16)
+    rows["accuracy_mean"], rows["accuracy_std"] = [100 * found.to_numpy().mean() for found in correct.values()], np.nan
+    table = significance.marked(rows, {"mine": pairs})
+    square, marked = significance.marks(pairs), set()
+    for block in (["FakeIt (S)", "LoFT (S)", "IsSynth (S)"], ["Real-finetune (R)", "LoFT (R+S)"]):
+        best = max(block, key=lambda name: sum(verdict == "above" for verdict in square[name].values()))
+        marked |= {name for name in block if square[best].get(name) == significance.NOISE}
+    noted = table[table["note"] == significance.NOTE]
+    names = {f"{figures.label(row.method)} ({row.setting})" for row in noted.itertuples()}
+    assert len(names) == len(marked) == 1 and names <= {"LoFT (S)", "IsSynth (S)"}  # of two equals, one is the best
+    assert significance.NOTE in results.to_markdown(table) and results.to_markdown(table).count("<sup>a</sup>") == 2
+    words = significance.headline(table, "mine", pairs)
+    assert "With real images LoFT (R+S) is best" in words and words.endswith(" %, clearly less.")
+    assert "zero-shot CLIP: " in words and "No CLIP was trained" in significance.headline(table, "other", pairs)
+    text = significance.square(pairs)
+    assert (
+        text.startswith("**15 pairs: ") and text.count("▲") == text.count("▼") and len(text.splitlines()) == 2 + 2 + 6
+    )
 
 
 def test_alignment_puts_real_images_beside(tmp_path, clip):

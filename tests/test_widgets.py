@@ -10,7 +10,7 @@ import torch
 from conftest import notebook_defaults, same_progress
 from PIL import Image
 
-from datadream_utils import plots, probe, widgets
+from datadream_utils import figures, plots, probe, widgets
 from datadream_utils.adapt import adapt, plan_adapters
 from datadream_utils.clip import attach_clip_lora
 from datadream_utils.datasets import few_shot
@@ -128,7 +128,8 @@ def shown(monkeypatch):
         def update(self, thing):
             seen.append(("update", thing))
 
-    monkeypatch.setattr(widgets, "display", lambda thing, display_id=False: seen.append(thing) or Handle())
+    for module in (widgets, plots):
+        monkeypatch.setattr(module, "display", lambda thing, display_id=False: seen.append(thing) or Handle())
     return seen
 
 
@@ -162,6 +163,26 @@ def test_a_live_notebook_has_the_pictures_words_where_jupyterlab_shows_them(monk
     data, metadata = show_grid([[np.zeros((2, 2))]], title='"a photo of a seven"')._repr_mimebundle_()
     assert data["text/html"].startswith('<img alt="&quot;a photo of a seven&quot;" src="data:image/png;base64,iVBOR')
     assert metadata == {"image/png": {"alt": '"a photo of a seven"'}}
+
+
+def _said(words):
+    figure = show_grid([[np.zeros((2, 2))]], title=words)
+    figure.sentence = f"{words} is *drawn*."
+    return figure
+
+
+def test_what_a_figure_says_stands_above_it_and_changes_with_it(shown, monkeypatch):
+    browser = widgets.choose(_said, "Which", {"first": "a", "second": "b"}, "b")
+    browser._ipython_display_()
+    words, picture = shown
+    assert words.data == "**b is &#42;drawn&#42;.**" and picture is browser.still()
+    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    browser._ipython_display_()
+    browser.controls["Which"].value = "first"
+    assert [type(thing).__name__ for thing in shown[2:5]] == ["Markdown", "Panel", "NotebookFigure"]
+    assert shown[-1][1].data == "**a is &#42;drawn&#42;.**" and describe(shown[-2][1]) == "a"
+    plots.show(figures.empty("Nothing is there."))
+    assert shown[-1].data == "Nothing is there."
 
 
 def test_the_confusion_browser_starts_at_the_most_frequent_mistake(tmp_path):

@@ -79,7 +79,8 @@ def prdc(real, fake, nearest=NEAREST):
     n = min(len(real), len(fake))
     if n < nearest + 2:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the sizes
+    # It prints the sizes, and scikit-learn's threads leave other warning filters behind.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         found = compute_prdc(real[:n], fake[:n], nearest)
     return {name: float(value) for name, value in found.items()}
 

@@ -96,7 +96,7 @@ def test_a_section_of_the_analysis_opens_with_its_answer_or_with_the_command_tha
     said = "\n".join(
         output.data.get("text/markdown", "") for output in _outputs(smoke[1]["analysis"]) if "data" in output
     )
-    for words in ("No runs differ in lora_rank alone: snakemake", "No R+S classifier has its reference beside it",
+    for words in ("No runs differ in lora_rank alone: snakemake", "No S classifier has its reference beside it",
                   "DataDream_cls with 1 shot was not run", "Not run: IsSynth"):  # fmt: skip
         assert words in said.replace("&#95;", "_"), words
 

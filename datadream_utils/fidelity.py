@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import torch
+from joblib import parallel_config
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
@@ -79,8 +80,8 @@ def prdc(real, fake, nearest=NEAREST):
     n = min(len(real), len(fake))
     if n < nearest + 2:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
-    # It prints the sizes, and scikit-learn's threads leave other warning filters behind.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    # It prints the sizes; its threads would warn, and leave other warning filters behind.
+    with contextlib.redirect_stdout(io.StringIO()), parallel_config(backend="sequential"):
         found = compute_prdc(real[:n], fake[:n], nearest)
     return {name: float(value) for name, value in found.items()}
 

@@ -95,7 +95,8 @@ def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
     rows = rows or [[None]]
     columns, large = max(1, *(len(row) for row in rows)), side >= 1.5
     height = side * len(rows) + (0.4 if title else 0.05) + (0.25 if column_titles else 0)
-    figure, axes = new_figure(len(rows), 1, side * columns + (1.6 if row_titles else 0.1), height)
+    width = max(side * columns + (1.6 if row_titles else 0.1), (0.1 if large else 0.08) * len(title or ""))
+    figure, axes = new_figure(len(rows), 1, width, height)  # as wide as the title at least
     figure.get_layout_engine().set(h_pad=0.02, hspace=0)
     for i, (ax, row) in enumerate(zip(axes[:, 0], rows, strict=True)):
         for j, picture in enumerate(row):

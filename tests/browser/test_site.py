@@ -1,8 +1,8 @@
 """The static site, built and read in a browser from files alone: wide, 400 pixels narrow, light and dark."""
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -12,7 +12,7 @@ from datadream_utils.params import ROOT
 
 from .conftest import violations
 
-BUILD_SECONDS = 180
+BUILD_SECONDS = 180  # of the processor, one process: a busy machine takes longer by the clock
 LOOKS = [("wide", 1280, "light"), ("wide-dark", 1280, "dark"), ("narrow", 400, "light"), ("narrow-dark", 400, "dark")]
 READ = ["index", "results", "notebooks/01_adapt_sd", "notebooks/02_generate", "notebooks/03_train_clip"]
 READ += ["notebooks/04_analysis", "notebooks/05_your_own_images", "solutions/02_generate", "glossary", "reference"]
@@ -24,11 +24,13 @@ EXECUTED = READ[2:6]
 def site(tmp_path_factory):
     """The site's folder, built from the executed notebooks of mkdocs.yml's run."""
     folder = tmp_path_factory.mktemp("site")
-    started = time.monotonic()
+    started = os.times()
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
-    assert time.monotonic() - started < BUILD_SECONDS
+    ended = os.times()
+    seconds = ended.children_user + ended.children_system - started.children_user - started.children_system
+    assert seconds < BUILD_SECONDS
     return folder
 
 

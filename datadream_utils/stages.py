@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from datadream_utils.errors import InputError
+from datadream_utils.methods import METHODS
 from datadream_utils.params import resolve
 
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
@@ -50,8 +51,12 @@ def _row(path):
 
 
 def generated(stages, dataset, n_shot=None, variant=""):
-    """The generate stages of a data set without variant (or with ``variant``), of one ``n_shot`` or of all."""
+    """The generate stages of a data set without variant (or with ``variant``), of one ``n_shot`` or of all.
+
+    A method that generates nothing may have a finished stage too; it is left out.
+    """
     same = (stages["stage"] == "generate") & (stages["dataset"] == dataset) & (stages["variant"] == variant)
+    same &= stages["method"].isin([name for name, method in METHODS.items() if method.generates])
     if n_shot is not None:
         same &= stages["n_shot"] == n_shot
     return stages[same].sort_values(["method", "n_shot", "seed"])

@@ -95,19 +95,28 @@ def marked(table, by_dataset):
 def headline(table, dataset, found):
     """The main table in two sentences: the best on synthetic images alone; the best with real ones, and real alone.
 
+    What is within noise of the best of its block is named beside it.
+
     table: ``results.main_results``; found: ``pairs`` of the data set.
     """
     rows = table[table["dataset"] == dataset]
     best = {block: of.loc[of["accuracy_mean"].idxmax()] for block, of in rows.groupby(rows["setting"].map(BLOCKS))}
+    same = rows[marked(rows, {dataset: found})["note"] == NOTE]
+    beside = {
+        block: "; within noise of it: " + ", ".join(row_name(row.method, row.setting) for row in of.itertuples())
+        for block, of in same.groupby(same["setting"].map(BLOCKS))
+    }
     words = []
     if "synthetic" in best:
         row, text = best["synthetic"], "On synthetic images alone {} is best, with {:.1f} %"
         words.append(text.format(row_name(row.method, row.setting), row.accuracy_mean))
         if "zero-shot" in best:
             words[-1] += f" (zero-shot CLIP: {best['zero-shot'].accuracy_mean:.1f} %)"
+        words[-1] += beside.get("synthetic", "")
     if "real" in best:
         row, real = best["real"], rows[rows["setting"] == "R"]
         words.append(f"With real images {row_name(row.method, row.setting)} is best, with {row.accuracy_mean:.1f} %")
+        words[-1] += beside.get("real", "")
         if len(real) and row.setting != "R":
             names = row_name(real.iloc[0].method, "R"), row_name(row.method, row.setting)
             verdict = {"below": "clearly less", NOISE: NOISE}.get(marks(found).get(names[0], {}).get(names[1]), "less")

@@ -3,7 +3,7 @@
 # make lab      JupyterLab on the notebooks
 # make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: not those of make demo)
 # make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
-# make results  the committed results: three seeds of every method
+# make results  the committed results: three seeds of every method, and the ablations
 # make pretrain the tiny base models, again from the beginning
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -47,6 +47,7 @@ lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
 
 results: .venv/installed
+	for study in tiny_shots tiny_ablations tiny_images; do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done
 	$(SNAKEMAKE) --configfile params/studies/tiny.yaml
 	mkdir -p figures/tiny && cp outputs/tiny/figures/* figures/tiny/
 	@cat figures/tiny/main_results.md

@@ -6,8 +6,6 @@ from string import ascii_lowercase
 
 import pandas as pd
 from scipy.stats import binomtest
-from torch import tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.images import written_whole
@@ -42,9 +40,8 @@ def wilson_interval(n_correct, n):
 
 def confusion(predictions, n_classes):
     """Counts (n_classes, n_classes): row is the true class, column the predicted one."""
-    return multiclass_confusion_matrix(
-        tensor(predictions["prediction"].to_numpy()), tensor(predictions["label"].to_numpy()), n_classes
-    ).numpy()
+    counts, classes = pd.crosstab(predictions["label"], predictions["prediction"]), range(n_classes)
+    return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
 
 
 def write_results(stage, p, data, predictions, history):

@@ -14,6 +14,7 @@ has vanished or changed is made again. Other parameters never overwrite: they ne
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import time
@@ -32,10 +33,17 @@ from datadream_utils.texts import read_json
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
 
+SECONDS = ("seconds", "processor_seconds")  # of a stage, as its manifest names them
+
 
 def write_json(path, value):
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _clocks():
+    """(the clock on the wall, processor seconds of this process and its children), to take differences of."""
+    return time.time(), sum(os.times()[:4])
 
 
 def _read_json(path):
@@ -53,9 +61,9 @@ class Stage:
     folder: Path
     parameters: dict
     how: dict = field(default_factory=dict)
-    started: float = 0.0
+    started: tuple = (0.0, 0.0)  # by the clock, and of processor time
     resumed: bool = False
-    before: float = 0.0  # seconds that a finished stage took whose damage is being mended
+    before: dict = field(default_factory=dict)  # the seconds of a finished stage whose damage is being mended
     locks: list = field(default_factory=list)
 
     @property
@@ -94,7 +102,7 @@ class Stage:
             write_json(self.folder / "parameters.json", self.parameters)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written ({error}): set output_root to another folder.") from None
-        self.started = time.time()
+        self.started = _clocks()
         return True
 
     def finish(self, device="cpu", **facts):
@@ -102,22 +110,22 @@ class Stage:
 
         A shard writes ``shards/<k>-of-<n>.json`` instead. Either is returned, and the lock released.
         """
-        seconds = time.time() - self.started
+        took = {name: now - then for name, now, then in zip(SECONDS, _clocks(), self.started, strict=True)}
         done = {"device": device_name(device), **peak_memory(device)}
         done["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.part:
-            record = {"shard": self.part, "seconds": round(seconds, 1), **done}
+            record = {"shard": self.part, **{name: round(took[name], 1) for name in SECONDS}, **done}
             write_json(self._part_record, record)
             print(f"Part {self.part} is done.")
         else:
             shards = [_read_json(path) for path in sorted(self.folder.glob("shards/*.json"))]
-            seconds += self.before or sum(shard["seconds"] for shard in shards)
+            earlier = [self.before] if self.before else shards
             record = {
                 "stage": self.name,
                 "parameters": self.parameters,
                 "how": self.how,
                 **facts,
-                "seconds": round(seconds, 1),
+                **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
                 "resumed": self.resumed,  # then the seconds are those since
                 **done,
                 "num_threads": torch.get_num_threads(),
@@ -153,7 +161,7 @@ class Stage:
                 print(f"{self.folder / name} has vanished or changed: it is made again.")
                 (self.folder / name).unlink(missing_ok=True)
         if self.finished:
-            self.before = self.manifest()["seconds"]
+            self.before = {name: self.manifest().get(name, 0.0) for name in SECONDS}
             (self.folder / "manifest.json").unlink()
         (self.folder / LIST).unlink(missing_ok=True)
         for torn in list(self.folder.rglob(".*.part")):

@@ -19,8 +19,9 @@ def load_stages(output_root):
     """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
 
     n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
-    ""); peak_memory_mb: missing where it was not recorded. A stage that a run shares with another
-    (a link) is listed for the one that made it. InputError names a manifest that cannot be read.
+    ""); seconds: those of the processor for a stage that ran on a CPU, where other work on the machine shows in the
+    wall's; peak_memory_mb: missing where it was not recorded. A stage that a run shares with another (a link) is listed
+    for the one that made it. InputError names a manifest that cannot be read.
     """
     paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
     rows = [_row(path) for path in paths if not path.parent.is_symlink()]
@@ -36,7 +37,7 @@ def _row(path):
             "stage": manifest["stage"],
             "dataset": Path(parameters["dataset"]).name,
             **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
-            "seconds": manifest["seconds"],
+            "seconds": _seconds(manifest),
             "peak_memory_mb": manifest.get("peak_memory_mb"),
             "n_real": len(manifest.get("shots", ())),
             "parameters": parameters,
@@ -48,6 +49,11 @@ def _row(path):
         raise InputError(
             f"{path} cannot be read ({reason}): delete {path.parent} and run its notebook again."
         ) from None
+
+
+def _seconds(manifest):
+    on_cpu = manifest.get("device", "").startswith("cpu")
+    return manifest.get("processor_seconds", manifest["seconds"]) if on_cpu else manifest["seconds"]
 
 
 def generated(stages, dataset, n_shot=None, variant=""):

@@ -6,7 +6,7 @@
     n_shots: [16]
     seeds: [0, 1, 2]
     sweep: {guidance_scale: [1.0, 4.0]}   # optional: one parameter moved at a time, beside the runs without a change
-    settings: [R+S]                       # optional: only these classifiers
+    settings: [S]                         # optional: only these classifiers (a swept real_weight needs its R+S)
     resnet: {parameters: params/tiny-resnet.yaml, settings: [R, S]}   # optional: a second classifier
     shards: 4                             # optional: adapters and images of a run in so many jobs
 
@@ -108,7 +108,7 @@ class Study(BaseModel):
         row = METHODS[method]
         stages = (["adapt"] if row.adapts else []) + (["generate"] if row.generates else []) + ["train"]
         if name in AXES or name == "real_weight":
-            return row.generates and (name in AXES or "R+S" in self.settings)
+            return row.generates
         if row.settings == ("none",):
             return name.startswith("clip_model") or name == "clip_revision"
         return any(name in _decides(stage) for stage in stages)

@@ -330,3 +330,12 @@ def test_drawn_pictures_are_those_of_the_runs(tmp_path):
         (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = picture_figures.drawn_pictures(stages.load_stages(tmp_path), "mine", ["datadream_cls"], [4, 16], 1, 1, 3)
     assert found == {("datadream_cls", 4): [tmp_path / "run1/generate/images" / f"{i}.png" for i in (1, 3, 5)]}
+
+
+def test_seconds_of_a_cpu_are_the_processors(tmp_path):
+    took = {"seconds": 90.0, "processor_seconds": 60.0}
+    _write(tmp_path, "a", "adapt", 90.0, took | {"device": "cpu (a processor)"})
+    _write(tmp_path, "b", "adapt", 90.0, took | {"device": "NVIDIA H100"})
+    _write(tmp_path, "c", "adapt", 90.0, {"device": "cpu (before they were noted)"})
+    found = stages.load_stages(tmp_path).set_index("run")["seconds"]
+    assert found.to_dict() == {"a": 60.0, "b": 90.0, "c": 90.0}

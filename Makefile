@@ -11,7 +11,10 @@ BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --cores $(CORES) \
 	--show-failed-logs --logger rich --quiet host reason
 
-.PHONY: demo test lab site browser results pretrain lint
+SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
+PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar
+
+.PHONY: demo test lab site site-notebooks browser results pretrain lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -34,13 +37,21 @@ test: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,site,browser]'
 	@touch $@
 
-site: .venv/site
+# Executed once, for the site: the solutions beside the run, 05 with its example beside the study
+site-notebooks: .venv/site
 	@test -n "$(RUN)" || $(MAKE) demo
+	@mkdir -p $(SHOWN)/solutions
+	@for n in $(notdir $(basename $(wildcard solutions/*.ipynb))); do \
+		test -e $(SHOWN)/solutions/$$n.ipynb || $(PAPERMILL) solutions/$$n.ipynb $(SHOWN)/solutions/$$n.ipynb \
+			-r run_folder $(abspath $(SHOWN)) || exit; done
+	@test -e $(SHOWN)/../05_your_own_images.ipynb || $(PAPERMILL) notebooks/05_your_own_images.ipynb \
+		$(SHOWN)/../05_your_own_images.ipynb -r output_root $(abspath $(SHOWN)/../your_own_images)
+
+site: site-notebooks
 	$(BIN)/mkdocs build
 	@echo "The site is in build/site: open build/site/index.html, no server and no network needed."
 
-browser: .venv/site
-	@test -n "$(RUN)" || $(MAKE) demo
+browser: site-notebooks
 	$(BIN)/python -m pytest tests/browser
 
 lab: .venv/installed

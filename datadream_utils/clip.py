@@ -28,7 +28,10 @@ def tokenize(tokenizer, prompts, device):
 
 
 def class_logits(clip, pictures, texts):
-    """exp(logit scale) cos(picture, text): (n, classes) from unit-length features (Radford et al. 2021)."""
+    """exp(logit scale) cos(picture, text): (n, classes) from unit-length features.
+
+    Radford et al. 2021.
+    """
     return clip.logit_scale.exp() * pictures @ texts.T
 
 

@@ -25,14 +25,16 @@ def noise_scheduler(pipe):
 def denoising_loss(unet, scheduler, latents, noise, timesteps, context, groups=1):
     """The diffusion loss || target - model(z_t, t, text) ||^2, averaged over everything.
 
-    With ``groups`` K > 1 the batch holds images of K adapters in turn, and the result is a loss for each (K,).
-
-    latents, noise: (n, c, h, w); timesteps: (n,); context: text encoder states (n, tokens, width).
-    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise. The target is the noise, or for a v-prediction model
-    v = sqrt(abar_t) noise - sqrt(1 - abar_t) z_0.
+    latents, noise: (n, c, h, w); timesteps: (n,); context: text states (n, tokens, width).
+    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise. The target is the noise, or for a
+    v-prediction model v = sqrt(abar_t) noise - sqrt(1 - abar_t) z_0. With ``groups`` K > 1
+    the batch holds images of K adapters in turn, and the result is a loss for each (K,).
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    targets = {"epsilon": lambda: noise, "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps)}
+    targets = {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
+    }
     target = targets[scheduler.config.prediction_type]()
     predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
     error = (predicted.float() - target.float()).pow(2)

@@ -5,7 +5,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
 from datadream_utils.figures import BOTH, NORMAL, SMALL, described
 from datadream_utils.images import centre_square, read_image
-from datadream_utils.plots import NotebookFigure
+from datadream_utils.plots import PrintFigure
 from datadream_utils.texts import literal
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: told apart without colour too
@@ -18,7 +18,7 @@ def method_diagram(class_names, shots, domain=""):
     Left: one adapter's training. Right: DataDream_dset, one adapter from the shots of all classes, and DataDream_cls,
     one per class. class_names: two or more, the first two are shown; shots: ``shots[label]``, paths.
     """
-    figure = NotebookFigure(figsize=(BOTH, 3.0), facecolor="white")
+    figure = PrintFigure(figsize=(BOTH, 3.0))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 140), ylim=(0, 60))
     ax.axis("off")

@@ -15,7 +15,7 @@ from datadream_utils.cost import WORDS, front
 from datadream_utils.fidelity import MEASURES, REAL
 from datadream_utils.memorisation import SPACES
 from datadream_utils.methods import METHODS
-from datadream_utils.plots import COLOURS, NotebookFigure
+from datadream_utils.plots import COLOURS, PrintFigure
 from datadream_utils.results import BLOCKS
 
 COLUMN, BOTH = 3.4, 7.0
@@ -28,7 +28,7 @@ SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real
 
 def panels(columns, width, height, **options):
     """A white figure with a row of panels: ``(figure, [axes, ...])``."""
-    figure = NotebookFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = PrintFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 

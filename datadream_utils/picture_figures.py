@@ -9,7 +9,7 @@ from datadream_utils.ablations import STUDY, study_that_moves
 from datadream_utils.errors import InputError
 from datadream_utils.figures import BOTH, COLUMN, NORMAL, SMALL, described, empty, label
 from datadream_utils.images import centre_square, read_image
-from datadream_utils.plots import NotebookFigure
+from datadream_utils.plots import PrintFigure
 from datadream_utils.stages import generated
 from datadream_utils.texts import literal
 
@@ -56,7 +56,7 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     rows = [(n, methods) for n, methods in wanted if any((method, n) in drawn for method in methods)]
     top = 2 if most > 8 else 1
     width, height = 2 * EACH + MIDDLE + 1.7, BETWEEN * (top - 1) + (len(rows) + 1) * (PICTURE + GAP) + 1.8
-    figure = NotebookFigure(figsize=(BOTH, BOTH * height / width), facecolor="white")
+    figure = PrintFigure(figsize=(BOTH, BOTH * height / width))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-1.4, width - 1.4), ylim=(height - 0.1, -0.1))
     ax.axis("off")
@@ -118,7 +118,7 @@ def worst_copies(pairs, method, space="feature", side=96):
     if pairs.empty:
         return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
     width = max(COLUMN, 0.62 * len(pairs) + 0.5)
-    figure = NotebookFigure(figsize=(width, 1.75), layout="constrained", facecolor="white")
+    figure = PrintFigure(figsize=(width, 1.75), layout="constrained")
     axes = figure.subplots(2, len(pairs), squeeze=False)
     for column, row in enumerate(pairs.itertuples()):
         for line, path in enumerate((row.path, row.shot)):

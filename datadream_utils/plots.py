@@ -9,6 +9,7 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.live import is_live
@@ -24,9 +25,10 @@ class NotebookFigure(Figure):
     """A Figure that a notebook shows as a picture when it is a cell's last value, without pyplot's global state.
 
     alt: what is to be seen, for who cannot see it ("": ``describe``'s words); sentence: what the data say; empty: there
-    are no data, and the sentence says what makes them.
+    are no data, and the sentence says what makes them; dots: per inch, on a screen.
     """
 
+    dots = 90
     alt = ""
     sentence = ""
     empty = False
@@ -34,10 +36,19 @@ class NotebookFigure(Figure):
     def _repr_mimebundle_(self, **_):
         """The picture and its words. JupyterLab shows a picture without them, so a live notebook has them as HTML."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=90)
+        self.savefig(buffer, format="png", dpi=self.dots)
         png, words = b64encode(buffer.getvalue()).decode(), self.alt or describe(self)
         html = {"text/html": f'<img alt="{escape(words)}" src="data:image/png;base64,{png}">'} if is_live() else {}
         return {"image/png": png} | html, {"image/png": {"alt": words}}  # IPython's form: data, metadata
+
+
+class PrintFigure(NotebookFigure):
+    """A figure in sizes for print, on opaque white: its letters of 6 points take more dots on a screen."""
+
+    dots = 140
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, facecolor="white", **options)
 
 
 def says(figure):
@@ -91,42 +102,59 @@ def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
     """Pictures in rows: ``rows`` is a list of lists of PIL images, arrays or paths; gaps (None) stay empty.
 
     One axes for each row, its pictures in squares of length 1: axes for each picture would take five times as long.
+    The figure is as wide as its titles need, and laid out by hand: matplotlib's own layout cuts names beside squares.
     """
     rows = rows or [[None]]
     columns, large = max(1, *(len(row) for row in rows)), side >= 1.5
-    height = side * len(rows) + (0.4 if title else 0.05) + (0.25 if column_titles else 0)
-    width = max(side * columns + (1.6 if row_titles else 0.1), (0.1 if large else 0.08) * len(title or ""))
-    figure, axes = new_figure(len(rows), 1, width, height)  # as wide as the title at least
-    figure.get_layout_engine().set(h_pad=0.02, hspace=0)
-    for i, (ax, row) in enumerate(zip(axes[:, 0], rows, strict=True)):
+    names, heads = ([literal(words) for words in titles or ()] for titles in (row_titles, column_titles))
+    sizes = {"title": 12 if large else 10, "head": 10 if large else 8, "name": 9}
+    overhang = max([0.05, *((_inches(words, sizes["head"]) - side) / 2 + 0.05 for words in heads)])
+    left = max([overhang, *(_inches(words, sizes["name"]) + 0.2 for words in names)])
+    above = (0.35 if title else 0.05) + (0.25 if heads else 0)
+    heading = _inches(literal(title), sizes["title"]) / 2 + 0.1 if title else 0
+    left += max(0, heading - left - side * columns / 2)
+    width = left + side * columns + max(overhang, heading - side * columns / 2)
+    height = above + side * len(rows)
+    figure = NotebookFigure(figsize=(width, height))
+    for i, row in enumerate(rows):
+        ax = figure.add_axes(
+            (left / width, 1 - (above + side * (i + 1)) / height, side * columns / width, side / height)
+        )
         for j, picture in enumerate(row):
             if picture is not None:
                 pixels = np.asarray(_picture(picture))
                 high, wide = 0.47 * np.divide(pixels.shape[:2], max(pixels.shape[:2]))
                 place = (j + 0.5 - wide, j + 0.5 + wide, 0.5 - high, 0.5 + high)
                 ax.imshow(pixels, interpolation="nearest", extent=place)
-        ax.set(xlim=(0, columns), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
+        ax.set(xlim=(0, columns), ylim=(0, 1), xticks=[], yticks=[], aspect="auto")
         ax.spines[:].set_visible(False)
-        if row_titles:
-            ax.set_ylabel(literal(row_titles[i]), rotation=0, ha="right", va="center", fontsize=9)
-    if column_titles:
-        ax, places = axes[0, 0], np.arange(len(column_titles)) + 0.5
+        if names:
+            ax.set_ylabel(names[i], rotation=0, ha="right", va="center", fontsize=sizes["name"])
+    if heads:
+        ax = figure.axes[0]
         ax.xaxis.tick_top()
-        ax.set_xticks(places, [literal(words) for words in column_titles], fontsize=10 if large else 8)
+        ax.set_xticks(np.arange(len(heads)) + 0.5, heads, fontsize=sizes["head"])
         ax.tick_params(length=0)
     if title:
-        figure.suptitle(literal(title), fontsize=12 if large else 10)
+        middle = (left + side * columns / 2) / width
+        figure.suptitle(literal(title), x=middle, y=1 - 0.08 / height, fontsize=sizes["title"])
     return figure
 
 
+def _inches(words, size):
+    """How wide ``words`` are in inches, in matplotlib's font of ``size`` points; hinting makes it a little wider."""
+    return 1.06 * TextPath((0, 0), words, size=size).get_extents().width / 72 if words.strip() else 0
+
+
 def loss_curves(losses, title="Denoising loss", window=20):
-    """Losses of several adapters, ``{name: sequence}``, each as a running mean over ``window`` steps."""
+    """Losses of several adapters, ``{name: sequence}``, as running means over ``window`` steps, fewer in short runs."""
     figure, axes = new_figure(1, 1, 6, 3)
     ax = axes[0, 0]
+    width = max(1, min([window, *(len(values) // 5 for values in losses.values())]))
     for name, values in losses.items():
-        width = min(window, len(values))
-        ax.plot(np.arange(width - 1, len(values)), np.convolve(values, np.ones(width) / width, "valid"), label=name)
-    ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {window} steps)", title=title)
+        mean = np.convolve(values, np.ones(width) / width, "valid")
+        ax.plot(np.arange(width - 1, len(values)), mean, marker="." if len(mean) < 20 else "", label=name)
+    ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {width} steps)" if width > 1 else "loss", title=title)
     if 0 < len(losses) <= 12:
         ax.legend(fontsize=7, ncols=2)
     return figure
@@ -152,9 +180,11 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
     figure, axes = new_figure(1, 1, side + 0.6, side)
     labels = [literal(name) for name in class_names] if len(class_names) <= 50 else False
     small = len(class_names) <= 20
-    sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f", annot_kws={"size": 7},
-                xticklabels=labels, yticklabels=labels, square=True, cbar_kws={"label": "%"})  # fmt: skip
+    sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f",
+                annot_kws={"size": 8}, xticklabels=labels, yticklabels=labels, square=True,
+                cbar_kws={"label": "%", "shrink": 0.8})  # fmt: skip
     axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
+    axes[0, 0].tick_params(axis="y", rotation=0)
     return figure
 
 

@@ -67,9 +67,10 @@ def evaluation_pictures(paths, processor):
 
 
 def mixed_loss(logits, targets, real_weight):
-    """``real_weight`` CE(real) + (1 - ``real_weight``) CE(synthetic); one kind alone counts whole.
+    """real_weight CE(real) + (1 - real_weight) CE(synthetic); one kind alone counts whole.
 
-    logits, targets: dicts with "real" and/or "synthetic"; each (n, classes), targets as probabilities.
+    logits, targets: dicts with "real" and/or "synthetic"; each (n, classes), targets as
+    probabilities.
     """
     losses = {kind: F.cross_entropy(logits[kind], targets[kind]) for kind in logits}
     if len(losses) == 1:

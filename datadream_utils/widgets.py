@@ -34,8 +34,9 @@ class Explorer:
     """A picture and the controls that redraw it.
 
     draw: ``draw(*values) -> figure`` for one value of each control, in order.
-    controls: ``{label: values}``; up to ``BUTTONS`` words are buttons, more words and numbers a slider. Not a list to
-    drop down: JupyterLab takes the keys pressed on a closed one for its own (ipywidgets issue 3912).
+    controls: ``{label: values}``, or ``{label: {words: value}}``; up to ``BUTTONS`` words are buttons, more words and
+    numbers a slider. Not a list to drop down: JupyterLab takes the keys pressed on a closed one for its own (ipywidgets
+    issue 3912).
     start: the values at the beginning; overview: ``overview() -> figure``, shown without a front end.
     """
 
@@ -49,10 +50,15 @@ class Explorer:
         made = {}
         for (label, values), start in zip(self.choices.items(), self.start, strict=True):
             numbers = not any(isinstance(value, str) for value in values)
+            named = (
+                values.items()
+                if isinstance(values, dict)
+                else [(v if isinstance(v, str) else f"{v:g}", v) for v in values]
+            )
             buttons = not numbers and len(values) <= BUTTONS
             kind = ipywidgets.ToggleButtons if buttons else ipywidgets.SelectionSlider
             made[label] = kind(
-                options=[(f"{value:g}" if numbers else value, value) for value in values],
+                options=list(named),
                 value=start,
                 description=label,
                 style={"description_width": "9em"} | ({"button_width": "auto"} if buttons else {}),
@@ -87,6 +93,9 @@ class Explorer:
             plots.show(self.still())
             return
         figure = self.figure()
+        if figure.empty:
+            plots.show(figure)
+            return
         self.words = display(plots.says(figure), display_id=True) if figure.sentence else None
         display(self.panel())
         self.handle = display(figure, display_id=True)

@@ -20,11 +20,12 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 COLLECTED = ROOT / "build" / "collected"
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+STORED = "<p><em>Shown as it is stored, without outputs: <code>make site</code> runs it too.</em></p>"
 LETTERS = {"double-struck": "DOUBLE-STRUCK", "script": "SCRIPT"}
 
 
 def executed_notebooks(extra):
-    """``{page: executed notebook}`` of the run and the setting in mkdocs.yml's ``extra``."""
+    """``{page: executed notebook}`` of 01 to 04, for the run and the setting in mkdocs.yml's ``extra``."""
     run = ROOT / extra["run"]
     files = {
         "01_adapt_sd": run / "01_adapt_sd.ipynb",
@@ -37,15 +38,23 @@ def executed_notebooks(extra):
             raise PluginError(
                 f"{file} is not there: run the notebooks first (make demo), or name a run: make site RUN=..."
             )
-        if any(output.output_type == "error" for output in _outputs(file)):
-            raise PluginError(f"{file} ended with an error: run it again")
-    return files
+        _without_error(file)
+    return {f"notebooks/{page}.ipynb": file for page, file in files.items()}
 
 
-def stored_notebooks():
-    """Pages of notebooks that are shown as they are stored, without outputs: one's own images, and the solutions."""
-    files = [ROOT / "notebooks" / "05_your_own_images.ipynb", *sorted((ROOT / "solutions").glob("*.ipynb"))]
-    return [file.relative_to(ROOT).as_posix() for file in files]
+def further_notebooks(extra):
+    """``{page: notebook}`` of one's own images and the solutions: executed (make site), or else as they are stored."""
+    run = ROOT / extra["run"]
+    executed = {"notebooks/05_your_own_images.ipynb": run.parent / "05_your_own_images.ipynb"}
+    for file in sorted((ROOT / "solutions").glob("*.ipynb")):
+        executed[f"solutions/{file.name}"] = run / "solutions" / file.name
+    return {page: _without_error(file) if file.is_file() else ROOT / page for page, file in executed.items()}
+
+
+def _without_error(file):
+    if any(output.output_type == "error" for output in _outputs(file)):
+        raise PluginError(f"{file} ended with an error: delete it and make it again")
+    return file
 
 
 def _outputs(file):
@@ -58,7 +67,7 @@ def on_config(config):
     config.nav = [
         {"Start": "index.md"},
         {"Results": "results.md"},
-        {"Notebooks": [f"notebooks/{page}.ipynb" for page in executed_notebooks(config.extra)] + stored_notebooks()},
+        {"Notebooks": [*executed_notebooks(config.extra), *further_notebooks(config.extra)]},
         {"Glossary": "glossary.md"},
         {"Reference": ["reference.md", *(f"api/{module}.md" for module in modules)]},
     ]
@@ -67,13 +76,11 @@ def on_config(config):
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
-    for page, file in executed_notebooks(config.extra).items():
-        copy = COLLECTED / "notebooks" / f"{page}.ipynb"  # mkdocs-jupyter wants a file under its page's name
+    for page, file in (executed_notebooks(config.extra) | further_notebooks(config.extra)).items():
+        copy = COLLECTED / page  # mkdocs-jupyter wants a file under its page's name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-        files.append(File(f"notebooks/{page}.ipynb", str(COLLECTED), config.site_dir, config.use_directory_urls))
-    for page in stored_notebooks():
-        files.append(File(page, str(ROOT), config.site_dir, config.use_directory_urls))
+        files.append(File(page, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     for module in config.extra["modules"]:
@@ -96,6 +103,8 @@ def on_page_content(html, page, config, files):
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     soup = BeautifulSoup(html, "html.parser")
+    if not _outputs(page.file.abs_src_path):
+        soup.insert(0, BeautifulSoup(STORED, "html.parser"))
     describe_pictures(soup, page.file.abs_src_path)
     write_formulas(soup)
     follow_links(soup, page, files)

@@ -55,7 +55,7 @@ browser: site-notebooks
 	$(BIN)/python -m pytest tests/browser
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_adapt_sd.ipynb
 
 results: .venv/installed
 	for study in tiny_shots tiny_ablations tiny_images; do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,13 +68,16 @@ def _write_notebook(name, folder):
     del notebook.metadata["papermill"]
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
-    nbformat.write(notebook, folder / f"{name}.ipynb")
+    nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with all notebooks at smoke parameters."""
+    """A folder as this repository, with all notebooks at smoke parameters."""
     folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    for part in ("docs", "solutions"):
+        shutil.copytree(ROOT / part, folder / part)
     for name in CONTROLS:
         _write_notebook(name, folder)
     return folder
@@ -122,10 +126,21 @@ def _outputs(page):
     return [(cell["execution_count"], cell["outputs"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-def _run_all(page):
-    """Run > Run All Cells, to the end; returns every output."""
+def _open(page, lab, name):
+    page.set_default_timeout(SLOW)
+    page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+
+
+def _press_run_all(page):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator("[data-command='runmenu:run-all']").click()
+
+
+def _run_all(page):
+    """Run > Run All Cells, to the end; returns every output."""
+    _press_run_all(page)
     busy = "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status !== 'idle'"
     end = time.monotonic() + 60 * MINUTES
     while time.monotonic() < end:
@@ -212,14 +227,60 @@ def _violations(page):
     return [one for one in found if not any(rule in one and where in one for rule, where in UPSTREAM)]
 
 
+def test_links_from_notebook_to_notebook_and_glossary_open_in_lab(lab, watch):
+    watched = watch()
+    page = watched.page
+    page.set_default_timeout(SLOW)
+    page.goto(f"{lab}/lab/workspaces/links/tree/notebooks/{OWN}.ipynb")
+    for link, file in (
+        ("glossary", "glossary.md"),
+        ("03", "03_train_clip.ipynb"),
+        (f"solutions/{OWN}", f"{OWN}.ipynb"),
+    ):
+        page.get_by_role("tab", name=f"{OWN}.ipynb").first.click()
+        page.locator(".jp-Notebook:visible").get_by_role("link", name=link, exact=True).first.click()
+        page.wait_for_function("name => jupyterapp.shell.currentWidget?.title.label === name", arg=file)
+    assert page.evaluate("jupyterapp.shell.currentWidget.context.path") == f"solutions/{OWN}.ipynb"
+    assert not watched.errors and not watched.outside, (watched.errors, watched.outside)
+
+
+MISTAKES = {
+    "order": ('method = "fakeit"', "run 02_generate first"),
+    "parameter": ("n_shot = 0", "n_shot"),
+    "data": ('dataset = "/no/such/folder"', "/no/such/folder"),
+}
+
+
+def test_a_known_mistake_shows_one_boxed_sentence(lab, folder, watch):
+    notebook = nbformat.read(folder / "notebooks" / "03_train_clip.ipynb", 4)
+    (given,) = [i for i, cell in enumerate(notebook.cells) if "injected-parameters" in cell.metadata.get("tags", ())]
+    nbformat.write(notebook, folder / "notebooks" / "mistakes.ipynb")
+    watched = watch()
+    page = watched.page
+    _open(page, lab, "mistakes")
+    shown = page.locator(".jp-OutputArea [data-mime-type='application/vnd.jupyter.error']")
+    for name, (mistake, words) in MISTAKES.items():
+        source = json.dumps(f"{notebook.cells[given].source}\n{mistake}\n")
+        page.evaluate(f"{NOTEBOOK}.widgets[{given}].model.sharedModel.setSource({source})")
+        page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        _press_run_all(page)
+        page.wait_for_function(f"{NOTEBOOK}.model.toJSON().cells.some(c => c.outputs?.some(o => o.ename))")
+        (error,) = [o for _, outputs in _outputs(page) for o in outputs if o["output_type"] == "error"]
+        where = f"{NOTEBOOK}.model.toJSON().cells.findIndex(c => c.outputs?.some(o => o.ename))"
+        page.evaluate(f"{NOTEBOOK}.scrollToItem({where}, 'start')")  # cells out of sight are not drawn
+        shown.first.scroll_into_view_if_needed()
+        watched.screenshot(f"lab-mistake-{name}")
+        assert error["ename"] == "InputError" and words in error["evalue"], error["evalue"]
+        assert shown.count() == 1 and len(error["traceback"]) == 3 and "Traceback" not in shown.inner_text()
+        assert words in shown.inner_text() and not _violations(page)
+    assert not watched.errors and not watched.outside, (watched.errors, watched.outside)
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_notebook_runs_from_the_menu_to_its_end(name, lab, watch, tmp_path):
     watched = watch(height=1400)
     page = watched.page
-    page.set_default_timeout(SLOW)
-    page.goto(f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    _open(page, lab, name)
     outputs = _run_all(page)
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]

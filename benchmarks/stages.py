@@ -20,13 +20,14 @@ import yaml
 from PIL import Image
 
 from benchmarks.tables import write_readme
-from benchmarks.worlds import WORLDS, inputs, parameters, prepare
+from benchmarks.worlds import WORLDS, inputs, parameters, prepare, write_pictures
 from datadream_utils.lora import WEIGHTS, read_lora
 from datadream_utils.params import ROOT
 from datadream_utils.run import PACKAGES, choose_device, cpu_name, device_name, git_state, write_json
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
+TEST_PICTURES = 3500  # of ``--classes``: as many as the tiny world's test split
 READS = {"adapters": "adapt_cls/adapters", "images": "generate/images", "classifier": "train/classifier"}
 
 
@@ -58,16 +59,18 @@ def run_side(stage, side, folder, changes, made):
     return seconds
 
 
-def measure(stages, folder, changes, repeats, limits=True):
+def measure(stages, folder, changes, repeats, limits=True, others=None):
     """``{stage: {"reference": [seconds, ...], "ours": [...], "difference": text, "limits": ...}}``.
 
-    The sides take turns in going first. What a stage reads is made once by the package, untimed.
+    The sides take turns in going first. What a stage reads is made once by the package, untimed. others: changes of
+    the measured stages alone.
     """
     made, found = folder / "made", {}
     last = max(STAGES.index(stage) for stage in stages)
     for stage in ("adapt_cls", "generate", "train"):
         if STAGES.index(stage) < last and not (made / stage).exists():
             run_side(stage, "ours", made / stage, changes, made)
+    changes = changes | (others or {})
     for stage in stages:
         found[stage] = {side: [] for side in SIDES}
         for repeat in range(repeats):
@@ -136,24 +139,39 @@ def main(arguments=None):
     parser.add_argument("--world", choices=WORLDS, default="tiny")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--classes", nargs="+", type=int, default=[], help="evaluate on noise of so many classes")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters than the world's")
     options = parser.parse_args(arguments)
+    if options.classes and options.stages != ["evaluate"]:
+        parser.error("--classes goes with --stages evaluate: only there the same classifier serves any classes")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         own = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in options.set)}
         changes = prepare(options.world, folder) | own
         if options.world == "full" and choose_device(changes.get("device", "auto")) == "cpu":
             sys.exit("The full world needs a GPU: its stages would take days on a CPU.")
-        noted = {"machine": machine(parameters("train", changes)), "repeats": options.repeats, "set": own}
+        noted = {"machine": machine(parameters("train", changes)), "repeats": options.repeats}
         for stage in options.stages:
-            write(options.world, stage, measure([stage], folder, changes, options.repeats)[stage] | noted)
+            for classes in options.classes or [None]:
+                others = noise(folder, classes) if classes else {}
+                found = measure([stage], folder, changes, options.repeats, not classes, others)
+                named = own | ({"classes": classes} if classes else {})
+                write(options.world, stage, found[stage] | noted | {"set": named})
+
+
+def noise(folder, classes):
+    """Changes for a test split of ``TEST_PICTURES`` (or one of each class) pictures of noise, written here."""
+    place = folder / f"classes{classes}"
+    write_pictures(place, classes, train=1, test=-(-TEST_PICTURES // classes), side=32)
+    return {"dataset": str(place), "n_shot": 1}
 
 
 def write(world, stage, sides):
-    """Put a stage's result among those of its world, and every table into the README."""
+    """Put a stage's result among those of its world, a row for each ``--set``, and every table into the README."""
     path = ROOT / "benchmarks" / "results" / f"{world}.json"
-    result = (json.loads(path.read_text()) if path.exists() else {}) | {stage: sides}
-    write_json(path, {stage: result[stage] for stage in STAGES if stage in result})
+    row = " ".join([stage, *(f"{name}={value}" for name, value in sides["set"].items())])
+    result = (json.loads(path.read_text()) if path.exists() else {}) | {row: sides}
+    write_json(path, dict(sorted(result.items(), key=lambda pair: STAGES.index(pair[0].split()[0]))))
     write_readme()
 
 

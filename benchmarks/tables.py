@@ -24,8 +24,7 @@ def stage_table(result):
         ]
         work = "work cpu" if sides["machine"]["device"].startswith("cpu") else "work"
         ratios = [median(of("reference", k)) / median(of("ours", k)) for k in ("total", "total cpu", work)]
-        name = " ".join([stage, *(f"{k}={v}" for k, v in sides["set"].items())])
-        cells = [name, str(sides["repeats"]), *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
+        cells = [stage, str(sides["repeats"]), *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -11,6 +11,7 @@ from benchmarks import clock
 SHARE = 0.03  # of the time: operations with less are put together
 # Enough of each stage to see where time goes, and few enough events for the profiler.
 SHORT = {"adapt_epochs": 2, "train_epochs": 2}
+PART = {"generate": {"shard": "1/5"}}  # a fifth of the classes
 
 
 def matmul_peak(device, dtype, side=None, seconds=1.0):
@@ -36,7 +37,7 @@ def inspect(run, job, device, dtype):
 
     On a CPU the speed is per second of processor time, so that a busy machine does not look like slow code.
     """
-    job = job | {"changes": job["changes"] | SHORT}
+    job = job | {"changes": job["changes"] | SHORT | PART.get(job.get("stage"), {})}
     unit = "work cpu" if device == "cpu" else "work"
     seconds = run(job | {"folder": f"{job['folder']}/plain"})[unit]
     counter, found = FlopCounterMode(display=False), {}

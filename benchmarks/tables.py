@@ -8,6 +8,17 @@ from datadream_utils.images import written_whole
 from datadream_utils.params import ROOT
 
 FOLDER = ROOT / "benchmarks"
+# Ratios that the package should reach: (row of the stages' table, what is compared, on a CPU, on a GPU).
+TARGETS = (
+    ("adapt_cls", "total", 4.0, 2.0),
+    ("generate", "total", 1.5, 3.0),
+    ("train", "work", 3.0, 3.0),
+    ("evaluate", "total", 10.0, 10.0),
+    ("evaluate classes=100", "total", 10.0, 10.0),
+    ("evaluate classes=1000", "total", 10.0, 10.0),
+)
+SAMPLING = (3.0, 5.0)  # as fast as DDIM's 50 steps, at equal or better Fréchet distance: on a CPU, on a GPU
+WORDS = {"total": "start to last file", "work": "work alone"}
 
 
 def stage_table(result):
@@ -17,16 +28,50 @@ def stage_table(result):
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for stage, sides in result.items():
-        of = lambda side, part: [run[part] for run in sides[side]]  # noqa: B023, E731
-        walls = [
-            f"{median(of(s, 'total')):.1f} ({min(of(s, 'total')):.1f} to {max(of(s, 'total')):.1f})"
-            for s in ("reference", "ours")
-        ]
-        work = "work cpu" if sides["machine"]["device"].startswith("cpu") else "work"
-        ratios = [median(of("reference", k)) / median(of("ours", k)) for k in ("total", "total cpu", work)]
+        walls = []
+        for side in ("reference", "ours"):
+            seconds = [run["total"] for run in sides[side]]
+            walls.append(f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})")
+        ratios = [ratio(sides, "total"), ratio(sides, "total cpu"), ratio(sides, _clock(sides, "work"))]
         cells = [stage, str(sides["repeats"]), *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def ratio(sides, part):
+    """The reference's seconds over the package's, medians of the repeats."""
+    reference, ours = (median(run[part] for run in sides[side]) for side in ("reference", "ours"))
+    return reference / ours
+
+
+def _clock(sides, part):
+    """``part`` by the processor's clock on a CPU, by the wall's on a GPU."""
+    return f"{part} cpu" if sides["machine"]["device"].startswith("cpu") else part
+
+
+def target_table(results):
+    """What was to be reached beside what was measured; ``results[world]`` or none."""
+    lines = ["| stage | compared | target CPU | CPU | target GPU | GPU |", "|---|---|--:|--:|--:|--:|"]
+    for stage, part, *targets in TARGETS:
+        sides = [results.get(world, {}).get(stage) for world in ("tiny", "full")]
+        found = [ratio(measured, _clock(measured, part)) if measured else None for measured in sides]
+        lines.append(_target_row(stage, WORDS[part], targets, found))
+    found = [sampling_ratio(results["frechet"]["rows"]) if "frechet" in results else None, None]
+    name = "generate, at equal or better Fréchet distance"
+    return [*lines, _target_row(name, "sampling, against DDIM's 50 steps", SAMPLING, found)]
+
+
+def _target_row(stage, compared, targets, found):
+    cells = [stage, compared]
+    for target, value in zip(targets, found, strict=True):
+        word = "not measured" if value is None else f"{value:.1f}, {'reached' if value >= target else 'not reached'}"
+        cells += [f"{target:g}", word]
+    return f"| {' | '.join(cells)} |"
+
+
+def sampling_ratio(rows):
+    """Seconds of the first sampler over those of the fastest whose Fréchet distance is not larger."""
+    return rows[0]["seconds"] / min(row["seconds"] for row in rows if row["distance"] <= rows[0]["distance"])
 
 
 def limit_table(result):
@@ -78,10 +123,10 @@ TABLES = {
 
 def write_readme():
     """Put every table between its marks; one that has no result says "not measured"."""
-    text = (FOLDER / "README.md").read_text()
-    for name, table in TABLES.items():
-        path = FOLDER / "results" / f"{name}.json"
-        lines = table(json.loads(path.read_text())) if path.exists() else ["*not measured*"]
+    text, paths = (FOLDER / "README.md").read_text(), {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    made = {name: TABLES[name](results[name]) if name in results else ["*not measured*"] for name in TABLES}
+    for name, lines in (made | {"targets": target_table(results)}).items():
         block = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
         text, found = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
         if not found:

@@ -194,6 +194,18 @@ def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
     assert (tmp_path / "README.md").read_text().count("*not measured*") == len(tables.TABLES) - len(results)
 
 
+def test_targets_are_beside_what_was_measured():
+    seconds = lambda total: [{"total": 0.0, "total cpu": total, "work cpu": total}]  # noqa: E731
+    sides = {"reference": seconds(9.0), "ours": seconds(2.0), "machine": {"device": "cpu"}}
+    rows = [("DDIM", 8.0, 0.5), ("fast and far", 1.0, 0.6), ("fast and near", 2.0, 0.5)]
+    rows = [{"sampler": name, "seconds": seconds, "distance": distance} for name, seconds, distance in rows]
+    lines = tables.target_table({"tiny": {"adapt_cls": sides, "evaluate": sides}, "frechet": {"rows": rows}})
+    assert lines[2] == "| adapt_cls | start to last file | 4 | 4.5, reached | 2 | not measured |"
+    assert "| evaluate | start to last file | 10 | 4.5, not reached | 10 | not measured |" in lines
+    assert "| 3 | 4.0, reached | 5 | not measured |" in lines[-1]
+    assert all("| not measured | " in line for line in lines if line.startswith(("| generate | ", "| train")))
+
+
 def test_a_slope_of_one_is_cost_that_doubles_with_the_size():
     assert growth.slope((10, 3.0), (20, 6.0)) == pytest.approx(1)
     assert growth.slope((10, 3.0), (1000, 3.0)) == 0

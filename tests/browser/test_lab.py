@@ -258,7 +258,7 @@ def test_a_known_mistake_shows_one_boxed_sentence(lab, folder, watch):
     watched = watch()
     page = watched.page
     _open(page, lab, "mistakes")
-    shown = page.locator(".jp-OutputArea [data-mime-type='application/vnd.jupyter.error']")
+    shown = page.locator(".jp-OutputArea [data-mime-type='application/vnd.jupyter.stderr']")
     for name, (mistake, words) in MISTAKES.items():
         source = json.dumps(f"{notebook.cells[given].source}\n{mistake}\n")
         page.evaluate(f"{NOTEBOOK}.widgets[{given}].model.sharedModel.setSource({source})")

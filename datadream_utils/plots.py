@@ -263,3 +263,13 @@ def save_figure(figure, folder, name):
         with written_whole(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
     return folder / f"{name}.png"
+
+
+def gallery(pages):
+    """A Markdown page of ``{name: figure}``, whose png lie beside it, each with its words and its sentence."""
+    lines = ["# Figures", "", "The sentence under a figure is written from its data."]
+    for name, figure in pages.items():
+        alt = escape(figure.alt or describe(figure))
+        lines += ["", f"## {name.replace('_', ' ')}", "", f'<img src="{name}.png" alt="{alt}">', ""]
+        lines += [markdown(figure.sentence or describe(figure))]
+    return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ def on_config(config):
     config.extra["modules"] = modules
     config.nav = [
         {"Start": "index.md"},
-        {"Results": "results.md"},
+        {"Results": ["results.md", "figures/gallery.md"]},
         {"Notebooks": [*executed_notebooks(config.extra), *further_notebooks(config.extra)]},
         {"Glossary": "glossary.md"},
         {"Reference": ["reference.md", *(f"api/{module}.md" for module in modules)]},
@@ -83,6 +83,8 @@ def on_files(files, config):
         files.append(File(page, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
+    gallery = str(ROOT / "figures" / "tiny" / "gallery.md")
+    files.append(File.generated(config, "figures/gallery.md", abs_src_path=gallery))
     for module in config.extra["modules"]:
         text = f"# {module}\n\n::: datadream_utils.{module}\n"
         files.append(File.generated(config, f"api/{module}.md", content=text))

@@ -1,6 +1,8 @@
 """Runs that differ in one thing, what they cost, and the figures: the numbers that are drawn, not the pixels."""
 
+import html
 import json
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from datadream_utils import (
 from datadream_utils.errors import InputError
 from datadream_utils.fidelity import MEASURES, REAL
 from datadream_utils.methods import METHODS
+from datadream_utils.texts import markdown
 
 SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
 
@@ -339,3 +342,11 @@ def test_seconds_of_a_cpu_are_the_processors(tmp_path):
     _write(tmp_path, "c", "adapt", 90.0, {"device": "cpu (before they were noted)"})
     found = stages.load_stages(tmp_path).set_index("run")["seconds"]
     assert found.to_dict() == {"a": 60.0, "b": 90.0, "c": 90.0}
+
+
+def test_the_gallery_shows_every_figure_with_its_words(every_figure):
+    text = plots.gallery(every_figure)
+    pictures = re.findall(r'<img src="(.+?)\.png" alt="(.+?)">\n\n(.+)', text)
+    assert [name for name, *_ in pictures] == list(every_figure)
+    for name, alt, sentence in pictures:
+        assert html.unescape(alt) == every_figure[name].alt and sentence == markdown(every_figure[name].sentence)

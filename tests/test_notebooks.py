@@ -61,6 +61,7 @@ def test_all_four_run_in_order_and_leave_their_files(smoke):
         *(f"{name}.{kind}" for name in ("main_results", "published") for kind in ("csv", "md", "tex")),
         *(f"{name}.{kind}" for name in ANALYSIS_FIGURES for kind in ("png", "pdf")),
         *(f"{name}.{kind}" for name in ANALYSIS_TABLES for kind in ("csv", "md")),
+        "gallery.md",
     }
     assert not list(folder.rglob("*.part"))
 

@@ -157,7 +157,10 @@ def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
         plots.save_figure(plots.forest(order, "d"), tmp_path, name)
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-    (ax,) = plots.forest(order, "d").axes
+    figure, count = plots.forest(order, "d"), order["verdict"].value_counts()
+    (ax,) = figure.axes
+    words = f"Of {len(order)} published orders {count.get('holds', 0)} hold here"
+    assert figure.sentence.startswith(words) and figure.sentence in figure.alt
     assert [label.get_text() for label in ax.get_yticklabels()] == order["pair"].tolist()
     (ax,) = plots.forest(order[:0], "d").axes
     assert ax.texts[0].get_text() == "no published pair has been run"

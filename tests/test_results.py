@@ -205,6 +205,13 @@ def test_figures_have_the_same_bytes_every_time(tmp_path):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
+def test_bars_say_which_is_highest_and_lowest():
+    table = main_results(_runs())
+    best, worst = (table.loc[row] for row in (table["accuracy_mean"].idxmax(), table["accuracy_mean"].idxmin()))
+    sentence = plots.accuracy_bars(table, table["dataset"][0]).sentence
+    assert f"({best['accuracy_mean']:.1f} %); lowest" in sentence and f"({worst['accuracy_mean']:.1f} %)." in sentence
+
+
 def test_grid_has_a_place_for_every_picture():
     red = np.full((4, 4, 3), [1.0, 0, 0])
     figure = plots.show_grid([[red, red], [red, None]], ["a", "b"], title="t")

@@ -113,6 +113,21 @@ def test_the_workflow_plans_shards_sweeps_and_named_targets(tmp_path):
     assert "train" in one and "adapt" not in one
 
 
+def test_runs_are_made_although_tables_of_another_study_are_there(tmp_path):
+    study, values = tmp_path / "study.yaml", tmp_path / "out.yaml"
+    values.write_text(f"output_root: {tmp_path}/outputs\nfigures_dir: {tmp_path}/figures\n")
+    study.write_text(yaml.safe_dump(SMALL | {"parameters": ["params/smoke.yaml", str(values)]}))
+    first = _plan(study).stdout
+    written = set(re.findall(r"/figures/([\w.]+)", first))
+    assert {"main_results.md", "teaser.png"} <= written
+    (tmp_path / "figures").mkdir()
+    for name in written:
+        (tmp_path / "figures" / name).touch()
+    for target in ("all", "tables", "main_results"):
+        jobs = dict(re.findall(r"^(\w+) +(\d+)$", _plan(study, target).stdout, re.M))
+        assert jobs["train"] == "6" and jobs["analysis"] == "1", target
+
+
 def test_the_workflow_stops_with_one_sentence(tmp_path):
     study = tmp_path / "study.yaml"
     study.write_text(yaml.safe_dump(SMALL | {"methods": ["loftt"]}))

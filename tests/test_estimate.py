@@ -30,7 +30,7 @@ def test_counts_of_the_tiny_study_are_the_hands():
     units = {(t.kind, t.p.method, getattr(t.p, "setting", "")): t.units for t in planned}
     assert units["adapt", "datadream_cls", ""] == 60 * 2  # one group of ten; 16 shots are two batches of 8
     assert units["adapt", "datadream_dset", ""] == 60 * 20
-    assert units["adapt", "loft", ""] == 10 * 100  # 160 adapters, 16 at a time, 100 steps of one image
+    assert units["adapt", "loft", ""] == 4 * 100  # 160 adapters, 40 at a time, 100 steps of one image
     assert units["generate", "fakeit", ""] == 10 * 2 and units["generate", "disef", ""] == 10 * 2 * estimate.TRIES
     assert units["train", "fakeit", "R+S"] == 40 * 8 and units["train", "clip_zeroshot", "none"] == 0  # 500 / 64
     train = [t for t in planned if t.kind == "train"]
@@ -65,9 +65,9 @@ def test_hours_and_bytes_are_counts_times_what_was_measured():
     }
     rows = estimate.table(planned, measured, start=7.0).set_index("stage")
     picture = 3.0 / 2  # a batch of two takes three seconds
-    # adapt: 20 adapters in groups of 16, two epochs of two images; generate: ten classes, one batch of two
-    assert rows.loc["adapt", "units"] == 2 * 2 and rows.loc["generate", "units"] == 10
-    assert rows.loc["adapt", "hours"] * 3600 == pytest.approx(4 * 2.0 + 7 + 11 + 80 * picture)
+    # adapt: 20 adapters in one group of up to 40, two epochs of two images; generate: ten classes, one batch of two
+    assert rows.loc["adapt", "units"] == 2 and rows.loc["generate", "units"] == 10
+    assert rows.loc["adapt", "hours"] * 3600 == pytest.approx(2 * 2.0 + 7 + 11 + 80 * picture)
     assert rows.loc["generate", "hours"] * 3600 == pytest.approx(10 * 3.0 + 7 + 11 + 73 * picture)
     steps, pictures = 2 * 2, 3500 + 2 * 500  # 20 images in batches of 16; validated after both epochs
     assert rows.loc["train", "hours"] * 3600 == pytest.approx(steps * 5.0 + 0.25 * pictures + 7 + 11)
@@ -85,7 +85,7 @@ def test_advice_names_what_to_lower_and_nothing_when_it_fits():
     assert estimate.advice(rows, planned, {"memory": 4 * estimate.GIB, "disk": 2**40, "hours": 100}) == []
     memory = estimate.advice(rows, planned, NO_LIMITS | {"memory": 2 * estimate.GIB})
     assert [sentence.split()[0] for sentence in memory] == ["adapt", "generate", "train"]
-    assert "3.0 GiB of memory, 2.0 are there" in memory[0] and "lower adapters_together (now 16)" in memory[0]
+    assert "3.0 GiB of memory, 2.0 are there" in memory[0] and "lower adapters_together (now 40)" in memory[0]
     assert "lower adapt_batch_size (now 2)" in memory[0] and "set gradient_checkpointing to true" in memory[0]
     adapting = next(t.p for t in planned if t.kind == "adapt")
     assert estimate._fix("adapt", "memory", adapting.model_copy(update=LOWEST)) == "use a larger device"

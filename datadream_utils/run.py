@@ -161,7 +161,8 @@ class Stage:
                 print(f"{self.folder / name} has vanished or changed: it is made again.")
                 (self.folder / name).unlink(missing_ok=True)
         if self.finished:
-            self.before = {name: self.manifest().get(name, 0.0) for name in SECONDS}
+            manifest = self.manifest()
+            self.before = {name: manifest.get(name, 0.0) for name in SECONDS}
             (self.folder / "manifest.json").unlink()
         (self.folder / LIST).unlink(missing_ok=True)
         for torn in list(self.folder.rglob(".*.part")):

@@ -1,8 +1,8 @@
 """The static site, built and read in a browser from files alone: wide, 400 pixels narrow, light and dark."""
 
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -12,11 +12,11 @@ from datadream_utils.params import ROOT
 
 from .conftest import violations
 
-BUILD_SECONDS = 180  # of the processor, one process: a busy machine takes longer by the clock
+BUILD_SECONDS = 180
 LOOKS = [("wide", 1280, "light"), ("wide-dark", 1280, "dark"), ("narrow", 400, "light"), ("narrow-dark", 400, "dark")]
 READ = ["index", "results", "notebooks/01_adapt_sd", "notebooks/02_generate", "notebooks/03_train_clip"]
 READ += ["notebooks/04_analysis", "notebooks/05_your_own_images", "solutions/02_generate", "glossary", "reference"]
-READ += ["api/adapt"]
+READ += ["api/adapt", "figures/gallery"]
 EXECUTED = READ[2:8]
 
 
@@ -24,13 +24,11 @@ EXECUTED = READ[2:8]
 def site(tmp_path_factory):
     """The site's folder, built from the executed notebooks of mkdocs.yml's run."""
     folder = tmp_path_factory.mktemp("site")
-    started = os.times()
+    started = time.monotonic()
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
-    ended = os.times()
-    seconds = ended.children_user + ended.children_system - started.children_user - started.children_system
-    assert seconds < BUILD_SECONDS
+    assert time.monotonic() - started < BUILD_SECONDS
     return folder
 
 
@@ -88,7 +86,8 @@ def test_notebook_pages_say_what_their_figures_show(site, watch):
         words = page.evaluate("[...document.querySelectorAll('article img')].map(e => e.alt)")
         assert words and all(len(text) > 20 for text in words), (name, words)
         assert "No description" not in " ".join(words)
-        assert page.locator(".jp-OutputArea-output").count() >= 3
+        fewest = 6 if name in EXECUTED[:4] else 3  # 05 and a solution are short
+        assert page.locator(".jp-OutputArea-output").count() >= fewest
         assert "without outputs" not in page.locator("article").inner_text()
 
 

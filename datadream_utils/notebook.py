@@ -1,6 +1,7 @@
 """What a notebook needs besides the method: quiet libraries, errors in a sentence, a progress line, shown sources."""
 
 import inspect
+import textwrap
 import time
 import warnings
 
@@ -12,6 +13,7 @@ from IPython.display import Markdown, display
 from datadream_utils.errors import InputError
 
 REFRESH = 0.5  # seconds between updates of a progress line
+BOX = 78  # characters, the width of a message box
 
 
 def quiet_libraries():
@@ -30,7 +32,10 @@ def _show_sentence(shell, kind, error, _traceback, tb_offset=None):
         text = f"Interrupted{error and f' {error}'}. What is finished is kept: run this cell again to go on."
     else:
         text = f"{kind.__name__}: {error}"
-    lines = [f"\x1b[1;31m╭{'─' * 78}\x1b[0m", f"\x1b[1;31m│\x1b[0m {text}", f"\x1b[1;31m╰{'─' * 78}\x1b[0m"]
+    wrap = textwrap.TextWrapper(BOX - 2, break_long_words=False, break_on_hyphens=False)  # Lab breaks in mid-word
+    bar, rule = "\x1b[1;31m│\x1b[0m ", "─" * BOX
+    text = "\n".join(bar + line for paragraph in text.splitlines() for line in wrap.wrap(paragraph))
+    lines = [f"\x1b[1;31m╭{rule}\x1b[0m", text, f"\x1b[1;31m╰{rule}\x1b[0m"]
     shell._showtraceback(kind, error, lines)  # the one way to make it the cell's error output
     return lines
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from jupyter_client.manager import start_new_kernel
+from papermill.exceptions import strip_color
 
 from datadream_utils.params import ROOT
 
@@ -15,7 +16,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.notebook import progress, quiet_libraries
 quiet_libraries()
 ---
-raise InputError("photo.jpg cannot be read: replace it.")
+raise InputError("photo.jpg cannot be read: replace it, or take its name out of the list, where it stands under heron.")
 ---
 import time
 for _ in progress((time.sleep(0.01) for _ in range(1200)), total=1200, label="steps"):
@@ -49,13 +50,14 @@ def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on
         assert _run_cell(client, setup) == ([], "ok")
         (error,), status = _run_cell(client, mistake)
         assert status == "error" and error["ename"] == "InputError"
-        assert (
-            len(error["traceback"]) == 3
-            and "InputError: photo.jpg cannot be read: replace it." in error["traceback"][1]
-        )
+        top, text, _ = map(strip_color, error["traceback"])
+        first, second = text.splitlines()  # broken between words, within the box
+        assert len(first) <= len(top) and first.startswith("│ InputError: photo.jpg cannot be read: replace it, or ")
+        assert " ".join([first, second[2:]]).endswith("name out of the list, where it stands under heron.")
         (_, error), status = _run_cell(client, long, when_shown=manager.interrupt_kernel)
         assert status == "error" and error["ename"] == "KeyboardInterrupt" and len(error["traceback"]) == 3
-        assert "Interrupted at step " in error["traceback"][1] and " of 1200. What is finished" in error["traceback"][1]
+        assert error["traceback"][1].count("\n") == 1 and "Interrupted at step " in error["traceback"][1]
+        assert " of 1200. What is finished" in error["traceback"][1]
         (error,), _ = _run_cell(client, bug)
         assert error["ename"] == "ZeroDivisionError" and len("\n".join(error["traceback"])) > 300  # bugs in full
         (result,), status = _run_cell(client, simple)

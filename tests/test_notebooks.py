@@ -127,18 +127,19 @@ def test_a_finished_stage_is_not_run_again(smoke):
     ],
 )
 def test_mistakes_stop_before_a_model_is_loaded(tmp_path, stage, changes, message):
-    with pytest.raises(PapermillExecutionError, match=message) as error:
+    with pytest.raises(PapermillExecutionError) as error:
         run_notebook(stage, tmp_path, **changes)
-    assert "InputError" in str(error.value)
+    assert error.value.ename == "InputError" and message in error.value.evalue
     assert not list(tmp_path.glob("outputs/*/*/*"))
 
 
 def test_an_unknown_parameter_stops_the_notebook(tmp_path):
     source = ROOT / "notebooks" / "01_adapt_sd.ipynb"
-    with pytest.raises(PapermillExecutionError, match="parameter 'n_shots' is not known. Did you mean 'n_shot'"):
+    with pytest.raises(PapermillExecutionError) as error:
         papermill.execute_notebook(
             str(source), str(tmp_path / "x.ipynb"), {"n_shots": 4}, kernel_name="python3", progress_bar=False, cwd=ROOT
         )
+    assert "parameter 'n_shots' is not known. Did you mean 'n_shot'" in error.value.evalue
 
 
 def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path):

@@ -4,7 +4,7 @@ The arithmetic, the random numbers and the schedule are the package's, so that b
 differs is the order of work. There, every class is a process that loads all of Stable Diffusion (again when it is
 done); pictures are read and encoded by the VAE in every epoch, prompts by the text encoder in every step; sampling
 loads the pipeline for every class and keeps LoRA beside the weights; pictures are decoded and augmented one by one;
-evaluation goes in batches of 8, each with all class texts through the text tower again.
+evaluation goes in batches of 8, each with all class texts through the text tower again, padded to CLIP's full length.
 """
 
 import math
@@ -28,6 +28,7 @@ from datadream_utils.images import to_tensor
 from datadream_utils.lora import WEIGHTS, attach_lora, save_lora
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.params import resolve
+from datadream_utils.prompts import class_prompt
 from datadream_utils.run import choose_device
 from datadream_utils.train import learning_rate_factor, make_classifier, train_steps
 
@@ -154,12 +155,20 @@ class Files(torch.utils.data.Dataset):
         return self.transform(Image.open(self.paths[index]).convert("RGB"))
 
 
+def full_length(classifier, tokenizer, data):
+    """The classifier with its class texts padded to CLIP's own length."""
+    prompts = [class_prompt(name, data.domain) for name in data.class_names]
+    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    classifier.tokens = tokens.to(classifier.clip.device)
+    return classifier
+
+
 def train(p, folder, seconds, synthetic=None):
     """Train CLIP's LoRA on ``synthetic[label]``, lists of paths."""
     data, _ = inputs(p)
     with timed(seconds, "load"):
         clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
-        classifier = make_classifier(clip, tokenizer, data, p)
+        classifier = full_length(make_classifier(clip, tokenizer, data, p), tokenizer, data)
     side = clip.config.vision_config.image_size
     augment = PictureAugment(p, side, processor.image_mean, processor.image_std)
     with timed(seconds, "work"):
@@ -210,6 +219,7 @@ def evaluate(p, folder, seconds, classifier=None):
     with timed(seconds, "load"):
         clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
         model = ClipClassifier(PeftModel.from_pretrained(clip, classifier), tokenizer, data).eval()
+        full_length(model, tokenizer, data)
     paths, _ = flatten(data.files["test"])
     with timed(seconds, "work"), torch.no_grad():
         files = Files(paths, lambda image: torch.from_numpy(processor(images=image).pixel_values[0]))

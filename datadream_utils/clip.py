@@ -22,8 +22,12 @@ def text_features(clip, tokens):
 
 
 def tokenize(tokenizer, prompts, device):
-    """Tokens of the class prompts, padded to CLIP's own length."""
-    tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    """Tokens of the class prompts, padded to the longest of them.
+
+    The authors pad to CLIP's 77. The text tower is causal and its output is read at the end-of-text token, so what
+    follows changes no feature; it would only be computed, for every class in every step.
+    """
+    tokens = tokenizer(list(prompts), padding="longest", truncation=True, return_tensors="pt")
     return tokens.to(device)
 
 

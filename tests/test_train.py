@@ -12,7 +12,14 @@ from PIL import Image
 
 from datadream_utils import train
 from datadream_utils.augment import Augment, Mix
-from datadream_utils.clip import ClipClassifier, attach_clip_lora, class_logits, image_features, text_features
+from datadream_utils.clip import (
+    ClipClassifier,
+    attach_clip_lora,
+    class_logits,
+    image_features,
+    text_features,
+    tokenize,
+)
 from datadream_utils.datasets import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.models import load_clip
@@ -49,6 +56,16 @@ def test_logits_equal_transformers_own(clip, mnist):
     expected = model(pixel_values=pixels, **tokens).logits_per_image
     actual = class_logits(model, image_features(model, pixels), text_features(model, tokens))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_class_texts_have_the_features_that_they_have_when_padded_to_clips_full_length(clip, mnist):
+    model, tokenizer, _ = clip
+    names = ["seven", "a longer name of a thing than seven", "x"]
+    short = tokenize(tokenizer, names, "cpu")
+    full = tokenizer(names, padding="max_length", truncation=True, return_tensors="pt")
+    assert short["input_ids"].shape[1] < full["input_ids"].shape[1] == model.config.text_config.max_position_embeddings
+    torch.testing.assert_close(text_features(model, short), text_features(model, full), rtol=0, atol=1e-6)
 
 
 def test_evaluation_pictures_are_clips_own_preprocessing(clip, mnist):

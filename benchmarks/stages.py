@@ -27,7 +27,8 @@ from datadream_utils.run import PACKAGES, choose_device, cpu_name, device_name, 
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
-TEST_PICTURES = 3500  # of ``--classes``: as many as the tiny world's test split
+# Of ``--classes``: as many test pictures as the tiny world has, and a few epochs, which all take the same time.
+TEST_PICTURES, TRAIN_PICTURES, TRAIN_EPOCHS = 3500, 1000, 3
 READS = {"adapters": "adapt_cls/adapters", "images": "generate/images", "classifier": "train/classifier"}
 
 
@@ -41,13 +42,12 @@ def start(job, folder):
     return json.loads(done.stdout.splitlines()[-1]), perf_counter() - wall, cpu() - before
 
 
-def run_side(stage, side, folder, changes, made):
+def run_side(stage, side, folder, changes, reads):
     """Run one side of a stage; ``{"total", "load", "work", and each with " cpu"}``: seconds. Writes under ``folder``.
 
-    made: the folder of what earlier stages made.
+    reads: the paths of what earlier stages made.
     """
-    job = {"stage": stage, "side": side, "folder": str(folder), "changes": changes}
-    jobs = [job | {name: str(made / path) for name, path in READS.items()}]
+    jobs = [{"stage": stage, "side": side, "folder": str(folder), "changes": changes} | reads]
     if (stage, side) == ("adapt_cls", "reference"):  # a process for every class
         data, _ = inputs(parameters("adapt", changes))
         jobs = [jobs[0] | {"part": label} for label in range(len(data.class_names))]
@@ -59,23 +59,24 @@ def run_side(stage, side, folder, changes, made):
     return seconds
 
 
-def measure(stages, folder, changes, repeats, limits=True, others=None):
+def measure(stages, folder, changes, repeats, limits=True, others=None, images=None):
     """``{stage: {"reference": [seconds, ...], "ours": [...], "difference": text, "limits": ...}}``.
 
     The sides take turns in going first. What a stage reads is made once by the package, untimed. others: changes of
-    the measured stages alone.
+    the measured stages alone; images: what "train" reads instead.
     """
     made, found = folder / "made", {}
-    last = max(STAGES.index(stage) for stage in stages)
+    reads = {name: str(made / path) for name, path in READS.items()} | ({"images": str(images)} if images else {})
+    last = 0 if images else max(STAGES.index(stage) for stage in stages)
     for stage in ("adapt_cls", "generate", "train"):
         if STAGES.index(stage) < last and not (made / stage).exists():
-            run_side(stage, "ours", made / stage, changes, made)
+            run_side(stage, "ours", made / stage, changes, reads)
     changes = changes | (others or {})
     for stage in stages:
         found[stage] = {side: [] for side in SIDES}
         for repeat in range(repeats):
             for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-                seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, made)
+                seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, reads)
                 found[stage][side].append(seconds)
                 print(
                     f"{stage:10s} {side:9s} {seconds['total']:8.1f} s, processor {seconds['total cpu']:.1f} s",
@@ -84,8 +85,7 @@ def measure(stages, folder, changes, repeats, limits=True, others=None):
         found[stage]["difference"] = difference(stage, *(folder / stage / f"{side}0" for side in SIDES))
         if limits:
             job = {"stage": stage, "side": "ours", "folder": str(folder / stage / "limits"), "changes": changes}
-            job |= {"inspect": True} | {name: str(made / path) for name, path in READS.items()}
-            found[stage]["limits"] = start(job, folder / stage / "limits")[0]
+            found[stage]["limits"] = start(job | reads | {"inspect": True}, folder / stage / "limits")[0]
     return found
 
 
@@ -104,7 +104,7 @@ def difference(stage, theirs, ours):
     if stage == "evaluate":
         labels = [np.array(json.loads((side / "predictions.json").read_text())) for side in (theirs, ours)]
         return f"{(labels[0] != labels[1]).sum()} of {len(labels[0])} predictions differ"
-    return "pictures are augmented by other code; the same without augmentation (tests)"
+    return "augmentation by other code, other draws of dropout; the same without both (tests)"
 
 
 def _results(side):
@@ -139,11 +139,11 @@ def main(arguments=None):
     parser.add_argument("--world", choices=WORLDS, default="tiny")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--classes", nargs="+", type=int, default=[], help="evaluate on noise of so many classes")
+    parser.add_argument("--classes", nargs="+", type=int, default=[], help="train or evaluate on noise of N classes")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters than the world's")
     options = parser.parse_args(arguments)
-    if options.classes and options.stages != ["evaluate"]:
-        parser.error("--classes goes with --stages evaluate: only there the same classifier serves any classes")
+    if options.classes and not {*options.stages} <= {"train", "evaluate"}:
+        parser.error("--classes goes with --stages train evaluate: the others do the same for every class")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         own = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in options.set)}
@@ -154,16 +154,19 @@ def main(arguments=None):
         for stage in options.stages:
             for classes in options.classes or [None]:
                 others = noise(folder, classes) if classes else {}
-                found = measure([stage], folder, changes, options.repeats, not classes, others)
+                images = Path(others["dataset"]) / "train" if classes and stage == "train" else None
+                found = measure([stage], folder, changes, options.repeats, not classes, others, images)
                 named = own | ({"classes": classes} if classes else {})
                 write(options.world, stage, found[stage] | noted | {"set": named})
 
 
 def noise(folder, classes):
-    """Changes for a test split of ``TEST_PICTURES`` (or one of each class) pictures of noise, written here."""
-    place = folder / f"classes{classes}"
-    write_pictures(place, classes, train=1, test=-(-TEST_PICTURES // classes), side=32)
-    return {"dataset": str(place), "n_shot": 1}
+    """Changes for a data set of noise, written here: ``TEST_PICTURES`` and ``TRAIN_PICTURES``, or one of each class."""
+    place, train, test = folder / f"classes{classes}", -(-TRAIN_PICTURES // classes), -(-TEST_PICTURES // classes)
+    if not place.exists():
+        write_pictures(place, classes, train, test, side=32)
+    few = {"n_shot": 1, "images_per_class": train, "train_epochs": TRAIN_EPOCHS}
+    return few | {"dataset": str(place)}
 
 
 def write(world, stage, sides):

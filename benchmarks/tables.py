@@ -13,6 +13,8 @@ TARGETS = (
     ("adapt_cls", "total", 4.0, 2.0),
     ("generate", "total", 1.5, 3.0),
     ("train", "work", 3.0, 3.0),
+    ("train classes=100", "work", 3.0, 3.0),
+    ("train classes=1000", "work", 3.0, 3.0),
     ("evaluate", "total", 10.0, 10.0),
     ("evaluate classes=100", "total", 10.0, 10.0),
     ("evaluate classes=1000", "total", 10.0, 10.0),

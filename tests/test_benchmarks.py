@@ -88,10 +88,9 @@ def test_a_difference_is_seen(measured, tmp_path):
         stages.difference("generate", tmp_path / "nothing", measured / "generate/ours")
 
 
-def test_training_is_the_same_where_pictures_are_not_augmented(measured, monkeypatch):
-    p = worlds.parameters(
-        "train", SMALL | {"dataset": str(measured / "noise"), "images_per_class": 3, "mix_share": 0.5}
-    )
+def test_training_is_the_same_without_augmentation_and_dropout(measured, monkeypatch):
+    changes = {"images_per_class": 3, "mix_share": 0.5, "clip_lora_dropout": 0.0}  # fewer tokens, other draws
+    p = worlds.parameters("train", SMALL | {"dataset": str(measured / "noise")} | changes)
     data, shots = worlds.inputs(p)
     files = worker.pictures(measured / "generate/ours/images")
     losses = {}
@@ -100,6 +99,7 @@ def test_training_is_the_same_where_pictures_are_not_augmented(measured, monkeyp
         model = train.make_classifier(clip, tokenizer, data, p)
         mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (processor.image_mean, processor.image_std))
         if side == "reference":
+            reference.full_length(model, tokenizer, data)
             plain = lambda image: (to_tensor(centre_square(image, 36))[:, 2:34, 2:34] / 255 - mean) / std  # noqa: B023, E731
             losses[side] = reference.fit(model, flatten(files), plain, p, 2)
         else:
@@ -212,6 +212,17 @@ def test_a_slope_of_one_is_cost_that_doubles_with_the_size():
     assert growth.slope((10, 1.0), (20, 4.0)) == pytest.approx(2)
 
 
+def test_noise_of_many_classes_has_the_same_number_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "TRAIN_PICTURES", 12)
+    monkeypatch.setattr(stages, "TEST_PICTURES", 6)
+    for classes, train_, test in ((3, 4, 2), (20, 1, 1)):
+        changes = stages.noise(tmp_path, classes)
+        assert changes["images_per_class"] == train_
+        data, _ = worlds.inputs(worlds.parameters("train", changes))
+        assert len(data.class_names) == classes
+        assert {len(files) for files in data.files["test"]} == {test}
+
+
 @pytest.mark.slow
 def test_growth_measures_every_stage_at_every_size(tmp_path):
     changes = worlds.prepare("tiny", tmp_path) | growth.SMALL
@@ -226,6 +237,9 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
     worlds.write_pictures(tmp_path / "noise", classes=2, train=2, test=2, side=32)
     changes = SMALL | {"dataset": str(tmp_path / "noise")}
     found = stages.measure(("adapt_cls", "evaluate"), tmp_path / "work", changes, repeats=1)
+    many, images = {"train_epochs": 1, "images_per_class": 2}, tmp_path / "noise" / "train"
+    found |= stages.measure(("train",), tmp_path / "other", changes, 1, others=many, images=images)
+    assert not (tmp_path / "other" / "made").exists()  # it reads the given pictures
     for sides in found.values():
         for side in stages.SIDES:
             (seconds,) = sides[side]
@@ -233,5 +247,5 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
         assert sides["limits"]["flops_per_second"] > 0
     noted = {"machine": stages.machine(worlds.parameters("train", changes)), "repeats": 1, "set": {}}
     lines = tables.TABLES["tiny"]({stage: sides | noted for stage, sides in found.items()})
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| adapt_cls", "| evaluate"]
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| adapt_cls", "| evaluate", "| train"]
     assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class

@@ -1,6 +1,6 @@
 # make demo     the whole method on real handwritten digits, from nothing to tables and figures
 # make test     all tests
-# make lab      JupyterLab on the notebooks
+# make lab      JupyterLab on the notebooks (elsewhere: make lab FLAGS="--no-browser --port 8889", as root --allow-root)
 # make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: not those of make demo)
 # make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
 # make results  the committed results: three seeds of every method, and the ablations
@@ -55,7 +55,7 @@ browser: site-notebooks
 	$(BIN)/python -m pytest tests/browser
 
 lab: .venv/installed
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_adapt_sd.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_adapt_sd.ipynb $(FLAGS)
 
 results: .venv/installed
 	for study in tiny_shots tiny_ablations tiny_images; do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done

@@ -76,3 +76,15 @@ def get_method(name, **axes):
         if not method.generates:
             raise InputError(f"method {name!r} generates nothing, so {axis}={value!r} means nothing: set {axis} to ''.")
     return replace(method, **changes)
+
+
+def for_method(name, value, method):
+    """A parameter's value for one method: itself, or its entry in a ``{"default": ..., method: ...}`` mapping."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if key not in METHODS and key != "default":
+            raise InputError(f"parameter {name!r}: {key!r} is no method.{suggest(key, [*METHODS, 'default'])}")
+    if not value.keys() & {str(method), "default"}:
+        raise InputError(f"parameter {name!r} has no value for method {method!r}: add it, or a 'default'.")
+    return value.get(str(method), value.get("default"))

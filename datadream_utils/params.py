@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, nearest, suggest
-from datadream_utils.methods import AXES, METHODS, SETTINGS, get_method
+from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 from datadream_utils.shards import check_shard
 from datadream_utils.texts import plain, read_yaml
 
@@ -138,6 +138,13 @@ class AdaptParams(RunParams):
     num_inference_steps: Count
     shard: Shard
 
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_may_follow_the_rank(cls, values):
+        """lora_alpha "rank" is the rank, as in the authors' code, so that another rank is no other scale."""
+        rank = values.get("lora_rank")
+        return values | {"lora_alpha": rank / 1} if values.get("lora_alpha") == "rank" and type(rank) is int else values
+
 
 class GenerateParams(RunParams):
     """Stage 2: sampling a labelled data set (paper, section 3.3)."""
@@ -236,18 +243,6 @@ class AnalysisParams(Parameters):
 
 STAGES = {"adapt": AdaptParams, "generate": GenerateParams, "train": TrainParams, "analysis": AnalysisParams}
 NOTEBOOKS = {"adapt": "01_adapt_sd", "generate": "02_generate", "train": "03_train_clip", "analysis": "04_analysis"}
-
-
-def for_method(name, value, method):
-    """A parameter's value for one method: itself, or its entry in a ``{"default": ..., method: ...}`` mapping."""
-    if not isinstance(value, dict):
-        return value
-    for key in value:
-        if key not in METHODS and key != "default":
-            raise InputError(f"parameter {name!r}: {key!r} is no method.{suggest(key, [*METHODS, 'default'])}")
-    if not value.keys() & {str(method), "default"}:
-        raise InputError(f"parameter {name!r} has no value for method {method!r}: add it, or a 'default'.")
-    return value.get(str(method), value.get("default"))
 
 
 def parameter_names():

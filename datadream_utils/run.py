@@ -181,7 +181,7 @@ def stage(p, name):
         before = found.manifest()["parameters"] if found.finished else _read_json(begun)
         before = {k: v for k, v in before.items() if k not in NOT_IDENTITY}
         now = found.parameters
-        changed = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
+        changed = [k for k in [*now, *sorted(before.keys() - now.keys())] if now.get(k) != before.get(k)]
         if changed:
             k = changed[0]
             raise InputError(

@@ -99,6 +99,8 @@ def changes(stages):
                 for name, value in values.items()
                 if name not in NOT_A_CHANGE and name in before and before[name] != value
             }
+            if "lora_alpha" in changed and all(p["lora_alpha"] == p.get("lora_rank") for p in (before, values)):
+                del changed["lora_alpha"]  # it follows the rank
         found[row.run] = (changed, base)
     return found
 

@@ -28,14 +28,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.methods import AXES, METHODS, SETTINGS, get_method
+from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 from datadream_utils.params import (
     NOT_IDENTITY,
     NOTEBOOKS,
     ROOT,
     STAGES,
     Count,
-    for_method,
     parameter_names,
     read_params_file,
     resolve,

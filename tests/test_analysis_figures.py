@@ -47,13 +47,13 @@ def _study(root):
     for run, seed, variant, changed in (
         ("a0", 0, "", {}),
         ("a1", 1, "", {}),
-        ("r0", 0, "lora-rank=2", {"lora_rank": 2}),
-        ("r1", 1, "lora-rank=2", {"lora_rank": 2}),
+        ("r0", 0, "lora-rank=2", {"lora_rank": 2, "lora_alpha": 2.0}),  # alpha follows the rank
+        ("r1", 1, "lora-rank=2", {"lora_rank": 2, "lora_alpha": 2.0}),
         ("x0", 0, "both", {"lora_rank": 8, "adapt_epochs": 9}),
         ("y7", 7, "lora-rank=4", {"lora_rank": 4}),
     ):
         names = {"seed": seed, "variant": variant}
-        values = {"lora_rank": 16, "adapt_epochs": 3} | changed
+        values = {"lora_rank": 16, "lora_alpha": 16.0, "adapt_epochs": 3} | changed
         _write(root, run, "adapt", facts={"shots": list("abcdefgh")}, **names, **values)
         folder = _write(root, run, "train-S", setting="S", real_weight=0.8, **names)
         rows.append(dict(dataset="mine", method="datadream_cls", setting="S", n_shot=4, classifier="clip",

@@ -33,8 +33,12 @@ def test_parameter_files_fit_every_stage(path):
 
 
 PUBLISHED = {
-    "datadream_cls": dict(lora_rank=16, adapt_epochs=200, adapt_batch_size=8, adapt_lr=1e-4, adapt_warmup_steps=100),
-    "loft": dict(lora_rank=2, train_text_encoder=False, adapt_epochs=600, adapt_batch_size=1, adapt_lr=1e-3),
+    "datadream_cls": dict(
+        lora_rank=16, lora_alpha=16.0, adapt_epochs=200, adapt_batch_size=8, adapt_lr=1e-4, adapt_warmup_steps=100
+    ),
+    "loft": dict(
+        lora_rank=2, lora_alpha=2.0, train_text_encoder=False, adapt_epochs=600, adapt_batch_size=1, adapt_lr=1e-3
+    ),
     "issynth": dict(guidance_scale=3.0, num_inference_steps=100, start_step=15),
     "disef": dict(guidance_scale=8.0, num_inference_steps=20, start_step=5, filter_tries=100),
     "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500),
@@ -63,6 +67,15 @@ def test_a_value_may_depend_on_the_method(make_params):
         make_params("generate", guidance_scale={"default": "x"})
     with pytest.raises(InputError, match="start_step=12 leaves nothing of 12 steps"):
         make_params("generate", method="disef", start_step=12)
+
+
+def test_alpha_follows_the_rank_or_is_a_number(make_params):
+    assert make_params("adapt").lora_alpha == make_params("adapt", lora_alpha=16.0).lora_alpha == 16.0
+    assert make_params("adapt", lora_rank=4).lora_alpha == 4.0
+    assert make_params("adapt", lora_rank=4, lora_alpha=16.0).lora_alpha == 16.0
+    for wrong in ({"lora_alpha": "rnk"}, {"lora_rank": "x"}, {"lora_alpha": 0.0}):
+        with pytest.raises(InputError, match=f"parameter '{next(iter(wrong))}' is "):
+            make_params("adapt", **wrong)
 
 
 def _read(changes, history=()):

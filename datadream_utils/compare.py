@@ -1,18 +1,26 @@
-"""Whether two classifiers differ: their paired difference on the same test images, with an interval.
+"""Whether two classifiers differ: their paired difference on the same test images, with an interval and a verdict.
 
 The intervals are over test images, for the seeds at hand: what other images of the same kind might have shown. What
-other seeds might bring is another question; the differences of the single seeds, kept beside them, give an idea of it.
+other seeds might bring is another question, so a verdict also asks that every seed is on one side (``RULE``).
 """
+
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
 from datadream_utils.published import order as published_order
 
 RESAMPLES = 10_000
-UNDECIDED = "not decided: interval includes 0"
+LEVEL = 0.05
+NOISE = "within noise"
+UNDECIDED = f"not decided: {NOISE}"
+VERDICTS = {"above": "holds", "below": "reversed", NOISE: UNDECIDED}  # of a published order, by ours
+RULE = f"0 outside the 95 % interval, Holm-corrected p < {LEVEL}, every seed on one side"
+PAIRS = ("first", "second", "difference", "low", "high", "per_seed", "n_seeds", "n_test", "p", "p_holm", "verdict")
 COLUMNS = ("pair", "published", "ours", "low", "high", "per_seed", "n_test", "verdict")
 
 
@@ -59,32 +67,84 @@ def paired(a, b):
     sums, counts = np.unique(wins.sum(1), return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(wins), counts / len(wins), size=RESAMPLES)
     low, high = np.quantile(100 * (drawn @ sums) / wins.size, [0.025, 0.975])
-    per_seed = {seed: round(100 * float(mean), 2) for seed, mean in zip(seeds, wins.mean(0), strict=True)}
+    per_seed = {seed: round(100 * float(mean), 4) for seed, mean in zip(seeds, wins.mean(0), strict=True)}
     ours = 100 * float(wins.mean())
     return {"ours": ours, "low": float(low), "high": float(high), "per_seed": per_seed, "n_test": len(wins)}
 
 
-def verdict(low, high):
-    """Whether an interval lies above 0 ("holds"), below it ("reversed"), or on both sides."""
-    return "holds" if low > 0 else "reversed" if high < 0 else UNDECIDED
+def mcnemar(a, b):
+    """Exact two-sided p-value of McNemar's test; a, b: tables of ``load_correct`` with common seeds.
+
+    With several seeds an image counts once, for the side that is right with more of them (a sign test over images):
+    one image's seeds are no independent observations. 1.0 where no image tells them apart.
+    """
+    seeds = [seed for seed in a.columns if seed in b.columns]
+    wins = (a[seeds].to_numpy(int) - b[seeds].to_numpy(int)).sum(1)
+    first, second = int((wins > 0).sum()), int((wins < 0).sum())
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
-def order(correct):
-    """The published order against ours: a row per pair of ``published.order`` that was run (``COLUMNS``, points).
+def holm(p_values):
+    """Holm's (1979) adjusted p-values, in the order given: below 0.05, all true at once but in one table of twenty."""
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
+    return adjusted
 
-    correct: ``load_correct``. "published" is the difference of the published averages, "ours" the paired one here.
+
+def pairs(correct, keys=None):
+    """Every pair of ``keys`` (method, setting) that share a seed: a row of ``PAIRS``, differences in points.
+
+    correct: ``load_correct``; keys: those to compare (None: all, in its order). "verdict" is "above" or "below" only
+    by ``RULE``; else ``NOISE``.
     """
     rows = []
-    for pair in published_order().itertuples(index=False):
-        found = _paired(correct, pair.higher, pair.lower)
-        if found:
-            words = {"pair": f"{row_name(*pair.higher)} − {row_name(*pair.lower)}", "published": pair.published}
-            rows.append(words | found | {"verdict": verdict(found["low"], found["high"])})
-    return pd.DataFrame(rows, columns=list(COLUMNS)).round(2)
+    for first, second in combinations([key for key in keys or correct if key in correct], 2):
+        if found := paired(correct[first], correct[second]):
+            rows.append(
+                dict(first=row_name(*first), second=row_name(*second), difference=found["ours"], low=found["low"],
+                     high=found["high"], per_seed=found["per_seed"], n_seeds=len(found["per_seed"]),
+                     n_test=found["n_test"], p=mcnemar(correct[first], correct[second]))
+            )  # fmt: skip
+    table = pd.DataFrame(rows, columns=[name for name in PAIRS if name not in ("p_holm", "verdict")])
+    table = table.assign(p_holm=holm(table["p"]))
+    return table.assign(verdict=[_verdict(row) for row in table.itertuples()])[list(PAIRS)]
 
 
-def _paired(correct, first, second):
-    return paired(correct[first], correct[second]) if first in correct and second in correct else None
+def _verdict(row):
+    for side, sign in (("above", 1), ("below", -1)):
+        if min(sign * row.low, sign * row.high) > 0 and all(sign * points > 0 for points in row.per_seed.values()):
+            return side if row.p_holm < LEVEL else NOISE
+    return NOISE
+
+
+def between(found, first, second):
+    """The row of ``pairs`` that compares two names (``row_name``), as a dict, seen from ``first``; None without one."""
+    for row in found.to_dict("records"):
+        if (row["first"], row["second"]) == (first, second):
+            return row
+        if (row["first"], row["second"]) == (second, first):
+            turned = {"first": first, "second": second, "difference": -row["difference"]}
+            turned |= {"low": -row["high"], "high": -row["low"]}
+            turned["per_seed"] = {seed: -points for seed, points in row["per_seed"].items()}
+            return row | turned | {"verdict": {"above": "below", "below": "above", NOISE: NOISE}[row["verdict"]]}
+    return None
+
+
+def order(found):
+    """The published order against ours: a row per pair of ``published.order`` that was run (``COLUMNS``, points).
+
+    found: ``pairs``, whose verdicts these are. "published" is the difference of the published averages.
+    """
+    rows = []
+    for claim in published_order().itertuples(index=False):
+        if ours := between(found, row_name(*claim.higher), row_name(*claim.lower)):
+            words = {"pair": f"{ours['first']} − {ours['second']}", "published": claim.published}
+            words |= {"ours": ours["difference"], "verdict": VERDICTS[ours["verdict"]]}
+            rows.append(words | {name: ours[name] for name in ("low", "high", "per_seed", "n_test")})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def row_name(method, setting):
@@ -100,7 +160,7 @@ def order_markdown(order):
     lines = [
         f"{len(published_order())} published orders, {len(order)} of them run here: "
         f"**{count.get('holds', 0)}** hold, **{count.get('reversed', 0)}** reversed, "
-        f"**{count.get(UNDECIDED, 0)}** not decided.",
+        f"**{count.get(UNDECIDED, 0)}** not decided ({RULE}).",
         "",
     ]
     lines += ["| Pair | Published | Ours | 95 % interval | Per seed | Verdict |", "|---|---:|---:|:-:|:-:|---|"]
@@ -113,20 +173,22 @@ def order_markdown(order):
 
 def order_texts(order):
     """The table of ``order`` as csv and Markdown, by kind."""
-    return {"csv": order.to_csv(index=False, lineterminator="\n"), "md": order_markdown(order)}
+    return {"csv": order.round(4).to_csv(index=False, lineterminator="\n"), "md": order_markdown(order)}
 
 
-def gains(correct):
-    """What generated images bring, as Markdown sentences: S against FakeIt's, R+S against Real-finetune."""
-    references = {"S": (("fakeit", "S"), "Synthetic only"), "R+S": (("real", "R"), "With real images too")}
+def gains(found):
+    """What generated images bring, as Markdown sentences: S against FakeIt's, R+S against Real-finetune.
+
+    found: ``pairs``, whose verdict every sentence ends with.
+    """
+    references = {"S": ("FakeIt (S)", "Synthetic only"), "R+S": ("Real-finetune (R)", "With real images too")}
     lines = []
     for setting, (reference, opening) in references.items():
-        for name in METHODS:
-            key = (name, setting)
-            found = _paired(correct, key, reference)
-            if found and key != reference:
-                side = "above" if found["ours"] >= 0 else "below"
-                gain = f"{abs(found['ours']):.1f} points {side} {row_name(*reference)}"
-                interval = f"95 % interval of the difference: {found['low']:+.1f} to {found['high']:+.1f}"
-                lines.append(f"- {opening}, **{row_name(*key)}** is {gain} ({interval}).")
+        for name in (row_name(name, setting) for name in METHODS):
+            if row := between(found, name, reference):
+                side = "above" if row["difference"] >= 0 else "below"
+                gain = f"{abs(row['difference']):.1f} points {side} {reference}"
+                interval = f"95 % interval of the difference: {row['low']:+.1f} to {row['high']:+.1f}"
+                verdict = NOISE if row["verdict"] == NOISE else "more than noise"
+                lines.append(f"- {opening}, **{name}** is {gain} ({interval}; {verdict}).")
     return "\n".join(lines) or "There is nothing to compare yet."

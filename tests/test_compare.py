@@ -61,13 +61,35 @@ def test_only_common_seeds_are_compared():
     assert compare.paired(a, b) is None
 
 
-def test_identical_classifiers_are_not_decided():
-    a = _random(0.7)
-    found = compare.paired(a, a)
-    assert (found["ours"], found["low"], found["high"]) == (0, 0, 0)
-    assert compare.verdict(found["low"], found["high"]) == compare.UNDECIDED == "not decided: interval includes 0"
-    assert compare.verdict(0.1, 2) == "holds" and compare.verdict(-2, -0.1) == "reversed"
-    assert compare.verdict(-0.1, 3) == compare.UNDECIDED
+def test_a_verdict_needs_interval_test_and_every_seed():
+    same = _pair([0.5, 0.5], [0.5, 0.5])
+    assert same["verdict"] == compare.NOISE and (same["low"], same["high"]) == (0.0, 0.0)
+    assert _pair([0.9, 0.8], [0.5, 0.5])["verdict"] == "above" and _pair([0.5, 0.5], [0.9, 0.8])["verdict"] == "below"
+    mixed = _pair([0.9, 0.8, 0.5], [0.5, 0.5, 0.51])  # far apart in the mean, but one seed is on the other side
+    assert mixed["low"] > 10 and mixed["p_holm"] < 1e-6 and mixed["verdict"] == compare.NOISE
+    few = compare.pairs({("real", "R"): _shares([1.0], 5), ("fakeit", "R+S"): _shares([0.2], 5)}).iloc[0]
+    assert few["low"] > 0 and few["p"] > 0.05 and few["verdict"] == compare.NOISE  # four of five images prove nothing
+
+
+def _shares(shares, n=1000):
+    """The first ``share`` of ``n`` images is recognised, for each seed."""
+    return pd.DataFrame({seed: np.arange(n) < share * n for seed, share in enumerate(shares)})
+
+
+def _pair(first, second):
+    return compare.pairs({("datadream_cls", "S"): _shares(first), ("fakeit", "S"): _shares(second)}).iloc[0]
+
+
+def test_a_pair_seen_from_the_other_side():
+    found = compare.pairs({("datadream_cls", "S"): _shares([0.9, 0.8]), ("fakeit", "S"): _shares([0.5, 0.5])})
+    there = compare.between(found, "DataDream_cls (S)", "FakeIt (S)")
+    back = compare.between(found, "FakeIt (S)", "DataDream_cls (S)")
+    assert there["difference"] == -back["difference"] == 35.0 and (there["low"], there["high"]) == (
+        -back["high"],
+        -back["low"],
+    )
+    assert (there["verdict"], back["verdict"]) == ("above", "below") and back["per_seed"] == {0: -40.0, 1: -30.0}
+    assert compare.between(found, "FakeIt (S)", "LoFT (S)") is None
 
 
 def _write_run(root, method, setting, right, seed=0, suffix="", files=None, **changes):
@@ -94,7 +116,7 @@ def runs(tmp_path):
 
 
 def test_the_published_order_against_ours(runs):
-    order = compare.order(compare.load_correct(load_results(runs), "d", 16)).set_index("pair")
+    order = compare.order(compare.pairs(compare.load_correct(load_results(runs), "d", 16))).set_index("pair")
     assert len(order) == 6
     holds = order.loc["DataDream_dset (R+S) − Real-finetune (R)"]
     assert (holds["published"], holds["ours"], holds["verdict"]) == (2.38, 20.0, "holds")
@@ -107,22 +129,22 @@ def test_the_published_order_against_ours(runs):
 
 
 def test_order_in_words_and_files(runs):
-    order = compare.order(compare.load_correct(load_results(runs), "d", 16))
+    order = compare.order(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
     texts = compare.order_texts(order)
     assert texts["md"].startswith(
         "20 published orders, 6 of them run here: **3** hold, **2** reversed, **1** not decided"
     )
     assert "| DataDream_dset (R+S) − Real-finetune (R) | +2.4 | +20.0 |" in texts["md"]
     assert texts["csv"].splitlines()[0] == "pair,published,ours,low,high,per_seed,n_test,verdict"
-    empty = compare.order({})
+    empty = compare.order(compare.pairs({}))
     assert "0 of them run here" in compare.order_texts(empty)["md"] and list(empty.columns) == list(order.columns)
 
 
 def test_gains_are_sentences_with_intervals(runs):
-    text = compare.gains(compare.load_correct(load_results(runs), "d", 16))
+    text = compare.gains(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
     assert "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval of the difference: +" in text
     assert "**FakeIt (R+S)** is 10.0 points below Real-finetune (R)" in text and "Synthetic only" not in text
-    assert compare.gains({}) == "There is nothing to compare yet."
+    assert compare.gains(compare.pairs({})) == "There is nothing to compare yet."
 
 
 def test_only_like_runs_are_compared(runs):
@@ -152,7 +174,7 @@ def test_missing_predictions_are_named(runs):
 
 
 def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
-    order = compare.order(compare.load_correct(load_results(runs), "d", 16))
+    order = compare.order(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
     for name in ("a", "b"):
         plots.save_figure(plots.forest(order, "d"), tmp_path, name)
     for suffix in ("png", "pdf"):

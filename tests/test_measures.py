@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from datadream_utils import classwise, fidelity, figures, memorisation, results, significance
+from datadream_utils import classwise, compare, fidelity, figures, memorisation, results, significance
 from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.features import Encoded, Encoder, encode, encoder_of
@@ -244,23 +244,23 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs():
     a = pd.DataFrame({0: [True] * 12 + [False] * 3 + [True] * 50})
     b = pd.DataFrame({0: [False] * 12 + [True] * 3 + [True] * 50})
     by_hand = min(1, 2 * stats.binom.cdf(3, 15, 0.5))
-    assert significance.mcnemar(a, b) == pytest.approx(by_hand) == pytest.approx(significance.mcnemar(b, a))
+    assert compare.mcnemar(a, b) == pytest.approx(by_hand) == pytest.approx(compare.mcnemar(b, a))
     twice = [pd.DataFrame({0: x[0], 1: x[0]}) for x in (a, b)]  # a second seed of the same is no new evidence
-    assert significance.mcnemar(*twice) == pytest.approx(by_hand)
-    assert significance.mcnemar(a, a) == 1.0
+    assert compare.mcnemar(*twice) == pytest.approx(by_hand)
+    assert compare.mcnemar(a, a) == 1.0
 
 
 def test_equal_classifiers_are_told_apart_in_one_of_twenty_tables_at_most():
     rng, found = np.random.default_rng(0), 0
     for _ in range(200):
         a, b = (pd.DataFrame(rng.random((200, 3)) < 0.7) for _ in range(2))
-        found += significance.mcnemar(a, b) < 0.05
+        found += compare.mcnemar(a, b) < 0.05
     assert 1 <= found <= 16  # 10 are expected, fewer because the test is exact
 
 
 def test_holm_by_hand():
-    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert significance.holm([0.5, 0.9]).tolist() == [1.0, 1.0] and len(significance.holm([])) == 0
+    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert compare.holm([0.5, 0.9]).tolist() == [1.0, 1.0] and len(compare.holm([])) == 0
 
 
 def _correct(shares, n=400, seeds=2, seed=0):
@@ -270,36 +270,36 @@ def _correct(shares, n=400, seeds=2, seed=0):
 
 def test_noise_is_never_called_better():
     methods = ("fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft")
-    equal = significance.pairs(_correct({(m, "S"): 0.6 for m in methods}))
-    assert len(equal) == 15 and set(equal["verdict"]) == {significance.NOISE}
+    equal = compare.pairs(_correct({(m, "S"): 0.6 for m in methods}))
+    assert len(equal) == 15 and set(equal["verdict"]) == {compare.NOISE}
     assert (equal["p"] < 0.2).any() and (equal["p_holm"] >= equal["p"]).all()
-    apart = significance.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8, ("real", "R"): 0.5}, seed=1))
+    apart = compare.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8, ("real", "R"): 0.5}, seed=1))
     verdicts = apart.set_index(["first", "second"])["verdict"]
     assert verdicts["FakeIt (S)", "LoFT (S)"] == "below" and verdicts["LoFT (S)", "Real-finetune (R)"] == "above"
-    assert verdicts["FakeIt (S)", "Real-finetune (R)"] == significance.NOISE
+    assert verdicts["FakeIt (S)", "Real-finetune (R)"] == compare.NOISE
     square = significance.marks(apart)
     assert square["LoFT (S)"]["FakeIt (S)"] == "above" and square["FakeIt (S)"]["LoFT (S)"] == "below"
     assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
-    assert "0 pairs" in significance.markdown(significance.pairs({}))
+    assert "0 pairs" in significance.markdown(compare.pairs({}))
 
 
 def test_marks_of_the_main_table_are_those_of_the_pairs():
     shares = {("fakeit", "S"): 0.5, ("loft", "S"): 0.8, ("issynth", "S"): 0.8, ("real", "R"): 0.7, ("loft", "R+S"): 0.9}
     correct = _correct(shares | {("clip_zeroshot", "none"): 0.5})
-    pairs = significance.pairs(correct)
+    pairs = compare.pairs(correct)
     rows = pd.DataFrame(list(correct), columns=["method", "setting"]).assign(dataset="mine", n_shot=16)
     rows["accuracy_mean"], rows["accuracy_std"] = [100 * found.to_numpy().mean() for found in correct.values()], np.nan
     table = significance.marked(rows, {"mine": pairs})
     square, marked = significance.marks(pairs), set()
     for block in (["FakeIt (S)", "LoFT (S)", "IsSynth (S)"], ["Real-finetune (R)", "LoFT (R+S)"]):
         best = max(block, key=lambda name: sum(verdict == "above" for verdict in square[name].values()))
-        marked |= {name for name in block if square[best].get(name) == significance.NOISE}
+        marked |= {name for name in block if square[best].get(name) == compare.NOISE}
     noted = table[table["note"] == significance.NOTE]
     names = {f"{figures.label(row.method)} ({row.setting})" for row in noted.itertuples()}
     assert len(names) == len(marked) == 1 and names <= {"LoFT (S)", "IsSynth (S)"}  # of two equals, one is the best
     assert significance.NOTE in results.to_markdown(table) and results.to_markdown(table).count("<sup>a</sup>") == 2
     words = significance.headline(table, "mine", pairs)
-    assert "With real images LoFT (R+S) is best" in words and words.endswith(" %, clearly less.")
+    assert "With real images LoFT (R+S) is best" in words and words.endswith(" %, less, and more than noise.")
     assert "zero-shot CLIP: " in words and "No CLIP was trained" in significance.headline(table, "other", pairs)
     text = significance.square(pairs)
     assert (

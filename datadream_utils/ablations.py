@@ -66,7 +66,7 @@ def summary(table):
         adapted=("adapted", "mean"),
     )  # fmt: skip
     order = {setting: rank for rank, setting in enumerate(BLOCKS)}
-    return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True).round(2)
+    return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True)
 
 
 def texts(table, parameter):
@@ -81,7 +81,7 @@ def texts(table, parameter):
         label = get_method(row.method).label
         value = f"{row.value} | {row.adapted:,.0f}" if extra else row.value
         lines.append(f"| {label} | {ticks} | {value} | {row.accuracy_mean:.1f}{spread} | {row.n_seeds} |")
-    return {"csv": table.to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
+    return {"csv": table.round(4).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 
 def adapted_steps(stages, run):

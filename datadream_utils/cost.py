@@ -183,7 +183,7 @@ def texts(table):
         numbers += ["" if value != value else form.format(value) for form, value in
                     (("{:.1e}", row.flops), ("{:,.0f}", row.peak_memory_mb))]  # fmt: skip
         lines.append(f"| {row_name(row.method, row.setting)} | " + " | ".join(numbers) + " |")
-    return {"csv": table.round(2).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
+    return {"csv": table.round(4).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 
 def mean_costs(table):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from datadream_utils.methods import get_method
+from datadream_utils.texts import latex, markdown
+
 FILE = Path(__file__).with_name("published_results.csv")
 SOURCE = "Kim et al., ECCV 2024, main table"
 TITLE = f"Published by the authors ({SOURCE}: CLIP ViT-B/16, 16 shots), not results of this project"
@@ -47,7 +50,7 @@ def beside(ours):
     """
     keys = ["dataset", "method", "setting", "n_shot"]
     theirs = table().rename(columns={"accuracy_mean": "published_mean", "accuracy_std": "published_std"})
-    ours = ours[ours["dataset"].isin(theirs["dataset"]) & (ours["n_shot"] == N_SHOT)]
+    ours = ours[ours["dataset"].isin(set(theirs["dataset"]) - {"average"}) & (ours["n_shot"] == N_SHOT)]
     rows = ours.groupby(["method", "setting"], as_index=False, sort=False)
     means = rows.agg(accuracy_mean=("accuracy_mean", "mean"), n=("dataset", "nunique"))
     whole = means[means.pop("n") == theirs["dataset"].nunique() - 1].assign(dataset="average", n_shot=N_SHOT)
@@ -55,7 +58,39 @@ def beside(ours):
     both = ours[[*keys, "our_mean", "our_std"]].merge(theirs, on=keys, how="left").fillna({"note": ""})
     both["difference"] = both["our_mean"] - both["published_mean"]
     columns = [*keys, "our_mean", "our_std", "published_mean", "published_std", "difference", "note"]
-    return both[columns].round(2)
+    return both[columns]
+
+
+def beside_texts(both):
+    """``beside`` as csv, Markdown and LaTeX (booktabs), by kind: the last number is ours minus theirs."""
+    heads = ["Data set", "Method", "R", "S", "Ours", "Published", "Difference"]
+    rows = []
+    for row in both.itertuples():
+        numbers = [_with_deviation(row.our_mean, row.our_std), _with_deviation(row.published_mean, row.published_std)]
+        ticks = ["✓" if kind in row.setting else "" for kind in "RS"]
+        difference = "" if pd.isna(row.difference) else f"{row.difference:+.1f}"
+        rows.append([row.dataset, get_method(row.method).label, *ticks, *numbers, difference])
+    lines = [f"Ours beside what the authors published ({SOURCE}); top-1 accuracy (%).", ""]
+    lines += [f"| {' | '.join([*heads, 'Note'])} |", "|---|---|:-:|:-:|---:|---:|---:|---|"]
+    lines += [
+        f"| {' | '.join([*map(markdown, row), markdown(note)])} |" for row, note in zip(rows, both["note"], strict=True)
+    ]
+    tex = [r"\begin{tabular}{llccrrr}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+    signs = {"✓": r"\checkmark", " ± ": r" $\pm$ "}
+    for row in rows:
+        line = " & ".join(map(latex, row))
+        for sign, command in signs.items():
+            line = line.replace(sign, command)
+        tex.append(line + r" \\")
+    tex += [r"\bottomrule", r"\end{tabular}"]
+    csv = both.round(4).to_csv(index=False, lineterminator="\n")
+    return {"csv": csv, "md": "\n".join(lines) + "\n", "tex": "\n".join(tex) + "\n"}
+
+
+def _with_deviation(mean, deviation):
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.1f}" + ("" if pd.isna(deviation) else f" ± {deviation:.1f}")
 
 
 def order():

@@ -143,38 +143,44 @@ def example_pictures(output_root, dataset, n_shot, label, count):
 
 
 def main_results(results, classifier="clip", protocol="sound"):
-    """Mean and sample standard deviation over seeds, in the order of the paper's table (``RESULT_COLUMNS``)."""
+    """Mean and sample standard deviation over seeds, in the order of the paper's table (``RESULT_COLUMNS``).
+
+    Of several data sets there are rows of their "average", too: means over data sets, deviation over seeds of these.
+    """
     same = (results["classifier"] == classifier) & (results["protocol"] == protocol)
     plain = results[same & (results["variant"] == "")]
     for name in plain["method"].unique():
         get_method(name)
     keys = ["dataset", "method", "setting", "n_shot"]
-    table = plain.groupby(keys, as_index=False).agg(
-        n_seeds=("seed", "nunique"),
-        accuracy_mean=("accuracy", "mean"),
-        accuracy_std=("accuracy", "std"),
-        n_test=("n_test", "max"),
+    table = (
+        pd.concat([plain, _average(plain)])
+        .groupby(keys, as_index=False)
+        .agg(
+            n_seeds=("seed", "nunique"),
+            accuracy_mean=("accuracy", "mean"),
+            accuracy_std=("accuracy", "std"),
+            n_test=("n_test", "max"),
+        )
     )
     settings, methods = list(BLOCKS), list(METHODS)
     ranks = [(settings.index(row.setting), methods.index(row.method)) for row in table.itertuples()]
     table = table.iloc[sorted(range(len(table)), key=ranks.__getitem__)]
-    return table[list(RESULT_COLUMNS)].round(2).reset_index(drop=True)
+    return table[list(RESULT_COLUMNS)].reset_index(drop=True)
+
+
+def _average(runs):
+    """The mean over data sets of every method, setting and seed that has them all, as runs of data set "average"."""
+    n_datasets = runs["dataset"].nunique()
+    means = runs.groupby(["method", "setting", "n_shot", "seed"], as_index=False).agg(
+        accuracy=("accuracy", "mean"), n_test=("n_test", "sum"), n=("dataset", "nunique")
+    )
+    return means[(means.pop("n") == n_datasets) & (n_datasets > 1)].assign(dataset="average")
 
 
 def tables(results):
     """``{name: table}``: "main_results" always, the others of ``TABLES`` when there are such runs."""
     made = {name: main_results(results, *which) for name, (*which, _) in TABLES.items()}
     return {name: table for name, table in made.items() if name == "main_results" or len(table)}
-
-
-def with_average(table):
-    """The table with a mean over data sets for every row that has them all, when there are several and none yet."""
-    n_datasets = table["dataset"].nunique()
-    if n_datasets < 2 or "average" in set(table["dataset"]):
-        return table
-    means = table.groupby(["method", "setting"], as_index=False, sort=False)
-    means = means.agg(accuracy_mean=("accuracy_mean", "mean"), n=("dataset", "nunique"))
-    return pd.concat([table, means[means.pop("n") == n_datasets].assign(dataset="average")], ignore_index=True)
 
 
 def paper_layout(table):
@@ -185,7 +191,6 @@ def paper_layout(table):
     """
     known = list(load_published()["dataset"].unique())  # the paper's columns first, "average" last
     rank = {name: position for position, name in enumerate(known)} | {"average": 1000}
-    table = with_average(table)
     columns = sorted(table["dataset"].unique(), key=lambda name: (rank.get(name, len(known)), name))
     table = table.assign(block=table["setting"].map(BLOCKS))
     best = table.groupby(["block", "dataset"])["accuracy_mean"].transform("max") == table["accuracy_mean"]
@@ -254,7 +259,7 @@ def to_latex(table, title=""):
 
 def write_tables(table, folder, name="main_results", title=""):
     """``<name>.csv``, ``.md`` and ``.tex`` in ``folder``; returns their paths. The title stands above the last two."""
-    texts = {"csv": table.to_csv(index=False, lineterminator="\n")}
+    texts = {"csv": table.round(4).to_csv(index=False, lineterminator="\n")}
     return write_texts(folder, name, texts | {"md": to_markdown(table, title), "tex": to_latex(table, title)})
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from datadream_utils.compare import LEVEL, NOISE, RULE, row_name
+from datadream_utils.compare import LEVEL, NOISE, PAIRS, RULE, row_name
 from datadream_utils.results import BLOCKS
 
 SIGNS = {"above": "▲", "below": "▼", NOISE: "≈"}
@@ -10,6 +10,8 @@ NOTE = (
     "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, Holm's p-value of "
     f"McNemar's test is {LEVEL} or more, or not every seed is on one side."
 )
+
+NO_PAIRS = pd.DataFrame(columns=list(PAIRS))
 
 
 def marks(table):
@@ -25,13 +27,13 @@ def marks(table):
 def marked(table, by_dataset):
     """``results.main_results`` with ``NOTE`` where a row is within noise of the best of its block and data set.
 
-    by_dataset: ``{dataset: pairs}``.
+    by_dataset: ``{dataset: pairs}``; "average" has none.
     """
     names = {row.Index: row_name(row.method, row.setting) for row in table.itertuples()}
     notes = pd.Series("", table.index, dtype=object)
     for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
         best = rows["accuracy_mean"].idxmax()
-        verdicts = marks(by_dataset[dataset]).get(names[best], {})
+        verdicts = marks(by_dataset.get(dataset, NO_PAIRS)).get(names[best], {})
         notes[[i for i in rows.index if i != best and verdicts.get(names[i]) == NOISE]] = NOTE
     return table.assign(note=notes)
 

@@ -386,12 +386,12 @@ def shown(text):
 
 
 @tried(25)
-@given(PLAIN.filter(lambda name: name not in ("second", "average")))
+@given(PLAIN.filter(lambda name: name != "second"))
 def test_markdown_shows_any_name_in_its_cell(name):
     page = MarkdownIt("commonmark").enable("table").enable("strikethrough").render(to_markdown(table_of(name)))
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.S)]
-    assert len(rows) == 3 and {len(row) for row in rows} == {6}
-    assert sorted(map(shown, rows[0][3:])) == sorted([" ".join(name.split()), "second", "average"])
+    assert len(rows) == 3 and {len(row) for row in rows} == {5}
+    assert sorted(map(shown, rows[0][3:])) == sorted([" ".join(name.split()), "second"])
     assert set(re.findall(r"<(\w+)", page)) <= {"table", "thead", "tbody", "tr", "th", "td", "strong", "span"}
 
 
@@ -404,13 +404,13 @@ def printed(tex):
 
 
 @tried(25)
-@given(PLAIN.filter(lambda name: name not in ("second", "average")))
+@given(PLAIN.filter(lambda name: name != "second"))
 def test_latex_prints_any_name_in_its_cell(name):
     lines = to_latex(table_of(name)).splitlines()
     rows = [re.split(r"(?<!\\)&", line.removesuffix(r" \\")) for line in lines if line.endswith(r" \\")]
-    assert len(rows) == 3 and {len(row) for row in rows} == {6}
+    assert len(rows) == 3 and {len(row) for row in rows} == {5}
     cells = [printed(cell.strip()) for cell in rows[0][3:]]
-    assert sorted(cells) == sorted([" ".join(name.split()), "second", "average"])
+    assert sorted(cells) == sorted([" ".join(name.split()), "second"])
 
 
 @tried(16)

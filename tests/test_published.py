@@ -88,15 +88,25 @@ def test_ours_beside_theirs():
     both = published.beside(ours)
     assert both["method"].tolist() == ["real", "loft"] and both["our_mean"].tolist() == [74.0, 74.0]
     real, loft = both.itertuples()
-    assert (real.published_mean, real.published_std, real.difference) == (78.3, 2.8, -4.3) and "73.9" in real.note
+    assert (real.published_mean, real.published_std) == (78.3, 2.8) and "73.9" in real.note
+    assert real.difference == pytest.approx(-4.3)
     assert pd.isna(loft.published_mean) and pd.isna(loft.difference) and loft.note == ""
     assert published.beside(ours[ours["dataset"] == "mnist5k"]).empty
+
+
+def test_both_tables_in_words():
+    texts = published.beside_texts(published.beside(pd.DataFrame([_ours(), _ours(method="loft", setting="S")])))
+    real, loft = texts["md"].splitlines()[-2:]
+    assert "| Real-finetune | ✓ |  | 74.0 ± 1.0 | 78.3 ± 2.8 | -4.3 | " in real and "73.9" in real
+    assert loft.endswith("| LoFT |  | ✓ | 74.0 ± 1.0 | – |  |  |")
+    assert texts["tex"].count("toprule") == 1 and r"78.3 $\pm$ 2.8 & -4.3 \\" in texts["tex"]
+    assert texts["csv"].count("\n") == 3
 
 
 def test_only_a_row_with_all_ten_data_sets_has_an_average_beside_theirs():
     ours = pd.DataFrame([_ours(dataset=name, accuracy_mean=80.0 + i) for i, name in enumerate(DATASETS[:-1])])
     (average,) = published.beside(ours).query("dataset == 'average'").itertuples()
-    assert (average.our_mean, average.published_mean, average.difference) == (84.5, 84.62, -0.12)
+    assert (average.our_mean, average.published_mean) == (84.5, 84.62) and average.difference == pytest.approx(-0.12)
     assert not (published.beside(ours[1:])["dataset"] == "average").any()
 
 

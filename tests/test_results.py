@@ -104,6 +104,16 @@ def test_several_data_sets_have_the_papers_order_and_an_average_of_whole_rows():
     assert averages[(METHODS["fakeit"].label, True)] is None
     line = next(line for line in to_markdown(table).splitlines() if line.startswith("| FakeIt"))
     assert line.endswith("|  | ✓ | 52.0 ± 2.0 | – | 42.0 ± 2.0 | – |")
+    seeds = (runs.query("method == 'real'").groupby("seed")["accuracy"].mean() + 20 / 3).std()
+    of_real = table.query("dataset == 'average' and method == 'real'")
+    assert (
+        of_real["accuracy_std"].item() == pytest.approx(seeds) and of_real["n_test"].item() == 3 * runs["n_test"].max()
+    )
+
+
+def test_a_number_is_rounded_once():
+    runs = _runs().assign(accuracy=67.5524)  # 67.55, and that 67.5, if it were rounded twice
+    assert "67.6" in to_markdown(main_results(runs)) and "67.5" not in to_markdown(main_results(runs))
 
 
 def test_notes_stand_below_the_table_once_each():

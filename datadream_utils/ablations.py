@@ -19,7 +19,7 @@ ABLATIONS = {
 SNAKEMAKE = "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them."
 STUDY = SNAKEMAKE.format("tiny")
 COMPUTE = ("n_shot", "adapt_epochs")  # what changes how many images adaptation looks at
-COLUMNS = ("method", "setting", "value", "seed", "accuracy", "adapted")
+COLUMNS = ("method", "setting", "value", "default", "seed", "accuracy", "adapted")
 
 
 def study_that_moves(parameter):
@@ -33,8 +33,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
 
     runs: ``results.load_results``; stages: ``stages.load_stages``. For ``n_shot`` they are the runs without variant;
     for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
-    only the seeds remain that have every value; one that has a single value is left out. "adapted": ``adapted_steps``
-    where ``parameter`` changes them, else 0.
+    only the seeds remain that have every value; one that has a single value is left out. "default": the value of the
+    runs that change nothing; "adapted": ``adapted_steps`` where ``parameter`` changes them, else 0.
     """
     same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
@@ -47,7 +47,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
         values = [value_of(parameters.get(run, {}), parameter) for run in table["run"]]
         table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")
     adapted = {run: adapted_steps(stages, run) for run in table["run"].unique()} if parameter in COMPUTE else {}
-    table = table.assign(adapted=table["run"].map(adapted).fillna(0))[list(COLUMNS)]
+    default = table["n_shot"] == n_shot if parameter == "n_shot" else table["variant"] == ""
+    table = table.assign(adapted=table["run"].map(adapted).fillna(0).astype(float), default=default)[list(COLUMNS)]
     kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
     kept = [group for group in kept if group["value"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
@@ -63,10 +64,20 @@ def summary(table):
     """Mean, sample standard deviation and number of seeds per method, setting and value of ``ablation``."""
     rows = table.groupby(["setting", "method", "value"], as_index=False, sort=True).agg(
         n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std"),
-        adapted=("adapted", "mean"),
+        default=("default", "all"), adapted=("adapted", "mean"),
     )  # fmt: skip
     order = {setting: rank for rank, setting in enumerate(BLOCKS)}
     return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+
+
+def compute(summaries):
+    """What adaptation costs against what it brings: the rows of ``summary`` of the ``COMPUTE`` ablations together.
+
+    summaries: ``{parameter: summary}``. Column "moved" names the parameter; methods that adapt nothing are left out.
+    """
+    kept = [table.assign(moved=name) for name, table in summaries.items() if name in COMPUTE and len(table)]
+    rows = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["moved", "adapted", "setting"])
+    return rows[(rows["adapted"] > 0) & (rows["setting"] == "S")]
 
 
 def texts(table, parameter):

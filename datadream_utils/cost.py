@@ -22,8 +22,16 @@ from datadream_utils.models import load_clip, load_stable_diffusion
 from datadream_utils.prompts import class_prompt
 
 KINDS = ("adapt", "generate", "train")
-WORDS = {"seconds": "seconds on the machine of the runs", "flops": "floating-point operations",
-         "peak_memory_mb": "peak memory (MB)"}  # fmt: skip
+WORDS = {
+    "seconds": "seconds, all stages (on a CPU: its processors')",
+    "flops": "floating-point operations, all stages",
+    "peak_memory_mb": "peak memory (MB; on a GPU: its own)",
+}
+NOTE = (
+    "Means over seeds. Seconds are those of the machine that made the runs: of its processors on a CPU, by the clock "
+    "on a GPU. Image-steps and operations are those of the networks that are trained or drawn with: the VAE's encoder, "
+    "captions, the filter and the evaluation are left out. Memory is the GPU's where there is one, else the process's."
+)
 
 
 def count_flops(step):
@@ -175,7 +183,7 @@ def of_runs(runs, stages, data, n_shot):
 
 def texts(table):
     """``mean_costs`` as csv and Markdown, by kind."""
-    lines = ["| Classifier | Accuracy (%) | Seconds | Image-steps | Operations | Peak memory (MB) |"]
+    lines = [NOTE, "", "| Classifier | Accuracy (%) | Seconds | Image-steps | Operations | Peak memory (MB) |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for row in table.itertuples():
         steps = row.steps_adapt + row.steps_generate + row.steps_train

@@ -9,14 +9,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from datadream_utils.ablations import ABLATIONS, STUDY, study_that_moves
+from datadream_utils.ablations import STUDY
 from datadream_utils.compare import row_name
 from datadream_utils.cost import WORDS, front
 from datadream_utils.fidelity import MEASURES, REAL
 from datadream_utils.memorisation import SPACES
 from datadream_utils.methods import METHODS
 from datadream_utils.plots import COLOURS, PrintFigure
-from datadream_utils.results import BLOCKS
 
 COLUMN, BOTH = 3.4, 7.0
 SMALL, NORMAL = 6, 7  # points
@@ -74,53 +73,6 @@ def legend(figure, handles_of, columns=4):
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL,
                       frameon=False)  # fmt: skip
-
-
-def ablation(table, parameter, baseline=None):
-    """``ablations.summary``: mean accuracy over seeds against ``parameter``, whiskers of one deviation, per block.
-
-    Real-finetune stands beside R+S; where ``parameter`` does not move it, as a line at ``baseline``, its accuracy (%).
-    """
-    if table.empty:
-        return empty(f"No runs differ in {parameter} alone: {study_that_moves(parameter)}")
-    blocks = table["setting"].map(BLOCKS)
-    values = sorted(set(table["value"]))
-    figure, axes = panels(blocks.nunique(), COLUMN if blocks.nunique() == 1 else BOTH, 2.4)
-    for ax, block in zip(axes, blocks.unique(), strict=True):
-        rows = table[blocks == block]
-        names = list(dict.fromkeys(rows["method"]))
-        for i, method in enumerate(names):
-            of = rows[rows["method"] == method]
-            shift = 0.12 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # whiskers beside each other
-            places, spread = [values.index(v) + shift for v in of["value"]], of["accuracy_std"].fillna(0)
-            ax.errorbar(places, of["accuracy_mean"], spread, **look(method), label=label(method), **WHISKERS)
-        if baseline is not None and "R+S" in set(rows["setting"]) and "real" not in names:
-            ax.axhline(baseline, color=COLOURS["real"], ls="--", lw=1, label=label("real"))
-        ax.set_xticks(range(len(values)), [_value(v) for v in values])
-        setting = "R+S" if block == BLOCKS["R+S"] else rows["setting"].iloc[0]
-        finish(ax, ABLATIONS.get(parameter, parameter), "test accuracy (%)", SETTING_TITLES[setting])
-    legend(figure, axes)
-    return described(figure, f"Lines: test accuracy against {ABLATIONS.get(parameter, parameter)}.", _most_moved(table))
-
-
-def _value(value):
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool | np.bool_) else f"{value:g}"
-
-
-def _most_moved(table):
-    ranges = table.groupby(["method", "setting"])["accuracy_mean"].agg(lambda means: means.max() - means.min())
-    method, setting = ranges.idxmax()
-    rows = table[(table["method"] == method) & (table["setting"] == setting)]
-    low, high = (rows.loc[find()] for find in (rows["accuracy_mean"].idxmin, rows["accuracy_mean"].idxmax))
-    spread, seeds = table["accuracy_std"].max(), int(table["n_seeds"].min())
-    known = (
-        f"the largest deviation between seeds is {spread:.1f} points" if spread == spread else "one seed: no deviation"
-    )
-    moved = (
-        f"{row_name(method, setting)} moves most, from {low.accuracy_mean:.1f} % at {_value(low.value)} to "
-        f"{high.accuracy_mean:.1f} % at {_value(high.value)}"
-    )
-    return f"{moved} (means of at least {seeds} seed{'s' * (seeds > 1)}; {known})."
 
 
 def alignment_scatter(points, found, setting, measure="frechet", space="CLIP features"):
@@ -232,7 +184,11 @@ def _one_shot_cls(means):
 
 
 def pareto(table, cost="seconds"):
-    """``cost.mean_costs``: accuracy against cost, with those that nothing beats joined by a line."""
+    """``cost.mean_costs``: accuracy against cost; below and right of the stepped line something is cheaper and better.
+
+    What costs nothing has no place on the logarithmic axis: the sentence names it.
+    """
+    free = [row_name(row.method, row.setting) for row in table[table[cost] == 0].itertuples()]
     table = table[table[cost].notna() & (table[cost] > 0)]
     if table.empty:
         return empty(f"No run has {WORDS[cost]}: {STUDY}")
@@ -244,13 +200,15 @@ def pareto(table, cost="seconds"):
         ax.errorbar(x, row.accuracy_mean, spread, ls="", ms=5, lw=0.8, mfc=faces.get(row.setting, style["color"]),
                     label=row_name(row.method, row.setting), **style)  # fmt: skip
     best = front(table, cost)
-    ax.plot(best[cost], best["accuracy_mean"], color="0.5", lw=0.8, ls="--", zorder=0)
+    ax.step(best[cost], best["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)
     ax.set_xscale("log")
     if cost != "flops":
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
-    finish(ax, f"{WORDS[cost]}, all stages", "test accuracy (%)")
+    finish(ax, WORDS[cost], "test accuracy (%)")
     legend(figure, [ax], 2)
     names = ", ".join(row_name(row.method, row.setting) for row in best.itertuples())
     sentence = f"By means over seeds, nothing is both cheaper and more accurate than: {names}."
+    if free:
+        sentence += f" Not drawn, because it trains nothing: {', '.join(free)}."
     return described(figure, f"Scatter plot: accuracy against {WORDS[cost]}; filled: with real images.", sentence)

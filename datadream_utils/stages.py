@@ -20,8 +20,8 @@ def load_stages(output_root):
 
     n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
     ""); seconds: those of the processor for a stage that ran on a CPU, where other work on the machine shows in the
-    wall's; peak_memory_mb: missing where it was not recorded. A stage that a run shares with another (a link) is listed
-    for the one that made it. InputError names a manifest that cannot be read.
+    wall's; peak_memory_mb: the GPU's, else the process's; missing where it was not recorded. A stage that a run shares
+    with another (a link) is listed for the one that made it. InputError names a manifest that cannot be read.
     """
     paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
     rows = [_row(path) for path in paths if not path.parent.is_symlink()]
@@ -38,7 +38,7 @@ def _row(path):
             "dataset": Path(parameters["dataset"]).name,
             **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
             "seconds": _seconds(manifest),
-            "peak_memory_mb": manifest.get("peak_memory_mb"),
+            "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
             "n_real": len(manifest.get("shots", ())),
             "parameters": parameters,
             "digest": manifest.get("images_sha256", ""),

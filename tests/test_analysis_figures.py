@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from datadream_utils import (
+    ablation_figures,
     ablations,
     class_figures,
     cost,
@@ -97,7 +98,15 @@ def test_shots_are_compared_between_plain_runs(tmp_path):
     table = ablations.ablation(runs, stages.load_stages(tmp_path), "mine", 4, "n_shot")
     assert sorted(set(table["value"])) == [1, 4] and len(table) == 4
     assert set(table["adapted"]) == {8 * 3}  # eight shots, three epochs, whatever the row of runs says
-    assert "| 4 | 24 |" in ablations.texts(ablations.summary(table), "n_shot")["md"]
+    summary = ablations.summary(table)
+    assert "| 4 | 24 |" in ablations.texts(summary, "n_shot")["md"]
+    assert summary.set_index("value")["default"].to_dict() == {1: False, 4: True}
+    none = ablations.summary(ablations.ablation(runs, stages.load_stages(tmp_path), "mine", 4, "guidance_scale"))
+    costs = ablations.compute({"n_shot": summary, "guidance_scale": summary, "adapt_epochs": none})
+    assert set(costs["moved"]) == {"n_shot"} and len(costs) == 2
+    figure = ablation_figures.compute(costs)
+    assert "DataDream_cls, real images per class: " in figure.sentence and "on 24 images adapted on" in figure.sentence
+    assert ablation_figures.compute(ablations.compute({"n_shot": none})).empty
 
 
 def test_a_broken_manifest_is_named(tmp_path):
@@ -185,11 +194,11 @@ def test_the_front_is_what_nothing_beats():
 def _ablation():
     rows = [("S", "fakeit", 1, 40.0), ("S", "fakeit", 16, 44.0), ("R+S", "loft", 1, 60.0), ("R+S", "loft", 16, 75.0)]
     table = pd.DataFrame(rows, columns=["setting", "method", "value", "accuracy_mean"])
-    return table.assign(n_seeds=3, accuracy_std=2.5)
+    return table.assign(n_seeds=3, accuracy_std=2.5, default=table["value"] == 16)
 
 
 def test_ablation_draws_the_table():
-    figure = figures.ablation(_ablation(), "n_shot", baseline=77.0)
+    figure = ablation_figures.ablation(_ablation(), "n_shot", baseline=77.0)
     left, right = figure.axes
     assert list(left.lines[0].get_ydata()) == [40, 44] and list(right.lines[0].get_ydata()) == [60, 75]
     whisker = right.collections[0].get_segments()[0]
@@ -199,7 +208,8 @@ def test_ablation_draws_the_table():
         "LoFT (R+S) moves most, from 60.0 % at 1 to 75.0 % at 16 (means of at least 3 seeds"
     )
     assert (
-        "No runs differ in lora_rank alone: snakemake" in figures.ablation(_ablation().iloc[:0], "lora_rank").sentence
+        "No runs differ in lora_rank alone: snakemake"
+        in ablation_figures.ablation(_ablation().iloc[:0], "lora_rank").sentence
     )
 
 
@@ -225,7 +235,7 @@ def _every_figure(folder):
     copies = pd.DataFrame({"method": "loft", "n_shot": [1, 16], "seed": 0, "feature_copies": [30.0, 2.0]})
     drawn = {("issynth", 16): paths[:4], ("datadream_cls", 1): paths[:4]}
     return {
-        "ablation": lambda: figures.ablation(_ablation(), "n_shot", 77.0),
+        "ablation": lambda: ablation_figures.ablation(_ablation(), "n_shot", 77.0),
         "scatter": lambda: figures.alignment_scatter(points, found, "R+S"),
         "fidelity": lambda: figures.fidelity_diversity(aligned),
         "nearest": lambda: figures.nearest_shots({"loft": near}, near.assign(feature=near["feature"] + 0.15)),

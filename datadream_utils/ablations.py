@@ -16,7 +16,10 @@ ABLATIONS = {
     "guidance_scale": "guidance scale",
     "real_weight": "weight of the real images' loss",
 }
-SNAKEMAKE = "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them."
+SNAKEMAKE = (
+    "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them; then set "
+    'output_root = "outputs/tiny".'
+)
 STUDY = SNAKEMAKE.format("tiny")
 COMPUTE = ("n_shot", "adapt_epochs")  # what changes how many images adaptation looks at
 COLUMNS = ("method", "setting", "value", "default", "seed", "accuracy", "adapted")

@@ -25,6 +25,11 @@ MOST_CLASSES = 25  # in one figure: those that change most
 GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}
 
 
+def _shown(count, total):
+    """What an alt text adds, and a title in a line of its own, where a figure has not all classes."""
+    return f": the {count} of {total} classes that change most" if count < total else ""
+
+
 def _points(values):
     return np.vectorize(lambda value: "" if np.isnan(value) else f"{round(value):+d}" if round(value) else "0")(values)
 
@@ -42,7 +47,9 @@ def class_gains(gains, setting):
     sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(shown.to_numpy()), fmt="",
                 annot_kws={"size": SMALL}, cbar=False, xticklabels=[label(m) for m in shown.columns],
                 yticklabels=[literal(names[i]) for i in shown.index])  # fmt: skip
-    finish(ax, title=f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}")
+    part = _shown(len(shown), len(means))
+    title = f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"
+    finish(ax, title=title + part.replace(": ", "\n"))
     ax.tick_params(axis="x", rotation=25)
     ax.tick_params(axis="y", rotation=0)
     (low_label, low_method), (high_label, high_method) = means.stack().idxmin(), means.stack().idxmax()
@@ -52,7 +59,7 @@ def class_gains(gains, setting):
         f"{names[high_label]} with {label(high_method)} ({means.max().max():+.1f} points), least {names[low_label]} "
         f"with {label(low_method)} ({means.min().min():+.1f})."
     )
-    return described(figure, "Heat map: change in accuracy of each class with each method.", sentence)
+    return described(figure, f"Heat map: change in accuracy of each class with each method{part}.", sentence)
 
 
 def confusion_change(change, class_names, method, setting):
@@ -66,7 +73,9 @@ def confusion_change(change, class_names, method, setting):
     limit = float(np.abs(part).max()) or 1.0
     sns.heatmap(part, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(part), fmt="", cbar=False,
                 annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
-    finish(ax, "predicted", "true", f"{row_name(method, setting)} {GAIN_WORDS[setting]} (points)")
+    words = _shown(len(shown), len(change))
+    title = f"{row_name(method, setting)} {GAIN_WORDS[setting]} (points)"
+    finish(ax, "predicted", "true", title + words.replace(": ", "\n"))
     ax.tick_params(axis="x", rotation=60)
     ax.tick_params(axis="y", rotation=0)
     off = np.where(np.eye(len(change), dtype=bool), 0, change)
@@ -76,11 +85,11 @@ def confusion_change(change, class_names, method, setting):
         f"({off[worse]:+.1f} points), {class_names[better[0]]} for {class_names[better[1]]} less often "
         f"({off[better]:+.1f})."
     )
-    return described(figure, "Heat map: change of the confusion matrix.", sentence)
+    return described(figure, f"Heat map: change of the confusion matrix{words}.", sentence)
 
 
 def reliability(bins, errors, settings=("R", "R+S")):
-    """``classwise.reliability`` as curves, with the mean of ``classwise.calibration`` in the legend.
+    """``classwise.reliability`` as curves of accuracy minus certainty, with the mean of ``classwise.calibration``.
 
     Bins of fewer than 10 predictions are left out.
     """
@@ -89,15 +98,18 @@ def reliability(bins, errors, settings=("R", "R+S")):
     if errors.empty:
         return empty(f"No classifier of these settings has been trained: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 3.0)
-    ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
+    ax.axhline(0, color="0.4", lw=1, ls="--")
     for (method, setting), rows in bins.groupby(["method", "setting"], sort=False):
         name = f"{row_name(method, setting)}: {errors[method, setting]:.1f}"
-        ax.plot(rows["certainty"], rows["accuracy"], ms=3, lw=1, label=name, **look(method))
-    finish(ax, "certainty of the prediction (%)", "predictions that are right (%)", "Calibration error (points) in key")
+        ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=3, lw=1, label=name, **look(method))
+    finish(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
+           "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
     legend(figure, [ax], 2)
     low, high = errors.idxmin(), errors.idxmax()
     sentence = (
         f"The calibration error ({BINS} bins) is smallest for {row_name(*low)} ({errors[low]:.1f} points) and largest "
         f"for {row_name(*high)} ({errors[high]:.1f})."
     )
-    return described(figure, "Curves: accuracy against certainty; on the diagonal both agree.", sentence)
+    if len(errors) == 1:
+        sentence = f"The calibration error ({BINS} bins) of {row_name(*low)} is {errors[low]:.1f} points."
+    return described(figure, "Curves: accuracy minus certainty against certainty; at 0 both agree.", sentence)

@@ -6,20 +6,27 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from datadream_utils.errors import InputError
-from datadream_utils.results import confusion
+from datadream_utils.methods import METHODS
+from datadream_utils.results import BLOCKS, confusion
 
 BINS = 15  # of certainty, as is usual for the calibration error (Guo et al. 2017)
 REFERENCE = {"S": ("clip_zeroshot", "none"), "R+S": ("real", "R")}  # what a classifier is held against
+ORDER = {
+    "setting": {name: rank for rank, name in enumerate(BLOCKS)},
+    "method": {name: rank for rank, name in enumerate(METHODS)},
+}
 
 
 def load_predictions(runs, dataset, n_shot, classifier="clip"):
-    """``{(method, setting): {seed: predictions}}`` of the runs without variant, in seeds' order.
+    """``{(method, setting): {seed: predictions}}`` of the runs without variant, in the order of ``ORDER`` and of seeds.
 
     runs: ``results.load_results``. InputError when predictions cannot be read or are of other test images.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
     found, first = {}, None
-    for row in runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")].sort_values("seed").itertuples():
+    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")]
+    ranked = plain.sort_values([*ORDER, "seed"], key=lambda column: column.map(ORDER.get(column.name, lambda n: n)))
+    for row in ranked.itertuples():
         path = row.folder / "predictions.parquet"
         try:
             table = pd.read_parquet(path, columns=["file", "label", "prediction", "correct", "probability"])

@@ -61,16 +61,22 @@ def _training(ax, name, shots, domain):
     _box(ax, 63.5, 10, 5, 17, "FF")
     _half(ax, 70, 9, (18, 24), "conv")
     ax.text(45, 5.2, "diffusion U-Net", ha="center", va="center", fontsize=NORMAL)
-    noise = np.random.default_rng(0).normal(0.5, 0.25, (24, 24)).clip(0, 1)
-    for i in range(3):
+    for i, path in enumerate(shots[:3]):
         x, y = 1 + 1.3 * i, 21 - 2.6 * i
-        ax.imshow(noise, extent=(x, x + 7, y, y + 7), cmap="gray", aspect="auto", zorder=3 + i)
+        ax.imshow(_noised(path, i), extent=(x, x + 7, y, y + 7), aspect="auto", zorder=3 + i)
     ax.text(6, 13, "noised shots\n$z_t$", ha="center", va="top", fontsize=SMALL)
     _arrow(ax, (11.2, 19), (17.5, 19))
     _stack(ax, shots, 81, 13)
     ax.text(85, 32, "few real\nshots $x$", ha="center", va="bottom", fontsize=SMALL)
     ax.text(85, 11, "loss $L_D$:\npredicted\nagainst true\nnoise", ha="center", va="top", fontsize=SMALL)
     _arrow(ax, (80.5, 19), (76.5, 19))
+
+
+def _noised(path, seed, kept=0.5, side=32):
+    """A shot in the middle of the diffusion: ``kept`` of its variance, the rest noise drawn by ``seed``."""
+    picture = np.asarray(centre_square(read_image(path), side)) / 127.5 - 1
+    noise = np.random.default_rng(seed).normal(size=picture.shape)
+    return (0.5 + 0.5 * (kept**0.5 * picture + (1 - kept) ** 0.5 * noise)).clip(0, 1)
 
 
 def _units(ax, first, second, shots, other_shots):

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from datadream_utils.plots import PALETTE, NotebookFigure, new_figure
+from datadream_utils.plots import BLUE, ORANGE, NotebookFigure, new_figure
 
 
 def lora_changes(spectra, layer, name):
@@ -24,7 +24,7 @@ def lora_changes(spectra, layer, name):
     left.legend(fontsize=7, ncols=4)
     for other, _ in spectra.values():
         right.plot(range(1, len(other) + 1), other, color="0.85", lw=0.6)
-    right.plot(range(1, len(values) + 1), values, color=PALETTE[0], marker="o", ms=3)
+    right.plot(range(1, len(values) + 1), values, color=BLUE, marker="o", ms=3)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     held = effective_rank(values)
     right.set(xlabel="direction", ylabel="singular value of BA", ylim=(0, None))
@@ -78,7 +78,7 @@ def prediction(picture, seen, probabilities, class_names, top=10):
         ax.set(xticks=[], yticks=[])  # its frame stays: a white picture on a white page
     best = np.argsort(probabilities)[::-1][:top]
     ax = axes[0, 2]
-    ax.barh([class_names[k] for k in best], 100 * probabilities[best], color=[PALETTE[1], *[PALETTE[0]] * (top - 1)])
+    ax.barh([class_names[k] for k in best], 100 * probabilities[best], color=[ORANGE, *[BLUE] * (top - 1)])
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="probability (%)")
     ax.set_title(f"{class_names[best[0]]}: {probabilities[best[0]]:.0%}", fontsize=10)

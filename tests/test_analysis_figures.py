@@ -3,7 +3,7 @@
 import html
 import json
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import matplotlib.colors
@@ -265,7 +265,6 @@ def test_figures_say_what_the_data_say(every_figure):
     assert says["copies"].startswith("Most near copies: LoFT with 1 shot, 30.0 % (by chance 1 %); DataDream_cls")
     assert "1 of 2 classes gain over Real-finetune; most one with LoFT (+9.0 points), least zero" in says["gains"]
     assert "b is taken for" not in says["confusion"] and "b for a less often (-5.0)" in says["confusion"]
-    assert "largest for Real-finetune (R) (7.0)" in says["reliability"]
     assert (
         "DISEF (16), DataDream_dset (1), DataDream_cls (4)" in says["qualitative"]
         and "IsSynth" not in says["qualitative"]
@@ -360,3 +359,52 @@ def test_the_gallery_shows_every_figure_with_its_words(every_figure):
     assert [name for name, *_ in pictures] == list(every_figure)
     for name, alt, sentence in pictures:
         assert html.unescape(alt) == every_figure[name].alt and sentence == markdown(every_figure[name].sentence)
+
+
+# How red, green and blue of linear light look to who has no green cones (Machado et al. 2009).
+DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+
+
+def _linear(colour):
+    values = np.array(matplotlib.colors.to_rgb(colour))
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear):
+    xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    x, y, z = np.cbrt(np.array(xyz) @ linear.clip(0, 1) / [0.95047, 1, 1.08883])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_colours_stand_out_from_white_and_from_each_other():
+    colours = [plots.COLOURS[name] for name in METHODS]
+    lights = [_linear(colour) for colour in colours]
+    for name, light in zip(METHODS, lights, strict=True):
+        assert 1.05 / (light @ [0.2126, 0.7152, 0.0722] + 0.05) >= 3, name
+    for view in (np.eye(3), np.array(DEUTERANOPIA)):
+        seen = [_lab(view @ light) for light in lights]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) >= 10  # 2.3: just to be told apart
+
+
+def test_a_single_classifier_is_neither_best_nor_worst():
+    bins = pd.DataFrame(
+        {"method": "real", "setting": "R", "certainty": [50.0, 90.0], "accuracy": [60.0, 80.0], "n": 20}
+    )
+    one = class_figures.reliability(bins, bins.assign(error=7.0).head(1))
+    assert one.sentence == "The calibration error (15 bins) of Real-finetune (R) is 7.0 points."
+    curve = next(line for line in one.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "s")
+    assert list(curve.get_ydata()) == [10, -10]  # accuracy minus certainty
+    row = {"dataset": "d", "method": "real", "setting": "R", "accuracy_mean": 70.0, "accuracy_std": np.nan}
+    assert plots.accuracy_bars(pd.DataFrame([row]), "d").sentence == "Real-finetune, R: 70.0 %."
+
+
+def test_a_heat_map_of_many_classes_says_that_it_shows_some():
+    rows = [("loft", i, f"class {i}", float(i)) for i in range(30)]
+    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"]).assign(setting="S")
+    change = np.diag(np.arange(30.0)) - np.diag(np.arange(29.0), 1)
+    for figure in (
+        class_figures.class_gains(gains, "S"),
+        class_figures.confusion_change(change, [f"class {i}" for i in range(30)], "loft", "S"),
+    ):
+        words = "the 25 of 30 classes that change most"
+        assert words in figure.alt and words in figure.axes[0].get_title()

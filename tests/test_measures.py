@@ -233,6 +233,10 @@ def test_predictions_of_other_images_are_refused(tmp_path):
                          method="real", setting="R", folder=folder))  # fmt: skip
     runs = pd.DataFrame(rows)
     assert list(classwise.load_predictions(runs.head(1), "d", 1)[("real", "R")]) == [0]
+    many = [("loft", "R+S"), ("fakeit", "R+S"), ("real", "R"), ("loft", "S"), ("fakeit", "S")]
+    many = pd.concat([runs.head(1).assign(method=method, setting=setting) for method, setting in many])
+    assert list(classwise.load_predictions(many, "d", 1)) == [
+        ("fakeit", "S"), ("loft", "S"), ("real", "R"), ("fakeit", "R+S"), ("loft", "R+S")]  # fmt: skip
     with pytest.raises(InputError, match="same images in the same order"):
         classwise.load_predictions(runs, "d", 1)
     (tmp_path / "1" / "predictions.parquet").write_text("no table")

@@ -149,48 +149,6 @@ def _inches(words, size):
     return 1.06 * TextPath((0, 0), words, size=size).get_extents().width / 72 if words.strip() else 0
 
 
-def loss_curves(losses, title="Denoising loss", window=20):
-    """Losses of several adapters, ``{name: sequence}``, as running means over ``window`` steps, fewer in short runs."""
-    figure, axes = new_figure(1, 1, 6, 3)
-    ax = axes[0, 0]
-    width = max(1, min([window, *(len(values) // 5 for values in losses.values())]))
-    for name, values in losses.items():
-        mean = np.convolve(values, np.ones(width) / width, "valid")
-        ax.plot(np.arange(width - 1, len(values)), mean, marker="." if len(mean) < 20 else "", label=name)
-    ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {width} steps)" if width > 1 else "loss", title=title)
-    if 0 < len(losses) <= 12:
-        ax.legend(fontsize=7, ncols=2)
-    return figure
-
-
-def training_curves(history):
-    """Training loss, and validation accuracy (%) now and then, over the optimizer steps."""
-    figure, axes = new_figure(1, 2, 8, 2.8)
-    axes[0, 0].plot(history["step"], history["loss"], lw=0.8)
-    axes[0, 0].set(xlabel="optimizer step", ylabel="loss", title="Training loss")
-    validated = history.dropna(subset="val_accuracy")
-    axes[0, 1].plot(validated["step"], 100 * validated["val_accuracy"].astype(float), marker="o", ms=3)
-    axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy while training")
-    if validated.empty:
-        axes[0, 1].text(0.5, 0.5, "this data set has no val split", ha="center", transform=axes[0, 1].transAxes)
-    return figure
-
-
-def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the true class, %)"):
-    """Row: true class; column: predicted class; numbers up to 20 classes."""
-    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side = max(3.5, min(0.45 * len(class_names) + 1.5, 12))
-    figure, axes = new_figure(1, 1, side + 0.6, side)
-    labels = [literal(name) for name in class_names] if len(class_names) <= 50 else False
-    small = len(class_names) <= 20
-    sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f",
-                annot_kws={"size": 8}, xticklabels=labels, yticklabels=labels, square=True,
-                cbar_kws={"label": "%", "shrink": 0.8})  # fmt: skip
-    axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
-    axes[0, 0].tick_params(axis="y", rotation=0)
-    return figure
-
-
 def teaser(rows, class_name, dataset):
     """The paper's first figure: one class, a row of pictures per source, ``{source: [picture, ...]}``."""
     figure = show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=0.95)

@@ -199,7 +199,8 @@ def needs(p, name, notebook):
     folder = resolve(p.output_root) / p.run_name / name
     if not (folder / "manifest.json").exists():
         raise InputError(
-            f"{folder} is not finished: run {notebook} first with the same dataset, method, n_shot, seed and variant."
+            f"{folder} is not finished: run {notebook} first with the same dataset, method, n_shot and seed, and with "
+            f"variant={p.variant!r}."
         )
     check_made(folder, notebook)
     return Stage(name, folder, _read_json(folder / "parameters.json"))

@@ -6,6 +6,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from datadream_utils.plots import BLUE, ORANGE, NotebookFigure, new_figure
+from datadream_utils.training_figures import confusion_words
 
 
 def lora_changes(spectra, layer, name):
@@ -28,8 +29,14 @@ def lora_changes(spectra, layer, name):
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     held = effective_rank(values)
     right.set(xlabel="direction", ylabel="singular value of BA", ylim=(0, None))
-    right.set_title(f"{layer}\n{held} of {len(values)} directions hold 90 %", fontsize=9)
+    hold = f"{held} of {len(values)} directions {'holds' if held == 1 else 'hold'} 90 % of the sum of squares"
+    right.set_title(f"{layer}\n{hold}", fontsize=9)
     figure.suptitle(f"Adapter '{name}'", fontsize=10)
+    every = [100 * other for _, other in spectra.values()]
+    figure.alt = (
+        f"Adapter '{name}'. Left: the change of each layer beside its weights, {min(every):.0f} to {max(every):.0f} %. "
+        f"Right: the singular values of {layer}, which changes by {100 * change:.0f} %; {hold} of the singular values."
+    )
     return figure
 
 
@@ -66,6 +73,9 @@ def confusion_cell(counts, class_names, true, predicted, pictures):
     what = "recognised" if true == predicted else f"taken for '{class_names[predicted]}'"
     title = f"'{class_names[true]}' {what}: {count} of {of}" + (", the surest:" if pictures else "")
     right.suptitle(title, fontsize=9)
+    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    surest = " " + ", ".join(caption for _, caption in pictures) if pictures else ""
+    figure.alt = f"{title}{surest}. Beside it the confusion matrix, in %. {confusion_words(share, class_names)}"
     return figure
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from datadream_utils import plots
+from datadream_utils import plots, training_figures
 from datadream_utils.datasets import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
@@ -234,5 +234,20 @@ def test_a_shown_figure_says_in_words_what_it_shows():
     grid = plots.show_grid([[black] * 2] * 2, ["one", "two"], ["before", "after"], title="Drawn")
     _, metadata = DisplayFormatter().format(grid)
     assert metadata == {"image/png": {"alt": "Drawn; rows: one, two; columns: before, after"}}
-    heatmap = plots.confusion_heatmap(np.eye(2), ["one", "two"], "Confusions")
-    assert plots.describe(heatmap) == "Confusions: true, over predicted"
+    heatmap = training_figures.confusion_heatmap(np.array([[3, 1], [0, 4]]), ["one", "two"], "Confusions")
+    assert heatmap.alt == "Confusions. On the diagonal: one 75, two 100. Largest off it: one as two 25."
+    large = training_figures.confusion_heatmap(np.eye(30), [f"class {i}" for i in range(30)], "Confusions")
+    assert large.alt == "Confusions. Mean of the diagonal: 100."
+
+
+def test_curves_say_in_words_what_they_show():
+    curves = training_figures.loss_curves({"one": [6.0, 5, 4, 3, 2, 1], "two": [6.0, 5, 4, 3, 2, 7]}, "Loss")
+    words = "Mean loss, in equal parts of the steps: 6.00, 5.00, 4.00, 3.00, 2.00, 4.00"
+    assert curves.sentence == f"{words}; it is lower in the last for 1 of 2 adapters."
+    assert curves.alt == f"Loss. {curves.sentence}"
+    assert "0.80; it is lower" in training_figures.loss_curves({"short": [0.9, 0.8]}).sentence
+    assert training_figures.loss_curves({}).sentence == "Nothing was adapted."
+    history = pd.DataFrame({"step": range(4), "loss": [2.0, 1, 1, 0.5], "val_accuracy": [None, 0.5, None, 0.75]})
+    words = "Two curves over 4 optimizer steps. Training loss: 2.00 at first, 0.50 at last."
+    assert training_figures.training_curves(history).alt == f"{words} Validation accuracy: 50, 75 %."
+    assert training_figures.training_curves(history.assign(val_accuracy=None)).alt == words

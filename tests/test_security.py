@@ -13,7 +13,7 @@ from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils import plots
+from datadream_utils import plots, training_figures
 from datadream_utils.adapt import adapt, plan_adapters
 from datadream_utils.datasets import few_shot, load_dataset, write_shots
 from datadream_utils.errors import InputError
@@ -267,7 +267,7 @@ def test_figures_show_dollars_as_they_are(name):
 def test_no_name_breaks_a_figure(tmp_path):
     names = [r"$\frac{$", "a_$b$", "<b>&amp;", "東京"]
     picture = np.zeros((4, 4, 3))
-    plots.save_figure(plots.confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
+    plots.save_figure(training_figures.confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
     plots.save_figure(plots.teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
     plots.save_figure(plots.show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
     assert len(list(tmp_path.glob("*.pdf"))) == 3

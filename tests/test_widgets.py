@@ -192,6 +192,7 @@ def test_the_confusion_browser_starts_at_the_most_frequent_mistake(tmp_path):
     browser = widgets.confusion_browser(predictions, tmp_path, ("cat", "dog"))
     assert browser.start == ["dog", "cat"]
     assert "'dog' taken for 'cat': 2 of 2" in describe(browser.still()) and "70%" in describe(browser.still())
+    assert "'dog' taken for 'cat': 2 of 2, the surest: 70%, 60%. Beside" in browser.still().alt
     browser.controls["True class"].value = "cat"
     assert "'cat' recognised: 5 of 6" in describe(browser.figure())
     browser.controls["Predicted class"].value, browser.controls["True class"].value = "dog", "dog"

@@ -1,13 +1,17 @@
 """The short path: somebody's own folder of images through stages 1 to 3, and a look at it before hours are spent."""
 
+import ast
 import shutil
 
 import pandas as pd
+import papermill
 
 from datadream_utils.checksums import sha256
+from datadream_utils.compare import paired
 from datadream_utils.datasets import load_dataset
 from datadream_utils.images import read_image, written_whole
-from datadream_utils.params import Count, RunParams, read_params_file, resolve
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, Count, RunParams, read_params_file, resolve
+from datadream_utils.texts import read_json
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -56,3 +60,38 @@ def doubled(data):
     seen = {sha256(path): path for paths in data.files["train"] for path in paths}
     others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
     return [(seen[key], path) for path in others if (key := sha256(path)) in seen]
+
+
+def run_notebook(stage, values):
+    """Run the notebook of ``stage`` with its checked parameters; returns the run's folder, where its copy is kept."""
+    folder, name = resolve(values.output_root) / values.run_name, f"{NOTEBOOKS[stage]}.ipynb"
+    folder.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / name),
+        str(folder / name),
+        values.model_dump(),
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(ROOT),
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+    )
+    return folder
+
+
+def made_with(folder, stage, **changes):
+    """The parameters of ``stage`` (adapt, generate; train: its R+S) of the run in ``folder``, with ``changes``."""
+    notebook = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"))
+    values = {name: ast.literal_eval(entry["default"]) for name, entry in notebook.items()}
+    kept = folder / ("train-R+S" if stage == "train" else stage) / "parameters.json"
+    values |= read_json(kept, f"run {NOTEBOOKS[stage]} first") | {"output_root": str(folder.parent)}
+    return STAGES[stage].make(**values | changes)
+
+
+def gain(generated, alone):
+    """What generated images bring, in a sentence; both: a column with True for every test image that was recognised."""
+    found = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
+    low, high = found["low"], found["high"]
+    unclear = "no difference, or too few test images to tell"
+    helped = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
+    interval = f"95 % interval of the difference {low:+.1f} to {high:+.1f}"
+    return f"The generated images bring {found['ours']:+.1f} points ({interval}): {helped}."

@@ -18,9 +18,8 @@ from datadream_utils.stacked import own_adapters
 def through_noise(pipe, path, prompt, timesteps, resolution, seed=0):
     """One real picture at each timestep: ``(noised, guesses)``, two lists of arrays (height, width, 3) in [0, 1].
 
-    noised: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, decoded. guesses: the z_0 that the U-Net's answer to z_t and
-    the prompt amounts to; from eps (z_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), from v sqrt(abar_t) z_t - sqrt(1 -
-    abar_t) v.
+    noised: z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, decoded. guesses: ``clean_guess`` of the U-Net's answer to
+    z_t and the prompt, decoded.
     """
     generator = torch.Generator().manual_seed(seed)
     latents = Shots(pipe, [path], resolution).latents([0], generator)
@@ -29,12 +28,20 @@ def through_noise(pipe, path, prompt, timesteps, resolution, seed=0):
     noisy = scheduler.add_noise(*(x.expand(len(times), -1, -1, -1) for x in (latents, noise)), times)
     context = pipe.text_encoder(tokenize(pipe, [prompt])).last_hidden_state.expand(len(times), -1, -1)
     answer = pipe.unet(noisy, times, encoder_hidden_states=context).sample
+    return decode(pipe, noisy), decode(pipe, clean_guess(pipe, noisy, answer, times))
+
+
+def clean_guess(pipe, noisy, answer, times):
+    """The z_0 that the U-Net's answer to z_t amounts to, in one step: all latents (n, c, h, w), times (n,) or (1,).
+
+    From eps it is (z_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), from v it is sqrt(abar_t) z_t - sqrt(1 - abar_t) v.
+    """
+    scheduler = noise_scheduler(pipe)
     signal = scheduler.alphas_cumprod.to(noisy)[times].reshape(-1, 1, 1, 1)
-    guess = {
+    return {
         "epsilon": lambda: (noisy - (1 - signal).sqrt() * answer) / signal.sqrt().clamp(min=1e-4),
         "v_prediction": lambda: signal.sqrt() * noisy - (1 - signal).sqrt() * answer,
     }[scheduler.config.prediction_type]()
-    return decode(pipe, noisy), decode(pipe, guess)
 
 
 @torch.no_grad()

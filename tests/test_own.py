@@ -3,13 +3,14 @@
 import shutil
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from datadream_utils.datasets import load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.own import EXAMPLE_CLASSES, OwnImagesParams, describe_folder, doubled, write_example
+from datadream_utils.own import EXAMPLE_CLASSES, OwnImagesParams, describe_folder, doubled, gain, write_example
 from datadream_utils.params import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "05_your_own_images.ipynb"
@@ -37,6 +38,16 @@ def test_a_picture_in_train_and_test_is_found(folder_dataset):
     copy = folder_dataset / "test" / "crème brûlée" / "again.png"
     shutil.copy(source, copy)
     assert doubled(load_dataset(str(folder_dataset))) == [(source, copy)]
+
+
+def test_the_gain_is_that_of_the_same_images():
+    alone = pd.Series([True] * 80 + [False] * 20)
+    more, less, other = alone.copy(), alone.copy(), alone.copy()
+    more[80:], less[60:] = True, False
+    other[79:81] = [False, True]
+    assert gain(more, alone).startswith("The generated images bring +20.0 points") and "helped" in gain(more, alone)
+    assert "-20.0 points" in gain(less, alone) and "harm" in gain(less, alone)
+    assert "+0.0 points" in gain(other, alone) and "too few test images" in gain(other, alone)
 
 
 def _checked(**changes):

@@ -1,7 +1,8 @@
 """How near generated images are to real ones, as distributions of CLIP features; and fidelity apart from diversity.
 
-Small samples bias every one of these measures, so sizes stand in each row, and a row of *other real images* (from the
-train split, without the shots) shows what real images would score. They are no FID: that has Inception's features.
+Few images bias the Fréchet distance, precision, recall, density and coverage, not of each method alike; the kernel
+distance and the Gaussian MMD are unbiased. So sizes stand in each row, and a row of *other real images* (from the train
+split, without the shots) shows what real images would score. They are no FID: that has Inception's features.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import torch
 from joblib import parallel_config
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -34,7 +35,8 @@ MEASURES = {
     "coverage": "coverage",
 }
 DISTANCES = ("frechet", "kid", "cmmd")
-RESAMPLES = 1000
+RESAMPLES = 10_000
+KINDS = {"pooled": "all points", "within": "within classes", "between": "between methods' means"}
 
 
 class _AsTheyAre(torch.nn.Module):
@@ -133,7 +135,10 @@ def of_runs(encoder, stages, data, output_root):
     split's without the shots, for each seed.
     """
     if stages.empty:
-        return pd.DataFrame(columns=["label", "class_name", *MEASURES, "method", "n_shot", "seed"])
+        kinds = dict.fromkeys(("label", "n_real", "n_synthetic", "n_shot", "seed"), int) | dict.fromkeys(
+            MEASURES, float
+        )
+        return pd.DataFrame(columns=["class_name", "method", *kinds]).astype(kinds)
     real = encode_real(encoder, data.files["test"], output_root)
     train = encode_real(encoder, data.files["train"], output_root)
     sets = {stage.seed: (stage.n_shot, stage.parameters["shots_file"]) for stage in stages.itertuples()}
@@ -152,38 +157,95 @@ def against_gains(aligned, gains, setting, measure="frechet"):
     return distance.rename(columns={measure: "distance"}).merge(gain, on=keys).dropna()
 
 
+def by_class(aligned, gains):
+    """What the scatter plots show: per method and class the distances and the gains "gain_S", "gain_R+S" (points).
+
+    All are means over seeds; other real images (``REAL``) have distances alone.
+    """
+    keys = ["method", "label", "class_name"]
+    table = aligned.groupby(keys, as_index=False, sort=False)[["n_real", "n_synthetic", *DISTANCES]].mean()
+    for setting in ("S", "R+S"):
+        gain = gains[gains["setting"] == setting].groupby(keys, as_index=False)["gain"].mean()
+        table = table.merge(gain.rename(columns={"gain": f"gain_{setting}"}), on=keys, how="left")
+    return table
+
+
 def correlations(aligned, gains):
-    """``correlation`` of every distance with the gain in every setting: a row each, with "setting" and "measure"."""
+    """``correlation`` of every distance with the gain in every setting: a row of each kind."""
     rows = [
-        {"setting": setting, "measure": name} | correlation(against_gains(aligned, gains, setting, name))
+        {"setting": setting, "measure": name, "kind": kind} | found
         for setting in ("S", "R+S")
         for name in DISTANCES
+        for kind, found in correlation(against_gains(aligned, gains, setting, name)).items()
     ]
-    return pd.DataFrame(rows).round(3)
+    return pd.DataFrame(rows)
 
 
 def means(aligned):
-    """``MEASURES`` per method, n_shot and seed: means over classes."""
+    """``MEASURES`` and the numbers of images per class, for each method, n_shot and seed: means over classes."""
     keys = ["method", "n_shot", "seed"]
-    return aligned.groupby(keys, as_index=False, sort=False)[list(MEASURES)].mean().round(4)
+    return aligned.groupby(keys, as_index=False, sort=False)[["n_real", "n_synthetic", *MEASURES]].mean()
 
 
 def correlation(points, seed=0):
-    """Spearman's rank correlation of distance and gain: "rho", "low", "high" (95 %), "n_points", "n_classes".
+    """Spearman's rank correlation of distance and gain, of three kinds (``KINDS``): ``{kind: numbers}``.
 
-    The interval is from a bootstrap of *classes*: the points of one class are no independent ones. Not a number for
-    fewer than three classes or where all values are equal.
+    "pooled": of all points, where classes that gain with every method weigh most; "within": after the mean of its class
+    is taken from each point: do methods that are nearer gain more?; "between": of the methods' means. Numbers: "rho",
+    "low", "high" (95 %, ``RESAMPLES`` draws of *classes*: the points of one class are no independent ones), "verdict"
+    (``_verdict``), "n_points", "n_classes", "n_methods". Not a number for fewer than three classes (between: methods
+    too) or where all values are equal.
     """
-    by_class = [group[["distance", "gain"]].to_numpy() for _, group in points.groupby("label")]
-    found = {"rho": float("nan"), "low": float("nan"), "high": float("nan")}
-    found |= {"n_points": len(points), "n_classes": len(by_class)}
-    if len(by_class) < 3 or points[["distance", "gain"]].nunique().min() < 2:
+    sides = ["distance", "gain"]
+    classes, methods = points["label"].nunique(), points["method"].nunique()
+    sizes = {"n_points": len(points), "n_classes": classes, "n_methods": methods}
+    found = {kind: dict(rho=np.nan, low=np.nan, high=np.nan, verdict="") | sizes for kind in KINDS}
+    if classes < 3:
         return found
-    rng = np.random.default_rng(seed)
-    drawn = [
-        np.concatenate([by_class[i] for i in rng.integers(len(by_class), size=len(by_class))]) for _ in range(RESAMPLES)
-    ]
-    rhos = [spearmanr(sample).statistic for sample in drawn if (np.ptp(sample, axis=0) > 0).all()]
-    low, high = np.quantile(rhos, [0.025, 0.975])
-    rho = spearmanr(points["distance"], points["gain"]).statistic
-    return found | {"rho": float(rho), "low": float(low), "high": float(high)}
+    draws = np.random.default_rng(seed).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
+    draws = np.concatenate([np.ones((1, classes), int), draws])  # first the classes as they are
+    of_class = points["label"].rank(method="dense").astype(int).to_numpy() - 1
+    centred = points[sides] - points.groupby("label")[sides].transform("mean")
+    weights = draws[:, of_class]
+    rhos = {
+        "pooled": weighted_spearman(*points[sides].to_numpy().T, weights),
+        "within": weighted_spearman(*centred.to_numpy().round(9).T, weights),  # rounding leaves equal values equal
+    }
+    if methods > 2:
+        is_method = pd.get_dummies(points["method"], dtype=float).to_numpy()
+        with np.errstate(invalid="ignore"):  # a method whose every class was left out
+            of_methods = [weights * points[side].to_numpy() @ is_method / (weights @ is_method) for side in sides]
+        ranks = [rankdata(values, axis=1, nan_policy="propagate") for values in of_methods]
+        rhos["between"] = _pearson(*ranks, np.ones_like(ranks[0]))
+    for kind, (rho, *drawn) in rhos.items():
+        drawn = np.array(drawn)[~np.isnan(drawn)]
+        if rho == rho and len(drawn):
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            found[kind] |= dict(rho=float(rho), low=float(low), high=float(high), verdict=_verdict(drawn))
+    return found
+
+
+def _verdict(drawn):
+    """Where the 95 % interval lies; "at 0" if an end could lie on either side of 0 by the number of draws alone."""
+    error = 1.96 * (0.025 * 0.975 / len(drawn)) ** 0.5  # of the share of draws beyond an end
+    inner, outer = (np.quantile(drawn, [tail, 1 - tail]) for tail in (0.025 + error, 0.025 - error))
+    if outer[0] > 0 or outer[1] < 0:
+        return "above 0" if outer[0] > 0 else "below 0"
+    return "at 0" if inner[0] > 0 or inner[1] < 0 else "not decided"
+
+
+def weighted_spearman(x, y, weights):
+    """Spearman's correlation of x (n,) and y (n,) for every row of ``weights`` (m, n): how often each point counts."""
+    below = [(v[:, None] > v) + 0.5 * (v[:, None] == v) for v in (x, y)]
+    return np.concatenate([_pearson(*(part @ side.T for side in below), part) for part in _chunks(weights)])
+
+
+def _chunks(weights, size=1000):
+    return [weights[i : i + size].astype(float) for i in range(0, len(weights), size)]
+
+
+def _pearson(a, b, weights):
+    """Pearson's correlation of the rows of a and b, (m, n), weighted; not a number where one does not vary."""
+    a, b = (v - (weights * v).sum(1, keepdims=True) / weights.sum(1, keepdims=True) for v in (a, b))
+    spread = ((weights * a**2).sum(1) * (weights * b**2).sum(1)) ** 0.5
+    return np.divide((weights * a * b).sum(1), spread, out=np.full(len(a), np.nan), where=spread > 1e-9)

@@ -12,8 +12,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 from datadream_utils.ablations import STUDY
 from datadream_utils.compare import row_name
 from datadream_utils.cost import WORDS, front
-from datadream_utils.fidelity import MEASURES, REAL
-from datadream_utils.memorisation import SPACES
+from datadream_utils.fidelity import KINDS, MEASURES, REAL
 from datadream_utils.methods import METHODS
 from datadream_utils.plots import COLOURS, PrintFigure
 
@@ -83,19 +82,34 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
     for method, rows in points.groupby("method", sort=False):
         ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=label(method), **look(method))
     ax.axhline(0, color="0.6", lw=0.8)
+    if (points["distance"] > 0).all():
+        ax.set_xscale("log")
+    else:  # an unbiased distance may be negative
+        ax.set_xscale("symlog", linthresh=float(points["distance"].abs().median()))
     reference = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}[setting]
     finish(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {reference} (points)")
     legend(figure, [ax], 3)
-    words = f"{found['n_points']} points of {found['n_classes']} classes, {SETTING_TITLES[setting]}: "
-    if np.isnan(found["rho"]):
-        return described(figure, "Scatter plot: one point per method and class.", words + "too few for a correlation.")
-    interval = f"95 % interval {found['low']:+.2f} to {found['high']:+.2f}, resampling classes"
-    clear = found["low"] > 0 or found["high"] < 0
-    sentence = f"{words}rank correlation of {MEASURES[measure]} and gain {found['rho']:+.2f} ({interval}), " + (
-        "which leaves out 0." if clear else "which does not leave out 0."
+    what = "Scatter plot: one point per method and class, distance on a logarithmic axis."
+    pooled = found["pooled"]
+    words = f"{pooled['n_points']} points of {pooled['n_classes']} classes, {SETTING_TITLES[setting]}: "
+    if np.isnan([numbers["rho"] for numbers in found.values()]).all():
+        return described(figure, what, words + "too few for a correlation.")
+    said = [_correlated(kind, numbers) for kind, numbers in found.items() if not np.isnan(numbers["rho"])]
+    within = found["within"]
+    if not np.isnan(within["rho"]):
+        title = f"Spearman within classes {within['rho']:+.2f} [{within['low']:+.2f}, {within['high']:+.2f}]"
+        ax.set_title(title, fontsize=NORMAL)
+    sentence = (
+        f"{words}rank correlation of {MEASURES[measure]} and gain: {'; '.join(said)} (95 % intervals, resampling "
+        "classes; below 0: nearer images bring more)."
     )
-    ax.set_title(f"Spearman {found['rho']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]", fontsize=NORMAL)
-    return described(figure, "Scatter plot: one point per method and class.", sentence)
+    return described(figure, what, sentence)
+
+
+def _correlated(kind, numbers):
+    ends = {"not decided": "includes 0", "at 0": "ends at 0, within the error of resampling"}
+    verdict = ends.get(numbers["verdict"], f"lies {numbers['verdict']}")
+    return f"{KINDS[kind]} {numbers['rho']:+.2f} ({numbers['low']:+.2f} to {numbers['high']:+.2f}, {verdict})"
 
 
 def fidelity_diversity(aligned):
@@ -123,64 +137,6 @@ def fidelity_diversity(aligned):
     return described(
         figure, "Two scatter plots, precision against recall and density against coverage.", sentence + "."
     )
-
-
-def nearest_shots(generated, held_out, space="feature"):
-    """Distributions of the distance to the nearest shot: ``{method: memorisation.nearest}``, and of real images."""
-    if not generated or held_out is None:
-        return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
-    figure, (ax,) = panels(1, COLUMN, 2.6)
-    copies, limit = {}, max(np.quantile(held_out[space], 0.01), 1e-6)
-    for method, table in {**generated, REAL: held_out}.items():
-        values = np.sort(table[space]).clip(limit / 30)  # exact copies stand at the left edge
-        style = {"ls": "--", "lw": 1.6} if method == REAL else {"lw": 1.1}
-        ax.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=COLOURS.get(method, REAL_COLOUR),
-                label=label(method), marker=MARKERS[method], markevery=0.2, ms=3, **style)  # fmt: skip
-        if method != REAL:
-            copies[method] = 100 * float((table[space] < limit).mean())
-    ax.axvline(limit, color="0.6", lw=0.8)
-    ax.set_xscale("log")
-    finish(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
-    legend(figure, [ax], 3)
-    most = max(copies, key=copies.get)
-    sentence = (
-        f"{copies[most]:.1f} % of {label(most)}'s images are nearer to a shot than 99 % of the held-out real "
-        f"images are (without copying: 1 %); the least is {min(copies.values()):.1f} %, "
-        f"{label(min(copies, key=copies.get))}."
-    )
-    return described(figure, "Cumulative curves of the distance to the nearest few-shot image.", sentence)
-
-
-def copies_by_shots(table, space="feature"):
-    """Share of near copies against n_shot: method, n_shot, seed, ``<space>_copies`` (``memorisation.summary``)."""
-    if table.empty:
-        return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
-    name, (figure, (ax,)) = f"{space}_copies", panels(1, COLUMN, 2.4)
-    shots = sorted(set(table["n_shot"]))
-    means = table.groupby(["method", "n_shot"], as_index=False, sort=False)[name].agg(["mean", "std"])
-    for method, rows in means.groupby("method", sort=False):
-        rows = rows.sort_values("n_shot")
-        places = [shots.index(n) for n in rows["n_shot"]]
-        ax.errorbar(places, rows["mean"], rows["std"].fillna(0), label=label(method), **look(method), **WHISKERS)
-    ax.axhline(1, color="0.4", ls="--", lw=0.8)
-    ax.set_xticks(range(len(shots)), shots)
-    finish(ax, "real images per class", "near copies (%)")
-    legend(figure, [ax], 3)
-    top = means.loc[means["mean"].idxmax()]
-    words = (
-        f"{label(top.method)} with {top.n_shot} shot{'s' * int(top.n_shot > 1)}, {top['mean']:.1f} % (by chance 1 %)"
-    )
-    sentence = f"Most near copies: {words}{_one_shot_cls(means)}."
-    return described(figure, "Lines: share of near copies against the number of shots.", sentence)
-
-
-def _one_shot_cls(means):
-    """What the authors say of DataDream_cls with one shot, as a number; "" where it was not run."""
-    rows = means[means["method"] == "datadream_cls"].sort_values("n_shot")
-    if rows.empty or rows["n_shot"].iloc[0] > 1:
-        return "; DataDream_cls with 1 shot was not run"
-    first, last = rows.iloc[0], rows.iloc[-1]
-    return f"; DataDream_cls has {first['mean']:.1f} % with 1 shot and {last['mean']:.1f} % with {last.n_shot}"
 
 
 def pareto(table, cost="seconds"):

@@ -113,8 +113,11 @@ def _tag(ax, n, y, look):
             bbox={"facecolor": "white", "edgecolor": look[0], "linestyle": look[1], "linewidth": 1.6})  # fmt: skip
 
 
-def worst_copies(pairs, method, space="feature", side=96):
-    """``memorisation.worst`` as pictures: above what was drawn, below the shot it is nearest to, with the distance."""
+def worst_copies(pairs, run, space="feature", side=96):
+    """``memorisation.worst`` as pictures: above what was drawn, below the shot it is nearest to, with the distance.
+
+    run: (method, n_shot, seed).
+    """
     if pairs.empty:
         return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
     width = max(COLUMN, 0.62 * len(pairs) + 0.5)
@@ -130,9 +133,12 @@ def worst_copies(pairs, method, space="feature", side=96):
         axes[0, column].set_title(f"{row.distance:.3f}", fontsize=SMALL)
     for line, words in enumerate(("drawn", "shot")):
         axes[line, 0].set_ylabel(words, fontsize=SMALL)
-    figure.suptitle(f"{label(method)}: nearest to a shot ({space})", fontsize=NORMAL)
+    method, n_shot, seed = run
+    name, count = f"{label(method)}, {n_shot}-shot, seed {seed}", len(pairs)
+    what = f"the nearest picture to each of {count} shots" if count > 1 else "the nearest picture to a shot"
+    figure.suptitle(f"{name}: {what} ({space} distance)", fontsize=NORMAL)
     sentence = (
-        f"The {len(pairs)} pictures of {label(method)} that are nearest to a shot, at {space} distances from "
+        f"{name}: {what}, of all its shots those that a picture comes nearest to; {space} distances from "
         f"{pairs['distance'].min():.3f} to {pairs['distance'].max():.3f}."
     )
     return described(

@@ -18,9 +18,12 @@ from datadream_utils import (
     ablation_figures,
     ablations,
     class_figures,
+    copy_figures,
     cost,
     diagram,
+    fidelity,
     figures,
+    headings,
     memorisation,
     picture_figures,
     plots,
@@ -228,24 +231,26 @@ def _every_figure(folder):
         [{"method": m, "seed": 0, "label": 0} | dict.fromkeys(MEASURES, 0.5) for m in ("loft", REAL)]
     )
     points = _gains().assign(distance=[1.0, 2.0, 3.0, 4.0])
-    found = {"rho": 0.5, "low": -0.1, "high": 0.9, "n_points": 4, "n_classes": 2}
+    found = {"rho": 0.5, "low": -0.1, "high": 0.9, "n_points": 4, "n_classes": 2, "verdict": "not decided"}
+    found = {"pooled": found, "within": found | {"low": 0.001, "verdict": "at 0"}, "between": found | {"rho": np.nan}}
     bins = pd.DataFrame(
         {"method": "real", "setting": "R", "certainty": [50.0, 90.0], "accuracy": [60.0, 80.0], "n": 20}
     )
     copies = pd.DataFrame({"method": "loft", "n_shot": [1, 16], "seed": 0, "feature_copies": [30.0, 2.0]})
+    copies = copies.assign(feature_nearer=[90.0, 55.0], pixel_nearer=[80.0, 50.0])
     drawn = {("issynth", 16): paths[:4], ("datadream_cls", 1): paths[:4]}
     return {
         "ablation": lambda: ablation_figures.ablation(_ablation(), "n_shot", 77.0),
         "scatter": lambda: figures.alignment_scatter(points, found, "R+S"),
         "fidelity": lambda: figures.fidelity_diversity(aligned),
-        "nearest": lambda: figures.nearest_shots({"loft": near}, near.assign(feature=near["feature"] + 0.15)),
-        "copies": lambda: figures.copies_by_shots(copies),
+        "nearest": lambda: copy_figures.nearest_shots({"loft": near}, near.assign(feature=near["feature"] + 0.15)),
+        "copies": lambda: copy_figures.copies_by_shots(copies),
         "pareto": lambda: figures.pareto(_costs()),
         "gains": lambda: class_figures.class_gains(_gains(), "R+S"),
         "confusion": lambda: class_figures.confusion_change(np.array([[2.0, -2], [-5, 5]]), ["a", "b"], "loft", "S"),
         "reliability": lambda: class_figures.reliability(bins, bins.assign(error=7.0)),
         "qualitative": lambda: picture_figures.qualitative(paths, drawn, "cost $5 or $6", "mine"),
-        "worst": lambda: picture_figures.worst_copies(memorisation.worst(near, 3), "loft"),
+        "worst": lambda: picture_figures.worst_copies(memorisation.worst(near, 3), ("loft", 16, 2)),
         "diagram": lambda: diagram.method_diagram(["zero", "one $2$"], [paths[:3], paths[3:6]]),
     }
 
@@ -258,17 +263,19 @@ def every_figure(tmp_path_factory):
 
 def test_figures_say_what_the_data_say(every_figure):
     says = {name: figure.sentence for name, figure in every_figure.items()}
-    assert "rank correlation of Fréchet distance and gain +0.50" in says["scatter"]
-    assert "does not leave out 0" in says["scatter"]
+    assert "all points +0.50 (-0.10 to +0.90, includes 0); within classes +0.50 (+0.00 to" in says["scatter"]
+    assert "ends at 0, within the error of resampling) (95 %" in says["scatter"] and "between" not in says["scatter"]
     assert "LoFT has the highest density (0.50)" in says["fidelity"] and "other real images" in says["fidelity"]
-    assert says["nearest"].startswith("50.0 % of LoFT's images are nearer to a shot")  # 0.1 and 0.2 are below 0.253
-    assert says["copies"].startswith("Most near copies: LoFT with 1 shot, 30.0 % (by chance 1 %); DataDream_cls")
+    assert "99 % of the held-out real images: 50.0 % of LoFT." in says["nearest"]  # 0.1 and 0.2 are below 0.253
+    assert "of the other generators 55.0 to 90.0 %" in says["copies"]
+    assert "with 1 shot was not run. Most near copies: LoFT with 1 shot, 30.0 %." in says["copies"]
     assert "1 of 2 classes gain over Real-finetune; most one with LoFT (+9.0 points), least zero" in says["gains"]
     assert "b is taken for" not in says["confusion"] and "b for a less often (-5.0)" in says["confusion"]
     assert (
         "DISEF (16), DataDream_dset (1), DataDream_cls (4)" in says["qualitative"]
         and "IsSynth" not in says["qualitative"]
     )
+    assert says["worst"].startswith("LoFT, 16-shot, seed 2: the nearest picture to each of 3 shots, ")
     assert "distances from 0.100 to 0.300" in says["worst"]
     for name, figure in every_figure.items():
         assert figure.alt.endswith(figure.sentence) and len(figure.alt) > len(figure.sentence), name
@@ -282,7 +289,7 @@ def test_figures_are_read_in_print_and_in_the_dark(every_figure):
 
 
 def test_words_of_narrow_figures_lie_within_them(every_figure):
-    for name in ("scatter", "nearest", "pareto", "copies", "reliability"):
+    for name in ("scatter", "nearest", "pareto", "reliability"):
         figure = every_figure[name]
         figure.draw_without_rendering()
         (ax,) = figure.axes
@@ -359,6 +366,38 @@ def test_the_gallery_shows_every_figure_with_its_words(every_figure):
     assert [name for name, *_ in pictures] == list(every_figure)
     for name, alt, sentence in pictures:
         assert html.unescape(alt) == every_figure[name].alt and sentence == markdown(every_figure[name].sentence)
+
+
+def test_tables_say_what_they_hold():
+    aligned = pd.DataFrame([{"method": m, "n_shot": 4, "label": 0, "class_name": "zero"} for m in ("loft", REAL)])
+    aligned = aligned.assign(**dict.fromkeys(MEASURES, 0.12345), seed=0, n_real=20, n_synthetic=8)
+    both = headings.texts("measures", fidelity.means(aligned))
+    assert both["csv"].startswith("method,n_shot,seed,n_real,n_synthetic,frechet,") and ",0.12345," in both["csv"]
+    sentence, _, head, _, first, *_ = both["md"].splitlines()
+    assert "lower is nearer to real" in sentence and "| Gaussian MMD × 1000 ↓ |" in head
+    assert first.startswith("| LoFT | 4 | 0 | 20 | 8 | 0.123 |")
+    gains = pd.DataFrame([dict(method="loft", setting="R+S", seed=0, label=0, class_name="zero", gain=3.0)])
+    points = fidelity.by_class(aligned, gains).set_index("method")
+    assert points.loc["loft", "gain_R+S"] == 3 and points.loc["loft", "frechet"] == 0.12345
+    assert points["gain_S"].isna().all() and np.isnan(points.loc[REAL, "gain_R+S"])
+    md = headings.texts("alignment_by_class", points.reset_index())["md"]
+    assert "| Gain of R+S over Real-finetune (points) ↑ |" in md and md.count("\n") == 2 + 2 + 2
+
+
+def test_copies_are_told_with_their_ties_and_within_their_limits():
+    table = pd.DataFrame({"method": ["datadream_cls", "loft"] * 2, "n_shot": 1, "seed": [0, 0, 1, 1]})
+    table = table.assign(feature_nearer=[98.0, 60, 100, 60], pixel_nearer=75.0, feature_copies=[0.0, 1, 8, 7])
+    figure = copy_figures.copies_by_shots(table)
+    assert figure.sentence.startswith(
+        "DataDream_cls's images are nearer to a shot than to as many held-out real images: by features 99.0 % with 1; "
+        "by pixels 75.0 % with 1; of the other generators 60.0 to 60.0 % (by features). Without copying it would be 50"
+    )
+    assert "Most near copies: DataDream_cls with 1 shot and LoFT with 1 shot, 4.0 %. 1 % would" in figure.sentence
+    for ax in figure.axes:
+        ends = np.concatenate([segment for bars in ax.collections for segment in bars.get_segments()])[:, 1]
+        assert ends.min() >= 0 and ends.max() <= 100
+    none = copy_figures.copies_by_shots(table.assign(feature_nearer=np.nan, feature_copies=0.2)).sentence
+    assert "a class has fewer held-out images than shots" in none and "none stands out, at most 0.2 %" in none
 
 
 # How red, green and blue of linear light look to who has no green cones (Machado et al. 2009).

@@ -81,15 +81,41 @@ def test_too_few_images_have_no_number(capsys):
 
 
 def test_correlation_resamples_classes():
-    points = pd.DataFrame({"label": range(12), "distance": np.arange(12.0), "gain": -np.arange(12.0)})
-    found = fidelity.correlation(points)
+    points = pd.DataFrame({"label": range(12), "method": "a", "distance": np.arange(12.0), "gain": -np.arange(12.0)})
+    found = fidelity.correlation(points)["pooled"]
     assert [found["rho"], found["low"], found["high"]] == pytest.approx([-1, -1, -1]) and found["n_classes"] == 12
+    assert found["verdict"] == "below 0"
     noise = points.assign(gain=np.random.default_rng(1).normal(size=12))
-    thrice = pd.concat([noise] * 3)  # the same classes three times are no more evidence
-    once, more = fidelity.correlation(noise), fidelity.correlation(thrice)
-    assert once["low"] < 0 < once["high"]
-    assert more["high"] - more["low"] == pytest.approx(once["high"] - once["low"], abs=0.1)
-    assert np.isnan(fidelity.correlation(points.head(2))["rho"])
+    thrice = pd.concat([noise.assign(method=name) for name in "abc"])  # the same classes are no more evidence
+    once, more = (fidelity.correlation(table)["pooled"] for table in (noise, thrice))
+    assert once["low"] < 0 < once["high"] and once["verdict"] == "not decided"
+    assert [more["low"], more["high"]] == pytest.approx([once["low"], once["high"]], abs=0.02)
+    assert np.isnan(fidelity.correlation(points.head(2))["pooled"]["rho"])
+
+
+def test_correlations_of_drawn_points_are_scipys():
+    rng = np.random.default_rng(0)
+    x, y, counts = rng.integers(0, 9, 30), rng.normal(size=30), rng.integers(0, 4, (5, 30))
+    for rho, count in zip(fidelity.weighted_spearman(x, y, counts), counts, strict=True):
+        assert rho == pytest.approx(stats.spearmanr(np.repeat(x, count), np.repeat(y, count)).statistic)
+
+
+def test_classes_that_gain_with_every_method_do_not_pass_for_nearness():
+    rng, rows = np.random.default_rng(0), []
+    for label in range(10):
+        for i, method in enumerate("abcd"):  # hard classes are far and gain; within a class nearer methods gain more
+            rows.append((label, method, 10.0 * label + i + rng.normal() / 9, 20.0 * label - i + rng.normal() / 9))
+    points = pd.DataFrame(rows, columns=["label", "method", "distance", "gain"])
+    found = fidelity.correlation(points)
+    assert found["pooled"]["rho"] > 0.9 and found["within"]["rho"] < -0.9 and found["between"]["rho"] == -1
+    assert found["within"]["verdict"] == "below 0" and found["within"]["n_methods"] == 4
+
+
+def test_an_interval_that_ends_at_0_is_no_evidence():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(1.96, 1, 10_000)
+    assert fidelity._verdict(drawn - np.quantile(drawn, 0.025) + 1e-4) == "at 0"
+    assert fidelity._verdict(drawn + 1) == "above 0" and fidelity._verdict(drawn - 1) == "not decided"
 
 
 @pytest.fixture
@@ -158,6 +184,32 @@ def test_copies_are_found_and_real_images_are_none(pictures, tmp_path):
     assert real["pixel"][0] == pytest.approx(min(by_hand), abs=1e-6)
     pairs = memorisation.worst(pd.concat([real, copied]), 2)
     assert pairs["distance"].tolist() == pytest.approx([0, 0], abs=1e-9) and pairs["shot"].is_unique
+
+
+def _set(features, labels):
+    return Encoded(tuple(map(str, range(len(labels)))), np.array(labels), np.array(features, float))
+
+
+def test_without_copying_half_of_the_images_are_nearer_to_a_shot(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 6)) * [1, 1, 1, 3, 3, 3]
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    labels = np.arange(1000) % 2
+    shots, others, images = (_set(x[part], labels[part]) for part in (slice(40), slice(40, 600), slice(600, 1000)))
+    monkeypatch.setattr(memorisation, "pixels", lambda paths: x[: len(paths)])
+    drawn = memorisation.rivals(others, shots)
+    assert drawn.shape == (10, 40) and len(np.unique(drawn)) == 400
+    assert all(np.bincount(others.labels[row]).tolist() == [20, 20] for row in drawn)
+    assert (drawn == memorisation.rivals(others, shots)).all()
+    measured = lambda found: memorisation.nearer(memorisation.nearest(found, shots), found, others, drawn)  # noqa: E731
+    assert measured(images)["feature_nearer"] == pytest.approx(50, abs=6)
+    moved = shots.features[rng.integers(40, size=400)] + rng.normal(size=(400, 6)) * 0.05 + [0, 0, 0, 0.4, 0, 0]
+    copied = _set(moved / np.linalg.norm(moved, axis=1, keepdims=True), labels[:400])
+    real = memorisation.nearest(others, shots)
+    assert memorisation.summary(memorisation.nearest(copied, shots), real)["feature_copies"] < 25
+    assert measured(copied)["feature_nearer"] > 65 and measured(copied)["n_draws"] == 10  # shifted, and yet found
+    few = memorisation.rivals(others.first(19), shots)
+    assert few.shape == (0, 0) and np.isnan(memorisation.nearer(None, copied, others, few)["feature_nearer"])
 
 
 def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):

@@ -11,7 +11,17 @@ from papermill.exceptions import PapermillExecutionError
 
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
 
-ANALYSIS_TABLES = ["order", "pairs", "alignment", "measures", "copies", "class_gains", "calibration", "cost"]
+ANALYSIS_TABLES = [
+    "order",
+    "pairs",
+    "alignment",
+    "alignment_by_class",
+    "measures",
+    "copies",
+    "class_gains",
+    "calibration",
+    "cost",
+]
 ANALYSIS_FIGURES = ["teaser", "accuracy_bars", "order", "qualitative", "diagram", "fidelity", "nearest_shots", "copies"]
 ANALYSIS_FIGURES += ["worst_copies", "confusion_change", "pareto", "pareto_flops"]
 ANALYSIS_FIGURES += [f"{name}_{end}" for name in ("alignment", "class_gains", "reliability") for end in ("S", "RS")]

@@ -78,6 +78,11 @@ def test_rank_1_has_a_sixteenth_of_the_parameters(solved):
     assert (solved[0].parent / f"{solved[0].name}_rank1" / "adapt" / "manifest.json").exists()
 
 
+def test_rank_1_is_compared_with_the_first_adapters(solved):
+    far = solved[2]["01_adapt_sd"]["far"]
+    assert far["base model"] > 0 and far["rank 1"] > 0
+
+
 def test_losses_are_given_at_five_times_before_and_after(solved):
     lines = re.findall(r"t = +(\d+): (\S+) before, (\S+) after", solved[1]["01_adapt_sd"])
     assert [int(t) for t, _, _ in lines] == [50, 250, 500, 750, 950]
@@ -90,6 +95,33 @@ def test_the_nearest_pair_is_as_near_as_it_says(solved):
     a, b = (np.asarray(centre_square(read_image(there[name]), 32), dtype=float) for name in ("image", "shot"))
     assert there["distance"] == pytest.approx(np.abs(a - b).mean())
     assert len(there["best"]) == 10 and there["distance"] == min(there["best"])[0]
+
+
+def test_more_guidance_is_tried_on_a_classifier(solved):
+    liked = solved[2]["02_generate"]["liked"]
+    assert list(liked) == [2.0, 8.0] and all(0 <= share <= 1 for share in liked.values())
+    kept = solved[0].parent / f"{solved[0].name}_guided-few" / "generate"
+    assert json.loads((kept / "parameters.json").read_text())["guidance_scale"] == 8.0
+
+
+def test_two_weights_are_tried(solved):
+    weighed = solved[2]["03_train_clip"]["weighed"]
+    assert list(weighed) == [(2, 0.5), (2, 0.8)] and all(0 <= share <= 1 for share in weighed.values())
+
+
+def test_another_seed_is_a_run_of_its_own(solved):
+    other = solved[0].parent / "solutions" / "mnist5k_datadream_cls_2shot_seed1" / "train-R+S" / "metrics.json"
+    moved = json.loads(other.read_text())["accuracy"] - solved[2]["04_analysis"]["first"]["accuracy"]
+    assert f"{moved:+.1f} points" in solved[1]["04_analysis"]
+
+
+def test_fewer_shots_are_compared(solved):
+    table = solved[2]["05_your_own_images"]["table"]
+    assert len(list((solved[0].parent / "solutions").glob("*_1shot_seed0/train-*/manifest.json"))) == 2
+    assert list(table) == ["1 shots", "2 shots", "moved by"]
+    assert list(table.index) == ["shots and generated", "shots alone"]
+    stored = json.loads((solved[0] / "train-R+S" / "metrics.json").read_text())["accuracy"]
+    assert table.loc["shots and generated", "2 shots"] == stored
 
 
 def test_accuracies_from_predictions_are_those_of_the_metrics(solved):
@@ -111,3 +143,4 @@ def test_the_unpaired_interval_has_the_variance_of_two_samples(solved):
 def test_the_least_sure_pictures_come_first(solved):
     doubts = [probability for probability, *_ in solved[2]["05_your_own_images"]["worst"]]
     assert doubts == sorted(doubts) and len(doubts) == 8 and 0 <= doubts[0] <= doubts[-1] <= 1
+    assert len(solved[2]["05_your_own_images"]["doubts"]) == 20

@@ -52,19 +52,21 @@ def headline(table, dataset, found):
         block: "; within noise of it: " + ", ".join(row_name(row.method, row.setting) for row in of.itertuples())
         for block, of in same.groupby(same["setting"].map(BLOCKS))
     }
-    words = []
+    several, words = rows.groupby(rows["setting"].map(BLOCKS)).size() > 1, []
+    claim = {block: "is best, with" if many else "has" for block, many in several.items()}
     if "synthetic" in best:
-        row, text = best["synthetic"], "On synthetic images alone {} is best, with {:.1f} %"
-        words.append(text.format(row_name(row.method, row.setting), row.accuracy_mean))
+        row, text = best["synthetic"], "On synthetic images alone {} {} {:.1f} %"
+        words.append(text.format(row_name(row.method, row.setting), claim["synthetic"], row.accuracy_mean))
         if "zero-shot" in best:
             words[-1] += f" (zero-shot CLIP: {best['zero-shot'].accuracy_mean:.1f} %)"
         words[-1] += beside.get("synthetic", "")
     if "real" in best:
         row, real = best["real"], rows[rows["setting"] == "R"]
-        words.append(f"With real images {row_name(row.method, row.setting)} is best, with {row.accuracy_mean:.1f} %")
+        name = row_name(row.method, row.setting)
+        words.append(f"With real images {name} {claim['real']} {row.accuracy_mean:.1f} %")
         words[-1] += beside.get("real", "")
         if len(real) and row.setting != "R":
-            names = row_name(real.iloc[0].method, "R"), row_name(row.method, row.setting)
+            names = row_name(real.iloc[0].method, "R"), name
             verdict = {"below": "less, and more than noise", NOISE: NOISE}.get(
                 marks(found).get(names[0], {}).get(names[1]), "less"
             )

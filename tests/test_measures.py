@@ -357,6 +357,8 @@ def test_marks_of_the_main_table_are_those_of_the_pairs():
     words = significance.headline(table, "mine", pairs)
     assert "With real images LoFT (R+S) is best" in words and words.endswith(" %, less, and more than noise.")
     assert "zero-shot CLIP: " in words and "No CLIP was trained" in significance.headline(table, "other", pairs)
+    alone = rows[(rows["method"] == "loft") & (rows["setting"] == "R+S")]
+    assert significance.headline(alone, "mine", pairs).startswith("With real images LoFT (R+S) has ")
     text = significance.square(pairs)
     assert (
         text.startswith("**15 pairs: ") and text.count("▲") == text.count("▼") and len(text.splitlines()) == 2 + 2 + 6

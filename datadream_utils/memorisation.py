@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from datadream_utils.datasets import few_shot
 from datadream_utils.features import encode_generated, encode_real
@@ -41,9 +42,7 @@ def feature_distance(a, b):
 
 def pixel_distance(a, b):
     """Root mean square differences (n, m) of rows of ``pixels``."""
-    a, b = a.astype(float), b.astype(float)
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return (np.where(squares < 1e-9, 0, squares) / a.shape[1]) ** 0.5  # what rounding leaves of equal pictures
+    return cdist(a, b) / a.shape[1] ** 0.5
 
 
 def nearest(images, shots):

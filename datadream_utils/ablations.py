@@ -9,7 +9,7 @@ from datadream_utils.stages import changes, run_parameters, value_of
 # Parameter: what an axis says.
 ABLATIONS = {
     "n_shot": "real images per class",
-    "images_per_class": "generated images per class",
+    "synthetic_per_class": "generated images per class",
     "adapt_epochs": "epochs of adaptation",
     "train_text_encoder": "text encoder adapted",
     "lora_rank": "rank of the adapters",
@@ -27,7 +27,7 @@ COLUMNS = ("method", "setting", "value", "default", "seed", "accuracy", "adapted
 
 def study_that_moves(parameter):
     """The command that makes the runs of an ablation, and the study of the paper's scale."""
-    kind = {"n_shot": "shots", "images_per_class": "images"}.get(parameter, "ablations")
+    kind = {"n_shot": "shots", "synthetic_per_class": "images"}.get(parameter, "ablations")
     return f"{SNAKEMAKE.format(f'tiny_{kind}')[:-1]} (paper_{kind}.yaml: at the paper's scale)."
 
 
@@ -47,7 +47,7 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
         parameters, changed = run_parameters(stages), changes(stages)
         alone = {run: base for run, (change, base) in changed.items() if set(change) == {parameter}}
         table = table[(table["n_shot"] == n_shot) & ((table["variant"] == "") | table["run"].isin(alone))]
-        values = [value_of(parameters.get(run, {}), parameter) for run in table["run"]]
+        values = [_value(parameters.get(run, {}), parameter) for run in table["run"]]
         table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")
     adapted = {run: adapted_steps(stages, run) for run in table["run"].unique()} if parameter in COMPUTE else {}
     default = table["n_shot"] == n_shot if parameter == "n_shot" else table["variant"] == ""
@@ -55,6 +55,12 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
     kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
     kept = [group for group in kept if group["value"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
+
+
+def _value(parameters, name):
+    """A parameter's value in a run; of ``synthetic_per_class``, whose 0 is "all", how many those are."""
+    value = value_of(parameters, name)
+    return value_of(parameters, "images_per_class") if name == "synthetic_per_class" and value == 0 else value
 
 
 def _with_common_seeds(table):

@@ -27,6 +27,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Shard = Annotated[str, AfterValidator(check_shard)]
 
+ADDED = {"train": {"synthetic_per_class": 0}}  # parameters younger than some finished runs, and what those did
 # Where a run is kept and what computes it does not change what it computes.
 NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers", "checkpoint_every", "shard")
 
@@ -187,6 +188,7 @@ class TrainParams(RunParams):
     clip_model: str
     clip_revision: str
     images_per_class: Count
+    synthetic_per_class: Annotated[int, Field(ge=0)]
     clip_lora_rank: Count
     clip_lora_alpha: Positive
     clip_lora_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -225,6 +227,9 @@ class TrainParams(RunParams):
                 f"n_shot={self.n_shot} is more than images_per_class={self.images_per_class}: an epoch shows "
                 "images_per_class pictures of a class, so raise images_per_class to n_shot or more"
             )
+        if self.synthetic_per_class > self.images_per_class:
+            used, shown = self.synthetic_per_class, self.images_per_class
+            raise ValueError(f"synthetic_per_class={used} is more than images_per_class={shown}: use {shown} or less")
         return self
 
 

@@ -106,7 +106,7 @@ class Study(BaseModel):
     def _plays_a_part(self, method, name):
         row = METHODS[method]
         stages = (["adapt"] if row.adapts else []) + (["generate"] if row.generates else []) + ["train"]
-        if name in AXES or name == "real_weight":
+        if name in AXES or name in ("real_weight", "synthetic_per_class"):
             return row.generates
         if row.settings == ("none",):
             return name.startswith("clip_model") or name == "clip_revision"

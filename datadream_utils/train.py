@@ -4,7 +4,8 @@ CLIP with LoRA, or a ResNet from scratch.
 
 S: cross-entropy on synthetic images. R: on the few shots. R+S: 0.8 CE(real) + 0.2 CE(synthetic) (eq. 4).
 An epoch shows ``images_per_class`` pictures of every class of each kind; the shots are repeated to that number, so
-that every setting takes the same number of optimizer steps.
+that every setting takes the same number of optimizer steps. So are the first ``synthetic_per_class`` generated images
+where only these are used.
 """
 
 import math
@@ -88,12 +89,14 @@ def training_sets(setting, shots, synthetic, p, image_size):
         sets["real"] = [[files[i % len(files)] for i in range(p.images_per_class)] for files in shots]
     if "S" in setting:
         fewest = min(len(files) for files in synthetic)
-        if fewest < p.images_per_class:
+        name = "synthetic_per_class" if p.synthetic_per_class else "images_per_class"
+        if fewest < getattr(p, name):
             raise InputError(
-                f"images_per_class={p.images_per_class}, but a class has {fewest} generated images: set it to "
-                f"{fewest}, or run 02_generate with more in another variant."
+                f"{name}={getattr(p, name)}, but a class has {fewest} generated images: set it to {fewest}, or run "
+                "02_generate with more in another variant."
             )
-        sets["synthetic"] = [files[: p.images_per_class] for files in synthetic]
+        used = p.synthetic_per_class or p.images_per_class
+        sets["synthetic"] = [[files[i % used] for i in range(p.images_per_class)] for files in synthetic]
     return {
         kind: (training_pictures(paths, image_size), torch.tensor(labels))
         for kind, (paths, labels) in ((kind, flatten(files)) for kind, files in sets.items())

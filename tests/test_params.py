@@ -124,6 +124,7 @@ def test_impossible_values(changes, message):
         ({"setting": "S", "method": "real"}, "method 'real' has no setting 'S'; use R"),
         ({"setting": "R", "method": "clip_zeroshot"}, "method 'clip_zeroshot' has no setting 'R'; use none"),
         ({"n_shot": 64}, "n_shot=64 is more than images_per_class=50"),
+        ({"synthetic_per_class": 51}, "synthetic_per_class=51 is more than images_per_class=50: use 50 or less"),
     ],
 )
 def test_settings_fit_methods(make_params, changes, message):

@@ -168,6 +168,19 @@ def test_every_picture_keeps_its_label(mnist, make_params):
     assert all(torch.tensor(labels).bincount().tolist() == [14] * 10 for labels in seen.values())
 
 
+def test_fewer_generated_images_are_shown_more_often(mnist, make_params):
+    shots, synthetic = few_shot(mnist, 2, 0), few_shot(mnist, 9, 1)
+    few, every = (
+        training_sets("R+S", shots, synthetic, make_params("train", n_shot=2, images_per_class=7, **change), 32)
+        for change in ({"synthetic_per_class": 3}, {})
+    )
+    for kind, counts in (("real", [4, 3]), ("synthetic", [3, 2, 2])):  # of each picture
+        pictures, labels = few[kind]
+        assert [pictures.paths[:7].count(path) for path in dict.fromkeys(pictures.paths[:7])] == counts
+        assert torch.equal(labels, every[kind][1])
+    assert few["synthetic"][0].paths[:3] == list(synthetic[0][:3]) and len(set(few["synthetic"][0].paths)) == 30
+
+
 def test_too_few_generated_images_are_counted(mnist, make_params):
     with pytest.raises(InputError, match="images_per_class=50, but a class has 4 generated images: set it to 4"):
         training_sets("S", None, few_shot(mnist, 4, 0), make_params("train", method="fakeit", setting="S"), 32)

@@ -29,6 +29,7 @@ STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
 # Of ``--classes``: as many test pictures as the tiny world has, and a few epochs, which all take the same time.
 TEST_PICTURES, TRAIN_PICTURES, TRAIN_EPOCHS = 3500, 1000, 3
+SIDE = {"tiny": 32, "full": 256}  # of these pictures, in pixels
 READS = {"adapters": "adapt_cls/adapters", "images": "generate/images", "classifier": "train/classifier"}
 
 
@@ -140,6 +141,7 @@ def main(arguments=None):
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--classes", nargs="+", type=int, default=[], help="train or evaluate on noise of N classes")
+    parser.add_argument("--no-limits", dest="limits", action="store_false", help="leave out FLOPs and profile")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters than the world's")
     options = parser.parse_args(arguments)
     if options.classes and not {*options.stages} <= {"train", "evaluate"}:
@@ -153,18 +155,23 @@ def main(arguments=None):
         noted = {"machine": machine(parameters("train", changes)), "repeats": options.repeats}
         for stage in options.stages:
             for classes in options.classes or [None]:
-                others = noise(folder, classes) if classes else {}
+                others = noise(folder, classes, SIDE[options.world]) if classes else {}
                 images = Path(others["dataset"]) / "train" if classes and stage == "train" else None
-                found = measure([stage], folder, changes, options.repeats, not classes, others, images)
+                found = measure(
+                    [stage], folder, changes, options.repeats, options.limits and not classes, others, images
+                )
                 named = own | ({"classes": classes} if classes else {})
                 write(options.world, stage, found[stage] | noted | {"set": named})
 
 
-def noise(folder, classes):
-    """Changes for a data set of noise, written here: ``TEST_PICTURES`` and ``TRAIN_PICTURES``, or one of each class."""
+def noise(folder, classes, side):
+    """Changes for a data set of noise, written here: ``TEST_PICTURES`` and ``TRAIN_PICTURES``, or one of each class.
+
+    side: of a picture, in pixels.
+    """
     place, train, test = folder / f"classes{classes}", -(-TRAIN_PICTURES // classes), -(-TEST_PICTURES // classes)
     if not place.exists():
-        write_pictures(place, classes, train, test, side=32)
+        write_pictures(place, classes, train, test, side)
     few = {"n_shot": 1, "images_per_class": train, "train_epochs": TRAIN_EPOCHS}
     return few | {"dataset": str(place)}
 

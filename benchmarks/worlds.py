@@ -44,7 +44,7 @@ SIZES = {  # published configurations; the vocabulary is the tiny world's, which
     ),
 }
 TOKENS = 77
-CLASSES, TRAIN, TEST = 10, 16, 50  # of the full world's pictures, a class
+CLASSES, TRAIN, TEST = 5, 16, 50  # of the full world's pictures, a class
 
 
 def parameters(stage, changes):
@@ -146,4 +146,4 @@ def write_pictures(root, classes, train, test, side):
                 folder.mkdir(parents=True)
                 for i in range(count):
                     pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+                    Image.fromarray(pixels).save(folder / f"{i:04d}.png", compress_level=1)

@@ -8,6 +8,7 @@ nothing.
 import itertools
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,13 +17,12 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from datadream_utils.adapt import adapter_folder, adapter_names
 from datadream_utils.captions import STAND_IN, load_captioner
 from datadream_utils.clip import clip_judge
 from datadream_utils.datasets import Dataset, flatten, stable_seed
-from datadream_utils.images import centre_square, read_image, written_whole
+from datadream_utils.images import centre_square, read_image, write_png, written_whole
 from datadream_utils.lora import fused_lora
 from datadream_utils.memory import enough_memory
 from datadream_utils.methods import Method
@@ -258,14 +258,14 @@ def _draw_block(pipe, recipe, p, label, block, path, adapt_stage, judge):
         draws = [recipe.draw(label, index, attempt) for index in pending]
         images = sample_draws(pipe, recipe, draws, p, adapt_stage)
         kept = [judged == label for judged in judge(images)] if judge else [True] * len(images)
-        for index, image, keep in zip(pending, images, kept, strict=True):
-            if keep or attempt == tries - 1:
-                info = PngInfo()
-                if judge:
-                    info.add_text("tries", str(attempt + 1))
-                    info.add_text("kept", "clip" if keep else "gave up")
-                with written_whole(path(label, index)) as temporary:
-                    image.save(temporary, format="PNG", pnginfo=info)
+        notes = [{"tries": attempt + 1, "kept": "clip" if keep else "gave up"} if judge else None for keep in kept]
+        done = [
+            (path(label, index), image, note)
+            for index, image, note, keep in zip(pending, images, notes, kept, strict=True)
+            if keep or attempt == tries - 1
+        ]
+        with ThreadPoolExecutor() as pool:  # compressing a picture leaves Python's lock free
+            list(pool.map(write_png, *zip(*done, strict=True)))
         pending = [index for index, keep in zip(pending, kept, strict=True) if not keep]
         if not pending:
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
 from datadream_utils.errors import InputError
@@ -105,6 +106,15 @@ def written_whole(path):
         ) from None
     finally:
         remove(temporary)
+
+
+def write_png(path, image, notes=None):
+    """Write a PIL image whole or not at all, ``notes`` (text by name) within it."""
+    info = PngInfo()
+    for name, text in (notes or {}).items():
+        info.add_text(name, str(text))
+    with written_whole(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def remove(path):

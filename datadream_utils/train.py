@@ -50,7 +50,9 @@ class Pictures(torch.utils.data.Dataset):
         new = [path for path in dict.fromkeys(paths) if path not in self.kept]
         decoded = dict(zip(new, self.transform([read_image(path) for path in new]), strict=True)) if new else {}
         for path, tensor in decoded.items():
-            self.room = CACHE_BYTES // tensor.nbytes if self.room is None else self.room
+            if self.room is None:
+                worker = torch.utils.data.get_worker_info()  # every process of a loader keeps its own
+                self.room = CACHE_BYTES // tensor.nbytes // (worker.num_workers if worker else 1)
             if len(self.kept) < self.room:
                 self.kept[path] = tensor
         return [decoded[path] if path in decoded else self.kept[path] for path in paths]
@@ -231,14 +233,17 @@ def _accuracies(history):
 def _batches(sets, p, per_epoch):
     """For each step ``{"real": (pictures, labels), ...}``: ``train_batch_size`` of each kind, freshly shuffled."""
     generator = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting))
+    order = {kind: [] for kind in sets}
     for _ in range(p.train_epochs):
-        epoch = {}
-        for kind, (pictures, labels) in sets.items():
-            indices = torch.randperm(len(labels), generator=generator).split(p.train_batch_size)
-            loader = _loader(pictures, p, batch_sampler=[i.tolist() for i in indices])
-            epoch[kind] = zip(loader, [labels[i] for i in indices], strict=True)
-        for _ in range(per_epoch):
-            yield {kind: next(batches) for kind, batches in epoch.items()}
+        for kind, (_, labels) in sets.items():
+            order[kind] += torch.randperm(len(labels), generator=generator).split(p.train_batch_size)
+    # One loader for all epochs: its processes start once and keep what they have decoded
+    loaded = {
+        kind: iter(_loader(pictures, p, batch_sampler=map(torch.Tensor.tolist, order[kind])))
+        for kind, (pictures, _) in sets.items()
+    }
+    for step in range(per_epoch * p.train_epochs):
+        yield {kind: (next(loaded[kind]), labels[order[kind][step]]) for kind, (_, labels) in sets.items()}
 
 
 def _loader(pictures, p, **options):

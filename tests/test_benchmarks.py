@@ -17,7 +17,7 @@ from datadream_utils.images import centre_square, to_tensor
 from datadream_utils.lora import WEIGHTS, detach_lora, save_lora
 from datadream_utils.models import load_clip
 from datadream_utils.params import ROOT
-from datadream_utils.run import Stage
+from datadream_utils.run import Stage, choose_device
 
 SMALL = dict(
     n_shot=2,
@@ -70,7 +70,8 @@ def test_every_stage_gives_the_same_by_both_procedures(measured):
         for s in stages.STAGES
         if s != "adapt_dset"
     }
-    assert float(says["adapt_cls"].split()[-1]) < 1e-4
+    tf32 = choose_device("auto") == "cuda"  # cuDNN's convolutions: about 1e-3
+    assert float(says["adapt_cls"].split()[-1]) < (5e-3 if tf32 else 1e-4)
     mean, largest = (float(word.strip(",")) for word in says["generate"].split() if word[0].isdigit() and word != "255")
     assert mean < 0.05 and largest <= 2
     assert says["evaluate"] == "0 of 10 predictions differ"
@@ -216,7 +217,7 @@ def test_noise_of_many_classes_has_the_same_number_of_pictures(tmp_path, monkeyp
     monkeypatch.setattr(stages, "TRAIN_PICTURES", 12)
     monkeypatch.setattr(stages, "TEST_PICTURES", 6)
     for classes, train_, test in ((3, 4, 2), (20, 1, 1)):
-        changes = stages.noise(tmp_path, classes)
+        changes = stages.noise(tmp_path, classes, 32)
         assert changes["images_per_class"] == train_
         data, _ = worlds.inputs(worlds.parameters("train", changes))
         assert len(data.class_names) == classes

@@ -6,6 +6,7 @@ from datadream_utils import calibration, estimate
 from datadream_utils.calibration import Measured
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
+from datadream_utils.run import choose_device
 from datadream_utils.study import make_study, read_study
 
 SMALL = {
@@ -113,7 +114,8 @@ def test_a_small_study_is_measured_and_printed(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "It fits." in printed and "runs: 1" in printed
     assert [line.split()[0] for line in printed.splitlines()[2:5]] == ["adapt", "generate", "train"]
-    assert all(float(line.split()[6]) > 0.2 for line in printed.splitlines()[2:5])  # GiB: torch alone takes that
+    least = 0.2 if choose_device("auto") == "cpu" else 0.01  # GiB: what torch alone takes of a computer's memory
+    assert all(float(line.split()[6]) > least for line in printed.splitlines()[2:5])
     assert estimate.main(["small", "--memory", "0.01"]) == 1
     assert "lower train_batch_size (now 16)" in capsys.readouterr().out
 

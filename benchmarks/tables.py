@@ -84,7 +84,7 @@ def limit_table(result):
             speed, peak = limits["flops_per_second"], limits["matmul_peak"]
             goes = ", ".join(f"{name} {100 * share:.0f} %" for name, share, _ in limits["operations"] if share > 0.005)
             lines.append(f"| {stage} | {speed / 1e9:.1f} | {100 * speed / peak:.0f} % | {goes} |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def growth_table(result):

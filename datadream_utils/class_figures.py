@@ -54,8 +54,9 @@ def class_gains(gains, setting):
     ax.tick_params(axis="y", rotation=0)
     (low_label, low_method), (high_label, high_method) = means.stack().idxmin(), means.stack().idxmax()
     helped = int((means.mean(axis=1) > 0).sum())
+    whose = "On average over methods" if means.shape[1] > 1 else f"With {label(means.columns[0])}"
     sentence = (
-        f"On average over methods {helped} of {len(means)} classes gain {GAIN_WORDS[setting]}; most "
+        f"{whose} {helped} of {len(means)} classes gain {GAIN_WORDS[setting]}; most "
         f"{names[high_label]} with {label(high_method)} ({means.max().max():+.1f} points), least {names[low_label]} "
         f"with {label(low_method)} ({means.min().min():+.1f})."
     )

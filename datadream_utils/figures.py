@@ -127,10 +127,13 @@ def fidelity_diversity(aligned):
         ax.set_xlim(-0.03, 1.03)
     legend(figure, axes)
     best = means.groupby("method")[["density", "coverage"]].mean().drop(index=REAL, errors="ignore")
+    dense, varied = (f"{best[name].max():.2f}" for name in ("density", "coverage"))
     sentence = (
-        f"Of the generators {label(best['density'].idxmax())} has the highest density ({best['density'].max():.2f}), "
-        f"{label(best['coverage'].idxmax())} the highest coverage ({best['coverage'].max():.2f})"
+        f"Of the generators {label(best['density'].idxmax())} has the highest density ({dense}), "
+        f"{label(best['coverage'].idxmax())} the highest coverage ({varied})"
     )
+    if len(best) == 1:
+        sentence = f"The images of {label(best.index[0])} have a density of {dense} and a coverage of {varied}"
     real = means[means["method"] == REAL]
     if len(real):
         sentence += f"; other real images have {real['density'].mean():.2f} and {real['coverage'].mean():.2f}"

@@ -276,7 +276,7 @@ def test_figures_say_what_the_data_say(every_figure):
     says = {name: figure.sentence for name, figure in every_figure.items()}
     assert "all points +0.50 (-0.10 to +0.90, includes 0); within classes +0.50 (+0.00 to" in says["scatter"]
     assert "ends at 0, within the error of resampling) (95 %" in says["scatter"] and "between" not in says["scatter"]
-    assert "LoFT has the highest density (0.50)" in says["fidelity"] and "other real images" in says["fidelity"]
+    assert "images of LoFT have a density of 0.50" in says["fidelity"] and "other real images" in says["fidelity"]
     assert "99 % of the held-out real images: 50.0 % of LoFT." in says["nearest"]  # 0.1 and 0.2 are below 0.253
     assert "of the other generators 55.0 to 90.0 %" in says["copies"]
     assert "with 1 shot was not run. Most near copies: LoFT with 1 shot, 30.0 %." in says["copies"]
@@ -446,6 +446,19 @@ def test_a_single_classifier_is_neither_best_nor_worst():
     assert list(curve.get_ydata()) == [10, -10]  # accuracy minus certainty
     row = {"dataset": "d", "method": "real", "setting": "R", "accuracy_mean": 70.0, "accuracy_std": np.nan}
     assert plots.accuracy_bars(pd.DataFrame([row]), "d").sentence == "Real-finetune, R: 70.0 %."
+
+
+def test_a_single_method_is_compared_with_none():
+    one, two = (
+        pd.DataFrame([{"method": m, "seed": 0, "label": 0} | dict.fromkeys(MEASURES, x) for m, x in rows])
+        for rows in ([("loft", 0.5)], [("loft", 0.5), ("fakeit", 0.6)])
+    )
+    of_one, of_two = (figures.fidelity_diversity(table).sentence for table in (one, two))
+    assert of_one == "The images of LoFT have a density of 0.50 and a coverage of 0.50."
+    assert of_two.startswith("Of the generators FakeIt has the highest density (0.60), FakeIt the highest coverage")
+    both, one = _gains(), _gains().query("method == 'loft'")
+    assert class_figures.class_gains(both, "R+S").sentence.startswith("On average over methods 1 of 2 classes gain")
+    assert class_figures.class_gains(one, "R+S").sentence.startswith("With LoFT 2 of 2 classes gain")
 
 
 def test_a_heat_map_of_many_classes_says_that_it_shows_some():

@@ -168,6 +168,20 @@ def test_every_picture_keeps_its_label(mnist, make_params):
     assert all(torch.tensor(labels).bincount().tolist() == [14] * 10 for labels in seen.values())
 
 
+def test_processes_that_decode_change_nothing(mnist, make_params):
+    shots, synthetic = few_shot(mnist, 2, 0), few_shot(mnist, 4, 1)
+    p = make_params("train", method="fakeit", n_shot=2, images_per_class=4, train_batch_size=16, train_epochs=3)
+    alone, helped = (
+        list(_batches(training_sets("R+S", shots, synthetic, p, 32), p.model_copy(update=how), train_steps(p, 10)[0]))
+        for how in ({"num_workers": 0}, {"num_workers": 2})
+    )
+    assert len(alone) == len(helped) == 9
+    for one, other in zip(alone, helped, strict=True):
+        assert list(one) == list(other) == ["real", "synthetic"]
+        for kind in one:
+            assert all(torch.equal(a, b) for a, b in zip(one[kind], other[kind], strict=True))
+
+
 def test_fewer_generated_images_are_shown_more_often(mnist, make_params):
     shots, synthetic = few_shot(mnist, 2, 0), few_shot(mnist, 9, 1)
     few, every = (

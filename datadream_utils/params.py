@@ -27,7 +27,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Shard = Annotated[str, AfterValidator(check_shard)]
 
-ADDED = {"train": {"synthetic_per_class": 0}}  # parameters younger than some finished runs, and what those did
 # Where a run is kept and what computes it does not change what it computes.
 NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers", "checkpoint_every", "shard")
 
@@ -196,7 +195,6 @@ class TrainParams(RunParams):
     train_epochs: Count
     train_batch_size: Count
     train_lr: Positive
-    train_min_lr: NonNegative
     train_warmup_epochs: NonNegative
     train_weight_decay: NonNegative
     crop_scale_min: Annotated[float, Field(gt=0, le=1)]

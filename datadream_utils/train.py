@@ -25,6 +25,7 @@ from datadream_utils.memory import enough_memory
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.resnet import ResNetClassifier, resnet_config
 
+MIN_LR = 1e-8  # where the warm-up starts and the cosine ends
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
 
@@ -112,8 +113,8 @@ def train_steps(p, n_classes):
 
 
 def learning_rate_factor(step, p, per_epoch):
-    """Linear warm-up from ``train_min_lr``, then cosine down to it, as a factor of ``train_lr``."""
-    low, warm, total = p.train_min_lr / p.train_lr, p.train_warmup_epochs * per_epoch, p.train_epochs * per_epoch
+    """Linear warm-up from ``MIN_LR``, then cosine down to it, as a factor of ``train_lr``."""
+    low, warm, total = MIN_LR / p.train_lr, p.train_warmup_epochs * per_epoch, p.train_epochs * per_epoch
     if step < warm:
         return low + (1 - low) * step / warm
     return low + (1 - low) * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))) / 2

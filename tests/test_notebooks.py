@@ -42,8 +42,7 @@ def test_stored_clean(file):
     assert sum("parameters" in cell.metadata.get("tags", ()) for cell in code) == 1
     for cell in code:
         lines = cell.source.splitlines()
-        if "parameters" not in cell.metadata.get("tags", ()):  # a form, a line for each
-            assert len(lines) <= 40
+        assert len(lines) <= 40
         assert not any(line.startswith(("def ", "class ", "!", "%pip")) for line in lines)
     assert len(code) <= 0.6 * len(notebook.cells)
 

@@ -201,19 +201,6 @@ def test_other_parameters_are_refused_even_when_the_note_of_them_is_gone(make_pa
         needs(make_params("adapt", n_shot=2), "adapt", "01_adapt_sd")
 
 
-def test_a_run_older_than_a_parameter_goes_on_with_what_it_did_then(make_params):
-    p = make_params("train", method="real", n_shot=2)
-    stage = run_stage(p, "train-R")
-    assert stage.begin()
-    stage.finish()
-    manifest = json.loads((stage.folder / "manifest.json").read_text())
-    del manifest["parameters"]["synthetic_per_class"]
-    (stage.folder / "manifest.json").write_text(json.dumps(manifest))
-    assert run_stage(p, "train-R").finished
-    with pytest.raises(InputError, match="was made with synthetic_per_class=0, not 3: set 'variant'"):
-        run_stage(p.model_copy(update={"synthetic_per_class": 3}), "train-R")
-
-
 @contextmanager
 def _small_disk(folder):
     """A disk of 2 MiB, for those who may mount one (root)."""

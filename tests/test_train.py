@@ -25,6 +25,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.models import load_clip
 from datadream_utils.resnet import resnet_config
 from datadream_utils.train import (
+    MIN_LR,
     _batches,
     evaluated_split,
     evaluation_pictures,
@@ -204,7 +205,7 @@ def test_learning_rate_warms_up_and_returns(make_params):
     p = make_params("train", train_epochs=10, train_warmup_epochs=2.0)
     per_epoch, total = train_steps(p, 10)
     factors = [learning_rate_factor(step, p, per_epoch) for step in range(total)]
-    assert factors[0] == pytest.approx(p.train_min_lr / p.train_lr)
+    assert factors[0] == pytest.approx(MIN_LR / p.train_lr)
     assert max(factors) == factors[2 * per_epoch] == pytest.approx(1.0)
     assert factors[-1] < 0.01 and per_epoch == math.ceil(p.images_per_class * 10 / 64)
 

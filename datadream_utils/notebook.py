@@ -1,6 +1,5 @@
 """What a notebook needs besides the method: quiet libraries, errors in a sentence, a progress line, shown sources."""
 
-import gc
 import inspect
 import textwrap
 import time
@@ -25,8 +24,6 @@ def quiet_libraries():
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers|peft")
     if shell := get_ipython():
         shell.set_custom_exc((InputError, KeyboardInterrupt), _show_sentence)
-        if not gc.get_freeze_count():  # once, in a fresh kernel: it ends a second sooner without tidying up libraries
-            gc.freeze()
 
 
 def _show_sentence(shell, kind, error, _traceback, tb_offset=None):

@@ -8,8 +8,8 @@
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
-SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake -s workflow/Snakefile --cores $(CORES) \
-	--show-failed-logs --quiet host reason --logger rich
+SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason --logger rich \
+	--show-failed-logs -s workflow/Snakefile --cores $(CORES)
 
 SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar

@@ -6,7 +6,7 @@
 # make results  the committed results: three seeds of every method, and the ablations
 # make pretrain the tiny base models, again from the beginning
 PYTHON ?= python3
-CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason --logger rich \
 	--show-failed-logs -s workflow/Snakefile --cores $(CORES)

@@ -113,6 +113,16 @@ def test_the_workflow_plans_shards_sweeps_and_named_targets(tmp_path):
     assert "train" in one and "adapt" not in one
 
 
+def test_the_makefile_starts_every_study_behind_the_committed_results():
+    made = {"capture_output": True, "text": True, "cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    make = ["make", "--dry-run", "-o", ".venv/installed", f"BIN={os.path.relpath(os.path.dirname(sys.executable), ROOT)}"]
+    for target in ("results", "demo"):
+        printed = subprocess.run([*make, target], **made, check=True).stdout
+        commands = "\n".join(line for line in printed.splitlines() if "snakemake " in line)
+        planned = subprocess.run(["bash", "-ec", commands.replace("snakemake ", "snakemake --dry-run ")], **made)
+        assert commands and planned.returncode == 0, planned.stderr
+
+
 def test_runs_are_made_although_tables_of_another_study_are_there(tmp_path):
     study, values = tmp_path / "study.yaml", tmp_path / "out.yaml"
     values.write_text(f"output_root: {tmp_path}/outputs\nfigures_dir: {tmp_path}/figures\n")

@@ -37,7 +37,7 @@ def method_diagram(class_names, shots, domain=""):
 
 
 def _training(ax, name, shots, domain):
-    ax.add_patch(FancyBboxPatch((13, 3), 64, 53, boxstyle="round,rounding_size=4", fill=False, ls="--", ec="0.3"))
+    ax.add_patch(FancyBboxPatch((13, 3), 65, 53, boxstyle="round,rounding_size=4", fill=False, ls="--", ec="0.3"))
     ax.text(45, 52.5, "DataDream", ha="center", va="center", fontsize=NORMAL + 2)
     _key(ax, 16, 49)
     sentence = f"“a {domain + ' ' if domain else ''}photo of a {name}”"
@@ -66,10 +66,10 @@ def _training(ax, name, shots, domain):
         ax.imshow(_noised(path, i), extent=(x, x + 7, y, y + 7), aspect="auto", zorder=3 + i)
     ax.text(6, 13, "noised shots\n$z_t$", ha="center", va="top", fontsize=SMALL)
     _arrow(ax, (11.2, 19), (17.5, 19))
-    _stack(ax, shots, 81, 13)
-    ax.text(85, 32, "few real\nshots $x$", ha="center", va="bottom", fontsize=SMALL)
-    ax.text(85, 11, "loss $L_D$:\npredicted\nagainst true\nnoise", ha="center", va="top", fontsize=SMALL)
-    _arrow(ax, (80.5, 19), (76.5, 19))
+    _stack(ax, shots, 82, 13)
+    ax.text(86, 32, "few real\nshots $x$", ha="center", va="bottom", fontsize=SMALL)
+    ax.text(86, 11, "loss $L_D$:\npredicted\nagainst true\nnoise", ha="center", va="top", fontsize=SMALL)
+    _arrow(ax, (81.5, 19), (77.2, 19))
 
 
 def _noised(path, seed, kept=0.5, side=32):
@@ -86,7 +86,7 @@ def _units(ax, first, second, shots, other_shots):
     ):
         ax.text(117, y + 5, title, ha="center", fontsize=NORMAL)
     _unit(ax, 33, 18, "adapter\nall classes")
-    for y, name, files in ((44, first, shots), (33.5, second, other_shots)):
+    for y, name, files in ((44.7, first, shots), (32.8, second, other_shots)):
         ax.text(101.5, y + 2, name, ha="right", va="center", fontsize=SMALL)
         _arrow(ax, (102, y + 2), (106, y + 2))
         _stack(ax, files, 129.5, y - 2.5, 5.5)
@@ -97,7 +97,7 @@ def _units(ax, first, second, shots, other_shots):
         _arrow(ax, (102, y + 3), (106, y + 3))
         _stack(ax, files, 129.5, y - 1.5, 5.5)
         _arrow(ax, (129, y + 3), (126.5, y + 3))
-    for x, y in ((99, 41.5), (132.5, 42), (99, 13.2), (132.5, 13.4)):
+    for x, y in ((99, 40.8), (132.5, 40.8), (99, 13.2), (132.5, 13.2)):
         ax.text(x, y, "⋮", ha="center", va="center", fontsize=SMALL)
 
 

@@ -37,7 +37,7 @@ def ablation(table, parameter, baseline=None):
         for i, method in enumerate(names):
             of = rows[rows["method"] == method]
             shift = 0.12 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # whiskers beside each other
-            places, spread = [values.index(v) + shift for v in of["value"]], of["accuracy_std"].fillna(0)
+            places, spread = [values.index(v) + shift for v in of["value"]], of["accuracy_std"]
             ax.errorbar(places, of["accuracy_mean"], spread, **look(method), label=label(method), **WHISKERS)
         if baseline is not None and "R+S" in set(rows["setting"]) and "real" not in names:
             ax.axhline(baseline, color=COLOURS["real"], ls="--", lw=1, label=label("real"))
@@ -57,7 +57,7 @@ def compute(table):
     for (method, moved), rows in table.groupby(["method", "moved"], sort=False):
         rows = rows.sort_values("adapted")
         name = f"{label(method)}, {ABLATIONS[moved]}"
-        ax.errorbar(rows["adapted"], rows["accuracy_mean"], rows["accuracy_std"].fillna(0), ls=styles[moved],
+        ax.errorbar(rows["adapted"], rows["accuracy_mean"], rows["accuracy_std"], ls=styles[moved],
                     label=name, **look(method), **WHISKERS)  # fmt: skip
         first, last = rows.iloc[0], rows.iloc[-1]
         words.append(f"{name}: {first.accuracy_mean:.1f} % on {first.adapted:,.0f} images adapted on, "
@@ -82,7 +82,7 @@ def _most_moved(table):
         f"the largest deviation between seeds is {spread:.1f} points" if spread == spread else "one seed: no deviation"
     )
     moved = (
-        f"{row_name(method, setting)} moves most, from {low.accuracy_mean:.1f} % at {_value(low.value)} to "
-        f"{high.accuracy_mean:.1f} % at {_value(high.value)}"
+        f"{row_name(method, setting)} moves{' most' * (len(ranges) > 1)}, from {low.accuracy_mean:.1f} % at "
+        f"{_value(low.value)} to {high.accuracy_mean:.1f} % at {_value(high.value)}"
     )
     return f"{moved} (means of at least {seeds} seed{'s' * (seeds > 1)}; {known})."

@@ -79,13 +79,14 @@ def confusion_change(change, class_names, method, setting):
     finish(ax, "predicted", "true", title + words.replace(": ", "\n"))
     ax.tick_params(axis="x", rotation=60)
     ax.tick_params(axis="y", rotation=0)
-    off = np.where(np.eye(len(change), dtype=bool), 0, change)
-    worse, better = (np.unravel_index(find(off), off.shape) for find in (np.argmax, np.argmin))
-    sentence = (
-        f"With {row_name(method, setting)}, {class_names[worse[0]]} is taken for {class_names[worse[1]]} more often "
-        f"({off[worse]:+.1f} points), {class_names[better[0]]} for {class_names[better[1]]} less often "
-        f"({off[better]:+.1f})."
-    )
+    off, said = np.where(np.eye(len(change), dtype=bool), 0, change), []
+    for find, how in ((np.argmax, "more often"), (np.argmin, "less often")):
+        place = np.unravel_index(find(off), off.shape)
+        if off[place]:
+            names = (class_names[i] for i in place)
+            said.append(f"{' is taken for '.join(names)} {how} ({off[place]:+.1f} points)")
+    changed = ", ".join(said) or "no class is taken for another more or less often"
+    sentence = f"With {row_name(method, setting)}, {changed}."
     return described(figure, f"Heat map: change of the confusion matrix{words}.", sentence)
 
 

@@ -1,14 +1,15 @@
 """Whether two classifiers differ: their paired difference on the same test images, with an interval and a verdict.
 
-The intervals are over test images, for the seeds at hand: what other images of the same kind might have shown. What
-other seeds might bring is another question, so a verdict also asks that every seed is on one side (``RULE``).
+Two intervals, because two things are drawn: test images (bootstrap, for the seeds at hand: what other images of the
+same kind might have shown), and seeds (Student's t over the seeds' differences: what other shots and other training
+runs might bring). A verdict asks that 0 lies in neither (``RULE``).
 """
 
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
@@ -17,18 +18,27 @@ from datadream_utils.published import order as published_order
 RESAMPLES = 10_000
 LEVEL = 0.05
 NOISE = "within noise"
-UNDECIDED = f"not decided: {NOISE}"
-VERDICTS = {"above": "holds", "below": "reversed", NOISE: UNDECIDED}  # of a published order, by ours
-RULE = f"0 outside the 95 % interval, Holm-corrected p < {LEVEL}, every seed on one side"
-PAIRS = ("first", "second", "difference", "low", "high", "per_seed", "n_seeds", "n_test", "p", "p_holm", "verdict")
-COLUMNS = ("pair", "published", "ours", "low", "high", "per_seed", "n_test", "verdict")
+ONE_SEED = "one seed"  # these two classifiers differ; of their methods nothing is known
+UNDECIDED = "not decided: "
+VERDICTS = {"above": "holds", "below": "reversed", NOISE: UNDECIDED + NOISE, ONE_SEED: UNDECIDED + ONE_SEED}
+SAID = dict.fromkeys(("above", "below"), "more than noise") | {
+    NOISE: NOISE,
+    ONE_SEED: "more than these images' noise, but one seed says nothing of others",
+}  # in a sentence
+TURNED = {"above": "below", "below": "above"}
+RULE = f"0 outside both 95 % intervals, over test images and over seeds, and Holm-corrected p < {LEVEL}"
+INTERVALS = ("low", "high", "seeds_low", "seeds_high")
+PAIRS = ("first", "second", "difference", *INTERVALS, "per_seed", "n_seeds", "n_test", "better", "worse", "p", "p_holm",
+         "verdict")  # fmt: skip
+COLUMNS = ("pair", "published", "ours", *INTERVALS, "per_seed", "n_test", "verdict")
 
 
 def load_correct(runs, dataset, n_shot, classifier="clip"):
     """``{(method, setting): table}``: a row per test image and a column per seed, True where the image was recognised.
 
-    runs: ``results.load_results``. Variants and other protocols stay out. InputError when a run's predictions
-    cannot be read, or two runs were tested on other images or in another order.
+    runs: ``results.load_results``. Variants and other protocols stay out. What is not trained (zero-shot CLIP) is the
+    same with every seed, so its column stands for all. InputError when a run's predictions cannot be read, or two runs
+    were tested on other images or in another order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
     rows = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")].sort_values("seed")
@@ -42,6 +52,10 @@ def load_correct(runs, dataset, n_shot, classifier="clip"):
                 "that belongs to an older test split and run 03_train_clip again."
             )
         found.setdefault((row.method, row.setting), {})[row.seed] = predictions["correct"].to_numpy()
+    every = sorted({seed for seeds in found.values() for seed in seeds})
+    for (_, setting), seeds in found.items():
+        if setting == "none":
+            seeds |= dict.fromkeys(every, next(iter(seeds.values())))
     return {key: pd.DataFrame(seeds) for key, seeds in found.items()}
 
 
@@ -54,10 +68,11 @@ def _read_predictions(path):
 
 
 def paired(a, b):
-    """How much more often ``a`` is right than ``b``, in points: "ours", "low", "high", "per_seed", "n_test".
+    """How much more often ``a`` is right than ``b``, in points: "ours", ``INTERVALS``, "per_seed", "n_test".
 
     a, b: tables of ``load_correct``. The mean is over images and common seeds; low and high are the 2.5 % and 97.5 %
-    points of ``RESAMPLES`` bootstrap samples of the test images. None without a common seed.
+    points of ``RESAMPLES`` bootstrap samples of the test images; seeds_low and seeds_high ``over_seeds``. None without
+    a common seed.
     """
     seeds = [seed for seed in a.columns if seed in b.columns]
     if not seeds:
@@ -69,19 +84,29 @@ def paired(a, b):
     low, high = np.quantile(100 * (drawn @ sums) / wins.size, [0.025, 0.975])
     per_seed = {seed: round(100 * float(mean), 4) for seed, mean in zip(seeds, wins.mean(0), strict=True)}
     ours = 100 * float(wins.mean())
-    return {"ours": ours, "low": float(low), "high": float(high), "per_seed": per_seed, "n_test": len(wins)}
+    found = dict(zip(INTERVALS, (float(low), float(high), *over_seeds(list(per_seed.values()))), strict=True))
+    return {"ours": ours} | found | {"per_seed": per_seed, "n_test": len(wins)}
+
+
+def over_seeds(points):
+    """The 95 % interval of the mean of one difference per seed (Student's t); not numbers for a single seed."""
+    if len(points) < 2:
+        return float("nan"), float("nan")
+    reach = t.ppf(0.975, len(points) - 1) * np.std(points, ddof=1) / len(points) ** 0.5
+    return float(np.mean(points) - reach), float(np.mean(points) + reach)
 
 
 def mcnemar(a, b):
-    """Exact two-sided p-value of McNemar's test; a, b: tables of ``load_correct`` with common seeds.
+    """McNemar's exact test: ``(p, better, worse)``; a, b: tables of ``load_correct`` with common seeds.
 
-    With several seeds an image counts once, for the side that is right with more of them (a sign test over images):
-    one image's seeds are no independent observations. 1.0 where no image tells them apart.
+    better, worse: how many images ``a`` recognises with more seeds than ``b``, and with fewer. An image counts once (a
+    sign test over images): one image's seeds are no independent observations. p, two-sided, is 1.0 where no image tells
+    them apart.
     """
     seeds = [seed for seed in a.columns if seed in b.columns]
     wins = (a[seeds].to_numpy(int) - b[seeds].to_numpy(int)).sum(1)
-    first, second = int((wins > 0).sum()), int((wins < 0).sum())
-    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    better, worse = int((wins > 0).sum()), int((wins < 0).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0, better, worse
 
 
 def holm(p_values):
@@ -98,26 +123,25 @@ def pairs(correct, keys=None):
     """Every pair of ``keys`` (method, setting) that share a seed: a row of ``PAIRS``, differences in points.
 
     correct: ``load_correct``; keys: those to compare (None: all, in its order). "verdict" is "above" or "below" only
-    by ``RULE``; else ``NOISE``.
+    by ``RULE``; else ``NOISE``, or ``ONE_SEED`` where only the interval over seeds is missing for it.
     """
     rows = []
     for first, second in combinations([key for key in keys or correct if key in correct], 2):
         if found := paired(correct[first], correct[second]):
-            rows.append(
-                dict(first=row_name(*first), second=row_name(*second), difference=found["ours"], low=found["low"],
-                     high=found["high"], per_seed=found["per_seed"], n_seeds=len(found["per_seed"]),
-                     n_test=found["n_test"], p=mcnemar(correct[first], correct[second]))
-            )  # fmt: skip
+            names = {"first": row_name(*first), "second": row_name(*second), "difference": found.pop("ours")}
+            tested = dict(zip(("p", "better", "worse"), mcnemar(correct[first], correct[second]), strict=True))
+            rows.append(names | found | {"n_seeds": len(found["per_seed"])} | tested)
     table = pd.DataFrame(rows, columns=[name for name in PAIRS if name not in ("p_holm", "verdict")])
     table = table.assign(p_holm=holm(table["p"]))
     return table.assign(verdict=[_verdict(row) for row in table.itertuples()])[list(PAIRS)]
 
 
 def _verdict(row):
-    for side, sign in (("above", 1), ("below", -1)):
-        if min(sign * row.low, sign * row.high) > 0 and all(sign * points > 0 for points in row.per_seed.values()):
-            return side if row.p_holm < LEVEL else NOISE
-    return NOISE
+    side, sign = ("above", 1) if row.difference > 0 else ("below", -1)
+    beyond = [min(sign * low, sign * high) > 0 for low, high in ((row.low, row.high), (row.seeds_low, row.seeds_high))]
+    if not beyond[0] or row.p_holm >= LEVEL or sign * (row.better - row.worse) <= 0:
+        return NOISE
+    return ONE_SEED if row.n_seeds == 1 else side if beyond[1] else NOISE
 
 
 def between(found, first, second):
@@ -128,8 +152,10 @@ def between(found, first, second):
         if (row["first"], row["second"]) == (second, first):
             turned = {"first": first, "second": second, "difference": -row["difference"]}
             turned |= {"low": -row["high"], "high": -row["low"]}
+            turned |= {"seeds_low": -row["seeds_high"], "seeds_high": -row["seeds_low"]}
             turned["per_seed"] = {seed: -points for seed, points in row["per_seed"].items()}
-            return row | turned | {"verdict": {"above": "below", "below": "above", NOISE: NOISE}[row["verdict"]]}
+            turned |= {"better": row["worse"], "worse": row["better"]}
+            return row | turned | {"verdict": TURNED.get(row["verdict"], row["verdict"])}
     return None
 
 
@@ -143,7 +169,7 @@ def order(found):
         if ours := between(found, row_name(*claim.higher), row_name(*claim.lower)):
             words = {"pair": f"{ours['first']} − {ours['second']}", "published": claim.published}
             words |= {"ours": ours["difference"], "verdict": VERDICTS[ours["verdict"]]}
-            rows.append(words | {name: ours[name] for name in ("low", "high", "per_seed", "n_test")})
+            rows.append(words | {name: ours[name] for name in (*INTERVALS, "per_seed", "n_test")})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -160,15 +186,22 @@ def order_markdown(order):
     lines = [
         f"{len(published_order())} published orders, {len(order)} of them run here: "
         f"**{count.get('holds', 0)}** hold, **{count.get('reversed', 0)}** reversed, "
-        f"**{count.get(UNDECIDED, 0)}** not decided ({RULE}).",
+        f"**{sum(order['verdict'].str.startswith(UNDECIDED))}** not decided ({RULE}).",
         "",
+        "| Pair | Published | Ours | 95 % over images | Per seed | 95 % over seeds | Verdict |",
+        "|---|---:|---:|:-:|:-:|:-:|---|",
     ]
-    lines += ["| Pair | Published | Ours | 95 % interval | Per seed | Verdict |", "|---|---:|---:|:-:|:-:|---|"]
     for row in order.itertuples():
-        seeds = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
-        interval = f"{row.low:+.1f} to {row.high:+.1f}"
-        lines.append(f"| {row.pair} | {row.published:+.1f} | {row.ours:+.1f} | {interval} | {seeds} | {row.verdict} |")
+        cells = [row.pair, f"{row.published:+.1f}", f"{row.ours:+.1f}", *spread(row), row.verdict]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def spread(row):
+    """A row's interval over test images, its differences per seed and their interval, as texts; "" for one seed's."""
+    seeds = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
+    over = "" if np.isnan(row.seeds_low) else f"{row.seeds_low:+.1f} to {row.seeds_high:+.1f}"
+    return f"{row.low:+.1f} to {row.high:+.1f}", seeds, over
 
 
 def order_texts(order):
@@ -188,7 +221,6 @@ def gains(found):
             if row := between(found, name, reference):
                 side = "above" if row["difference"] >= 0 else "below"
                 gain = f"{abs(row['difference']):.1f} points {side} {reference}"
-                interval = f"95 % interval of the difference: {row['low']:+.1f} to {row['high']:+.1f}"
-                verdict = NOISE if row["verdict"] == NOISE else "more than noise"
-                lines.append(f"- {opening}, **{name}** is {gain} ({interval}; {verdict}).")
+                interval = f"95 % interval of the difference over test images: {row['low']:+.1f} to {row['high']:+.1f}"
+                lines.append(f"- {opening}, **{name}** is {gain} ({interval}; {SAID[row['verdict']]}).")
     return "\n".join(lines) or "There is nothing to compare yet."

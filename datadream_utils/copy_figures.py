@@ -19,11 +19,14 @@ from datadream_utils.figures import (
     look,
     panels,
 )
-from datadream_utils.memorisation import SPACES
+from datadream_utils.memorisation import SPACES, sees_no_shot
+from datadream_utils.methods import METHODS
+from datadream_utils.plots import PrintFigure
 
 NOTHING = f"There are no generated images, or no real ones beside the shots: {STUDY}"
 NEAR = "nearer to a shot than 99 % of the held-out real images"
 CLAIMED = "datadream_cls"  # of which the authors say that with one shot it recreates its one image
+NOT_RUN = f" {label(CLAIMED)} with 1 shot was not run."
 
 
 def nearest_shots(generated, held_out, space="feature"):
@@ -69,69 +72,77 @@ def _chance(share):
     )
 
 
-def copies_by_shots(table, space="feature"):
-    """Two shares against n_shot, means and deviations over seeds: ``<space>_nearer`` and ``<space>_copies``.
+def copies_by_shots(table):
+    """Shares against n_shot, means and deviations over seeds: "nearer" and "copies", a row of panels per space.
 
     table: of ``memorisation.of_runs``.
     """
     if table.empty:
         return empty(NOTHING)
-    figure, axes = panels(2, BOTH, 2.5)
-    shots, keys = sorted(set(table["n_shot"])), ["method", "n_shot"]
-    titles = {"nearer": (50, "nearer to a shot than to\nas many held-out real images (%)"),
-              "copies": (1, "near copies: nearer to a shot than\n99 % of held-out real images (%)")}  # fmt: skip
-    for ax, (kind, (chance, words)) in zip(axes, titles.items(), strict=True):
-        means = table.groupby(keys, as_index=False, sort=False)[f"{space}_{kind}"].agg(["mean", "std"])
-        names = list(dict.fromkeys(means["method"]))
-        for i, method in enumerate(names):
-            rows = means[means["method"] == method].sort_values("n_shot")
-            shift = 0.4 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # marks beside each other
-            places, spread = [shots.index(n) + shift for n in rows["n_shot"]], rows["std"].fillna(0).to_numpy()
-            whiskers = np.minimum(spread, rows["mean"]), np.minimum(spread, 100 - rows["mean"])  # a share has limits
-            ax.errorbar(places, rows["mean"], whiskers, label=label(method), **look(method), **WHISKERS)
-        ax.axhline(chance, color="0.4", ls="--", lw=0.8)
-        ax.set_xticks(range(len(shots)), shots)
-        ax.set_xlim(-0.5, len(shots) - 0.5)
-        finish(ax, "real images per class", words)
-    legend(figure, axes)
-    mean = table.groupby(keys, sort=False)[[f"{space}_copies"]].mean()
-    sentence = f"{_claim(table, space)} {_near_copies(mean[f'{space}_copies'])} {_chance(1)}"
-    return described(
-        figure, "Two panels of lines against the number of shots: nearer to a shot, and near copies.", sentence
+    figure = PrintFigure(figsize=(BOTH, 4.4), layout="constrained")
+    axes = figure.subplots(2, 2, squeeze=False, sharex=True)
+    shots, names = sorted(set(table["n_shot"])), list(dict.fromkeys(table["method"]))
+    titles = {
+        "nearer": (50, "nearer to a shot than to as\nmany held-out, by {}s (%)"),
+        "copies": (1, "near copies: nearer than 99 %\nof held-out, by {}s (%)"),
+    }
+    for row, space in zip(axes, SPACES, strict=True):
+        for ax, (kind, (chance, words)) in zip(row, titles.items(), strict=True):
+            means = table.groupby(["method", "n_shot"])[f"{space}_{kind}"].agg(["mean", "std"])
+            for i, method in enumerate(names):
+                rows = means.loc[method].sort_index()
+                shift = 0.4 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)  # marks beside each other
+                places = [shots.index(n) + shift for n in rows.index]
+                whiskers = [np.minimum(rows["std"], end) for end in (rows["mean"], 100 - rows["mean"])]  # of a share
+                ax.errorbar(places, rows["mean"], whiskers, label=label(method), **look(method), **WHISKERS)
+            ax.axhline(chance, color="0.4", ls="--", lw=0.8)
+            ax.set_xticks(range(len(shots)), shots)
+            ax.set_xlim(-0.5, len(shots) - 0.5)
+            finish(ax, "real images per class" if row is axes[-1] else "", words.format(space))
+    legend(figure, axes.ravel())
+    sentence = f"{_claim(table)} {_near_copies(table)} {_chance(1)}"
+    what = (
+        "Four panels of lines against the number of shots: nearer to a shot, and near copies, by features and pixels."
     )
+    return described(figure, what, sentence)
 
 
-def _claim(table, space):
+def _claim(table):
     """What the authors say of DataDream_cls with one shot, as numbers for every n_shot that was run."""
-    known = table.dropna(subset=f"{space}_nearer")
+    known = table.dropna(subset=[f"{space}_nearer" for space in SPACES])
     if known.empty:
         return (
             "Whether images are nearer to a shot than to as many held-out real ones cannot be said: a class has fewer "
             "held-out images than shots (set a smaller n_shot, or add images to the train split)."
         )
-    claimed, others = (known[(known["method"] == CLAIMED) == is_it] for is_it in (True, False))
+    blind = known["method"].map(lambda name: sees_no_shot(METHODS[name]))
+    said = [_shares(known[known["method"] == CLAIMED], f"{label(CLAIMED)}'s images"),
+            _shares(known[blind], "those of FakeIt, which sees no shot,")]  # fmt: skip
+    missing = "" if ((known["method"] == CLAIMED) & (known["n_shot"] == 1)).any() else NOT_RUN
+    said = "; ".join(filter(None, said)) or "Images of other methods are in the table"
+    return f"Nearer to a shot than to as many held-out real images (50 % on average without copying): {said}.{missing}"
+
+
+def _shares(rows, whose):
+    """``whose``, then means and deviations over seeds of "nearer", by space and number of shots; "" without rows."""
     words = []
-    for kind in SPACES if len(claimed) else ():
-        means = claimed.groupby("n_shot")[f"{kind}_nearer"].mean()
-        shares = ", ".join(f"{share:.1f} % with {n_shot}" for n_shot, share in means.items())
-        shares = shares.replace(" with 1,", " with 1 shot,", 1)
-        words.append(f"by {kind}s {shares}")
-    said = f"{label(CLAIMED)}'s images are nearer to a shot than to as many held-out real images: {'; '.join(words)}"
-    if len(others):
-        means = others.groupby(["method", "n_shot"])[f"{space}_nearer"].mean()
-        of_others = f"of the other generators {means.min():.1f} to {means.max():.1f} % (by {space}s)"
-        said = (
-            f"{said}; {of_others}" if words else f"Nearer to a shot than to as many held-out real images: {of_others}"
-        )
-    missing = "" if 1 in set(claimed["n_shot"]) else f" {label(CLAIMED)} with 1 shot was not run."
-    return f"{said}. Without copying it would be 50 % on average.{missing}"
+    for space in SPACES if len(rows) else ():
+        found = rows.groupby("n_shot")[f"{space}_nearer"].agg(["mean", "std"])
+        shares = [
+            f"{mean:.1f}{'' if std != std else f' ± {std:.1f}'} % with {n}" for n, (mean, std) in found.iterrows()
+        ]
+        words.append(f"by {space}s {', '.join(shares)}")
+    return f"{whose} {'; '.join(words)}" if words else ""
 
 
-def _near_copies(copies):
-    """The method and n_shot with most near copies, every one that has as many; or that none stands out."""
-    top = copies.max()
-    if top <= 1:
-        return f"Near copies: none stands out, at most {top:.1f} %."
-    names = [f"{label(m)} with {n} shot{'s' * int(n > 1)}" for (m, n), share in copies.items()
-             if f"{share:.1f}" == f"{top:.1f}"]  # fmt: skip
-    return f"Most near copies: {_and(names)}, {top:.1f} %."
+def _near_copies(table):
+    """By each space, the methods and numbers of shots with most near copies; or that none stands out."""
+    said = []
+    for space in SPACES:
+        copies = table.groupby(["method", "n_shot"], sort=False)[f"{space}_copies"].mean()
+        top = copies.max()
+        names = [f"{label(m)} with {n} shot{'s' * int(n > 1)}" for (m, n), share in copies.items()
+                 if f"{share:.1f}" == f"{top:.1f}"]  # fmt: skip
+        most = f"most of {_and(names)} ({top:.1f} %)" if top > 1 else f"none stands out, at most {top:.1f} %"
+        said.append(f"by {space}s {most}")
+    return f"Near copies: {'; '.join(said)}."

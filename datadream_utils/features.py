@@ -59,11 +59,11 @@ class Encoded:
         left_out = {path for paths in files for path in paths}
         return self.where(np.array([path not in left_out for path in self.paths], bool))
 
-    def first(self, count):
-        """The first ``count`` pictures of every class."""
-        rank = np.zeros(len(self.labels), int)
+    def some(self, count, seed):
+        """``count`` pictures of every class (or all, where there are fewer), drawn by ``seed``."""
+        rank, rng = np.zeros(len(self.labels), int), np.random.default_rng(seed)
         for label in np.unique(self.labels):
-            rank[self.labels == label] = np.arange((self.labels == label).sum())
+            rank[self.labels == label] = rng.permutation((self.labels == label).sum())
         return self.where(rank < count)
 
 

@@ -15,7 +15,7 @@ import torch
 from joblib import parallel_config
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -36,6 +36,7 @@ MEASURES = {
 }
 DISTANCES = ("frechet", "kid", "cmmd")
 RESAMPLES = 10_000
+SUBSETS = 10
 KINDS = {"pooled": "all points", "within": "within classes", "between": "between methods' means"}
 
 
@@ -77,15 +78,18 @@ def cmmd(real, fake):
 def prdc(real, fake, nearest=NEAREST):
     """Precision, recall, density, coverage (Kynkäänniemi et al. 2019; Naeem et al. 2020) of equally many of each.
 
-    The first ``min(n, m)`` are taken, because the manifolds grow with the number of points.
+    Equally many, because the manifolds grow with the number of points: of the larger set ``SUBSETS`` draws, and the
+    mean over them.
     """
-    n = min(len(real), len(fake))
+    n, rng = min(len(real), len(fake)), np.random.default_rng(0)
     if n < nearest + 2:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), float("nan"))
+    draws = SUBSETS if len(real) != len(fake) else 1
+    sets = [[x[np.sort(rng.permutation(len(x))[:n])] for x in (real, fake)] for _ in range(draws)]
     # It prints the sizes; its threads would warn, and leave other warning filters behind.
     with contextlib.redirect_stdout(io.StringIO()), parallel_config(backend="sequential"):
-        found = compute_prdc(real[:n], fake[:n], nearest)
-    return {name: float(value) for name, value in found.items()}
+        found = pd.DataFrame([compute_prdc(*two, nearest) for two in sets])
+    return {name: float(value) for name, value in found.mean().items()}
 
 
 def _updated(metric, real, fake):
@@ -125,7 +129,7 @@ def alignment(encoder, stages, real, others, class_names):
         names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
         rows.append(per_class(real, fake, class_names).assign(**names))
     for seed, other in others.items():
-        baseline = per_class(real, other.first(count), class_names)
+        baseline = per_class(real, other.some(count, seed), class_names)
         rows.append(baseline.assign(method=REAL, n_shot=0, seed=seed))
     return pd.concat(rows, ignore_index=True)
 
@@ -192,14 +196,15 @@ def correlation(points, seed=0):
 
     "pooled": of all points, where classes that gain with every method weigh most; "within": after the mean of its class
     is taken from each point: do methods that are nearer gain more?; "between": of the methods' means. Numbers: "rho",
-    "low", "high" (95 %, ``RESAMPLES`` draws of *classes*: the points of one class are no independent ones), "verdict"
-    (``_verdict``), "n_points", "n_classes", "n_methods". Not a number for fewer than three classes (between: methods
-    too) or where all values are equal.
+    "low", "high" (95 %, ``RESAMPLES`` draws of *classes*: the points of one class are no independent ones; for the
+    methods at hand), "p" (between: two-sided, by permuting the methods), "verdict" (``_verdict``; between: by p),
+    "n_points", "n_classes", "n_methods". Not a number for fewer than three classes (between: methods too) or where all
+    values are equal.
     """
     sides = ["distance", "gain"]
     classes, methods = points["label"].nunique(), points["method"].nunique()
     sizes = {"n_points": len(points), "n_classes": classes, "n_methods": methods}
-    found = {kind: dict(rho=np.nan, low=np.nan, high=np.nan, verdict="") | sizes for kind in KINDS}
+    found = {kind: dict(rho=np.nan, low=np.nan, high=np.nan, p=np.nan, verdict="") | sizes for kind in KINDS}
     if classes < 3:
         return found
     draws = np.random.default_rng(seed).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
@@ -211,18 +216,25 @@ def correlation(points, seed=0):
         "pooled": weighted_spearman(*points[sides].to_numpy().T, weights),
         "within": weighted_spearman(*centred.to_numpy().round(9).T, weights),  # rounding leaves equal values equal
     }
-    if methods > 2:
-        is_method = pd.get_dummies(points["method"], dtype=float).to_numpy()
-        with np.errstate(invalid="ignore"):  # a method whose every class was left out
-            of_methods = [weights * points[side].to_numpy() @ is_method / (weights @ is_method) for side in sides]
-        ranks = [rankdata(values, axis=1, nan_policy="propagate") for values in of_methods]
-        rhos["between"] = _pearson(*ranks, np.ones_like(ranks[0]))
     for kind, (rho, *drawn) in rhos.items():
         drawn = np.array(drawn)[~np.isnan(drawn)]
         if rho == rho and len(drawn):
             low, high = np.quantile(drawn, [0.025, 0.975])
             found[kind] |= dict(rho=float(rho), low=float(low), high=float(high), verdict=_verdict(drawn))
+    means = points.groupby("method")[sides].mean()
+    if methods > 2 and (means.nunique() > 1).all():
+        found["between"] |= _permuted(*means.to_numpy().T)
     return found
+
+
+def _permuted(x, y):
+    """Spearman's correlation of a few values, its exact p by all their orders (of many, ``RESAMPLES``); its verdict."""
+    x, y = rankdata(x), rankdata(y)
+    test = permutation_test((x,), lambda x: np.corrcoef(x, y)[0, 1], permutation_type="pairings",
+                            n_resamples=RESAMPLES, rng=0)  # fmt: skip
+    side = "above 0" if test.statistic > 0 else "below 0"
+    p = float(test.pvalue)
+    return {"rho": float(test.statistic), "p": p, "verdict": side if p < 0.05 else "not decided"}
 
 
 def _verdict(drawn):

@@ -18,6 +18,7 @@ from datadream_utils.plots import COLOURS, PrintFigure
 
 COLUMN, BOTH = 3.4, 7.0
 SMALL, NORMAL = 6, 7  # points
+ADAPTED = ("datadream_cls", "datadream_dset")
 WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
 MARKERS = dict(zip(METHODS, "PsovDX^*<>hpd8", strict=False)) | {REAL: "+"}
 REAL_COLOUR = "0.25"
@@ -109,6 +110,8 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
 def _correlated(kind, numbers):
     ends = {"not decided": "includes 0", "at 0": "ends at 0, within the error of resampling"}
     verdict = ends.get(numbers["verdict"], f"lies {numbers['verdict']}")
+    if kind == "between":
+        return f"{KINDS[kind]} {numbers['rho']:+.2f} (p = {numbers['p']:.2f}, permuting {numbers['n_methods']} methods)"
     return f"{KINDS[kind]} {numbers['rho']:+.2f} ({numbers['low']:+.2f} to {numbers['high']:+.2f}, {verdict})"
 
 
@@ -120,7 +123,7 @@ def fidelity_diversity(aligned):
     figure, axes = panels(2, BOTH, 2.8)
     for ax, (x, y) in zip(axes, (("recall", "precision"), ("coverage", "density")), strict=True):
         for method, rows in means.groupby("method", sort=False):
-            spread = rows[[x, y]].std().fillna(0)
+            spread = rows[[x, y]].std()  # one seed has none
             ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], ls="", ms=5, lw=0.8, capsize=2,
                         label=label(method), **look(method))  # fmt: skip
         finish(ax, f"{x} (diversity)", f"{y} (fidelity)")
@@ -134,6 +137,11 @@ def fidelity_diversity(aligned):
     )
     if len(best) == 1:
         sentence = f"The images of {label(best.index[0])} have a density of {dense} and a coverage of {varied}"
+    pair = means[means["method"].isin(ADAPTED)].groupby("method")[["precision", "recall"]].mean()
+    if len(pair) == len(ADAPTED):
+        precision, recall = (" and ".join(f"{pair.loc[m, name]:.2f}" for m in ADAPTED) for name in pair.columns)
+        names = " and ".join(map(label, ADAPTED))
+        sentence += f"; {names} have a precision of {precision}, a recall of {recall}"
     real = means[means["method"] == REAL]
     if len(real):
         sentence += f"; other real images have {real['density'].mean():.2f} and {real['coverage'].mean():.2f}"
@@ -155,8 +163,8 @@ def pareto(table, cost="seconds"):
     faces = {"S": "none", "none": "none"}
     for row in table.itertuples():
         style, x = look(row.method), getattr(row, cost)
-        spread = 0 if row.accuracy_std != row.accuracy_std else row.accuracy_std
-        ax.errorbar(x, row.accuracy_mean, spread, ls="", ms=5, lw=0.8, mfc=faces.get(row.setting, style["color"]),
+        face = faces.get(row.setting, style["color"])
+        ax.errorbar(x, row.accuracy_mean, row.accuracy_std, ls="", ms=5, lw=0.8, mfc=face,
                     label=row_name(row.method, row.setting), **style)  # fmt: skip
     best = front(table, cost)
     ax.step(best[cost], best["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)

@@ -35,7 +35,8 @@ HEADINGS = {
     "rho": "Spearman's ρ",
     "low": "95 % from",
     "high": "to",
-    "verdict": "The interval is",
+    "p": "p, permuting methods",
+    "verdict": "It is",
     "n_points": "Points",
     "n_classes": "Classes",
     "n_methods": "Methods",
@@ -54,7 +55,8 @@ SENTENCES = {
     "alignment": (
         "Rank correlation of a distance to real test images with the gain in accuracy, resampling classes: below 0, "
         "nearer images bring more. Pooled, it is moved most by classes that gain with every method; within classes it "
-        "compares methods. An interval is at 0 if an end could lie on either side of it by the number of draws alone."
+        "compares methods, those at hand. Between methods' means p is that of a permutation test, without an interval. "
+        "At 0: an end of the interval could lie on either side of it by the number of draws alone."
     ),
     "alignment_by_class": (
         "Each class's distance to real test images and its gain in accuracy, means over seeds: the points of the "

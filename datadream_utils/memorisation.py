@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 from datadream_utils.datasets import few_shot
 from datadream_utils.features import encode_generated, encode_real
 from datadream_utils.images import centre_square, read_image
+from datadream_utils.methods import METHODS
 
 CHANCE = 0.01
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
@@ -126,9 +127,28 @@ def worst(generated, count, space="feature"):
     return table.head(count).rename(columns={f"{space}_shot": "shot", space: "distance"})[["path", "shot", "distance"]]
 
 
+def sees_no_shot(method):
+    """Whether a method draws without any few-shot image: nothing it draws can be a copy."""
+    return method.adapter == "none" and method.start == "noise" and method.prompt != "caption"
+
+
+def _held_against(stages):
+    """``(stage, n_shot)``: every stage with the shots of its run; one that saw none, with every number of shots.
+
+    So it shows what other measures are worth: how far from 50 % one comes without copying.
+    """
+    for stage in stages.itertuples():
+        counts = [stage.n_shot]
+        if sees_no_shot(METHODS[stage.method]) and not stage.parameters["shots_file"]:
+            counts = sorted({*counts, *stages.loc[stages["seed"] == stage.seed, "n_shot"]})
+        for n_shot in counts:
+            yield stage, n_shot
+
+
 def of_runs(encoder, stages, data, output_root):
     """Copies in every generate stage of ``stages`` (``stages.generated``), against the shots that its run had.
 
+    A method that saw no shot is held against the first 1, 2, 4, ... of its seed too, as far as other runs have so many.
     Returns a table (a row per stage: method, n_shot, seed, ``nearer``, ``summary``), and the tables of ``nearest``
     behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones, ``{(n_shot, seed):
     table}``.
@@ -137,9 +157,9 @@ def of_runs(encoder, stages, data, output_root):
     if stages.empty:
         return pd.DataFrame(columns=list(COLUMNS)), {}, {}
     train = encode_real(encoder, data.files["train"], output_root)
-    for stage in stages.itertuples():
-        files = few_shot(data, stage.n_shot, stage.seed, stage.parameters["shots_file"])
-        shots, sets = encode_real(encoder, files, output_root), (stage.n_shot, stage.seed)
+    for stage, n_shot in _held_against(stages):
+        files = few_shot(data, n_shot, stage.seed, stage.parameters["shots_file"])
+        shots, sets = encode_real(encoder, files, output_root), (n_shot, stage.seed)
         others = train.without(files)
         if sets not in real:
             real[sets] = nearest(others, shots)
@@ -148,7 +168,7 @@ def of_runs(encoder, stages, data, output_root):
         key = (stage.method, *sets)
         drawn = encode_generated(encoder, stage, len(data.class_names))
         images[key] = nearest(drawn, shots)
-        names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
+        names = {"method": stage.method, "n_shot": n_shot, "seed": stage.seed}
         found = nearer(images[key], drawn, others, rivals(others, shots))
         rows.append(names | found | summary(images[key], real[sets]))
     return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)), images, real

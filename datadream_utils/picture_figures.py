@@ -7,15 +7,15 @@ from matplotlib.patches import Rectangle
 
 from datadream_utils.ablations import STUDY, study_that_moves
 from datadream_utils.errors import InputError
-from datadream_utils.figures import BOTH, COLUMN, NORMAL, SMALL, described, empty, label
+from datadream_utils.figures import ADAPTED, BOTH, COLUMN, NORMAL, SMALL, described, empty, label
 from datadream_utils.images import centre_square, read_image
 from datadream_utils.plots import PrintFigure
 from datadream_utils.stages import generated
 from datadream_utils.texts import literal
 
 # Frames of the shots, innermost first; told apart by the colour-blind (Okabe and Ito) and by their dashes.
-FRAMES = {1: ("#E69F00", "-"), 4: ("#D55E00", "--"), 8: ("#56B4E9", "-."), 16: ("#009E73", "-")}
-FROM_SHOTS, ADAPTED = ("issynth", "disef"), ("datadream_cls", "datadream_dset")
+FRAMES = {1: ("#E69F00", ":"), 4: ("#D55E00", "--"), 8: ("#56B4E9", "-."), 16: ("#009E73", "-")}
+FROM_SHOTS = ("issynth", "disef")
 PICTURE, GAP, MIDDLE = 1.0, 0.08, 0.35  # in pictures' sides
 BETWEEN = PICTURE + 0.3  # the two rows of shots: frames pass between them
 EACH = 4  # pictures of a method in a row

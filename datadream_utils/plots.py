@@ -167,9 +167,9 @@ def accuracy_bars(table, dataset):
     names = [f"{METHODS[row.method].label}, {row.setting}" for row in table.itertuples()]
     names = [name.removesuffix(", none") for name in names]
     colours = [COLOURS[method] for method in table["method"]]
-    spread = table["accuracy_std"].fillna(0)
+    spread = table["accuracy_std"]  # one seed has none
     ax.barh(names, table["accuracy_mean"], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
-    for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread, strict=True)):
+    for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread.fillna(0), strict=True)):
         ax.text(mean + std + 0.8, y, f"{mean:.1f}", va="center", fontsize=8)
     ax.invert_yaxis()
     ax.set(
@@ -190,14 +190,15 @@ def accuracy_bars(table, dataset):
 
 
 def forest(order, dataset):
-    """Paired differences of ``compare.order`` with their intervals: seeds as grey dots, published as open diamonds."""
+    """Paired differences of ``compare.order`` with both intervals: seeds as grey dots, published as open diamonds."""
     figure, axes = new_figure(1, 1, 8, 0.32 * len(order) + 1.5)
     ax = axes[0, 0]
     ax.axvline(0, color="0.5", lw=0.8)
     for y, row in enumerate(order.itertuples()):
         colour, marker = VERDICTS.get(row.verdict, ("0.4", "o"))
         ax.plot(list(row.per_seed.values()), [y] * len(row.per_seed), ".", color="0.6", ms=3, zorder=1)
-        ax.plot([row.low, row.high], [y, y], color=colour, lw=1.5, zorder=2)
+        ax.plot([row.seeds_low, row.seeds_high], [y, y], color=colour, lw=0.6, zorder=2)
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, solid_capstyle="butt", zorder=2)
         ax.plot(row.ours, y, marker, color=colour, ms=3.5, zorder=3)
         ax.plot(row.published, y, "D", mfc="none", mec="black", mew=0.8, ms=4, zorder=4)
     looks = [("published averages", "D", "none", "black"), ("one seed", ".", "0.6", "0.6")]
@@ -208,7 +209,7 @@ def forest(order, dataset):
     ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
     ax.invert_yaxis()
     ax.set(
-        xlabel="points of accuracy, 95 % intervals over the test images",
+        xlabel="points of accuracy; 95 % intervals: thick over the test images, thin over seeds",
         title=literal(f"The published order, on {dataset}"),
     )
     if order.empty:

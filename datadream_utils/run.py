@@ -191,10 +191,15 @@ def stage(p, name):
     return found
 
 
+# What two stages of one run must share; of a path the last part, as it may lie elsewhere on another machine.
+SAME = ("split_file", "shots_file", "sd_model", "sd_revision", "resolution")
+
+
 def needs(p, name, notebook):
     """The finished stage ``name`` that another stage reads; InputError naming the notebook to run first.
 
-    Its files are checked against their checksums: InputError names one that has vanished or changed.
+    Its files are checked against their checksums: InputError names one that has vanished or changed, or a parameter in
+    ``SAME`` that had another value: images from shots that are tested on here would make a result too good.
     """
     folder = resolve(p.output_root) / p.run_name / name
     if not (folder / "manifest.json").exists():
@@ -203,7 +208,15 @@ def needs(p, name, notebook):
             f"variant={p.variant!r}."
         )
     check_made(folder, notebook)
-    return Stage(name, folder, _read_json(folder / "parameters.json"))
+    made = _read_json(folder / "parameters.json")
+    for key in SAME:
+        before, now = made.get(key), getattr(p, key, made.get(key))
+        if Path(str(before)).name != Path(str(now)).name:
+            raise InputError(
+                f"{folder} was made with {key}={before!r}, not {now!r}: use the same value here, or set 'variant' to a "
+                f"word of your own and run {notebook} with it first."
+            )
+    return Stage(name, folder, made)
 
 
 def check_made(folder, notebook, names=None):

@@ -2,39 +2,63 @@
 
 import pandas as pd
 
-from datadream_utils.compare import LEVEL, NOISE, PAIRS, RULE, row_name
+from datadream_utils.compare import (
+    LEVEL,
+    NOISE,
+    ONE_SEED,
+    PAIRS,
+    RULE,
+    SAID,
+    TURNED,
+    load_correct,
+    pairs,
+    row_name,
+    spread,
+)
 from datadream_utils.results import BLOCKS
 
-SIGNS = {"above": "▲", "below": "▼", NOISE: "≈"}
+SIGNS = {"above": "▲", "below": "▼", NOISE: "≈", ONE_SEED: "○"}
 NOTE = (
-    "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, Holm's p-value of "
-    f"McNemar's test is {LEVEL} or more, or not every seed is on one side."
+    "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, over test images or "
+    f"over seeds, or Holm's p-value of McNemar's test is {LEVEL} or more."
 )
-
+ONE = "Below the best of its block by more than these images' noise, but with one seed: others are not known."
+NOTES = {NOISE: NOTE, ONE_SEED: ONE}
+KEY = "▲ the row is above the column, ▼ below, ≈ within noise, ○ one seed"
 NO_PAIRS = pd.DataFrame(columns=list(PAIRS))
 
 
+def of_datasets(runs, table, n_shot, classifier="clip"):
+    """``{dataset: compare.pairs}`` of the rows of ``table`` (``results.main_results``), for every data set in ``runs``.
+
+    classifier: as in ``compare.load_correct``.
+    """
+    rows = list(dict.fromkeys(table[["method", "setting"]].itertuples(index=False, name=None)))
+    names = runs["dataset"].unique()
+    return {name: pairs(load_correct(runs, name, n_shot, classifier), rows) for name in names}
+
+
 def marks(table):
-    """Pairs as a square, ``{row: {column: "above" | "below" | "within noise"}}``: the row against the column."""
-    turned = {"above": "below", "below": "above", NOISE: NOISE}
+    """Pairs as a square, ``{row: {column: verdict}}``: the row against the column."""
     square = {}
     for row in table.itertuples():
         square.setdefault(row.first, {})[row.second] = row.verdict
-        square.setdefault(row.second, {})[row.first] = turned[row.verdict]
+        square.setdefault(row.second, {})[row.first] = TURNED.get(row.verdict, row.verdict)
     return square
 
 
 def marked(table, by_dataset):
-    """``results.main_results`` with ``NOTE`` where a row is within noise of the best of its block and data set.
+    """``results.main_results`` with one of ``NOTES`` where a row is not surely below the best of its block.
 
-    by_dataset: ``{dataset: pairs}``; "average" has none.
+    by_dataset: ``of_datasets``; "average" has none.
     """
     names = {row.Index: row_name(row.method, row.setting) for row in table.itertuples()}
     notes = pd.Series("", table.index, dtype=object)
     for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
         best = rows["accuracy_mean"].idxmax()
         verdicts = marks(by_dataset.get(dataset, NO_PAIRS)).get(names[best], {})
-        notes[[i for i in rows.index if i != best and verdicts.get(names[i]) == NOISE]] = NOTE
+        for verdict, note in NOTES.items():
+            notes[[i for i in rows.index if i != best and verdicts.get(names[i]) == verdict]] = note
     return table.assign(note=notes)
 
 
@@ -67,17 +91,19 @@ def headline(table, dataset, found):
         words[-1] += beside.get("real", "")
         if len(real) and row.setting != "R":
             names = row_name(real.iloc[0].method, "R"), name
-            verdict = {"below": "less, and more than noise", NOISE: NOISE}.get(
-                marks(found).get(names[0], {}).get(names[1]), "less"
-            )
-            words[-1] += f"; {names[0]} has {real['accuracy_mean'].iloc[0]:.1f} %, {verdict}"
+            verdict = marks(found).get(names[0], {}).get(names[1])
+            less = {"below": f"less, and {SAID['below']}", NOISE: NOISE}.get(verdict, "less")
+            words[-1] += f"; {names[0]} has {real['accuracy_mean'].iloc[0]:.1f} %, {less}"
+    if ONE_SEED in set(found["verdict"]):
+        words.append("With one seed, what others would bring is not known")
     return ". ".join([*words, ""]).rstrip() or f"No CLIP was trained on {dataset}: 03_train_clip does that."
 
 
 def sentence(table):
     """How many pairs differ, and by what rule."""
-    noise = int((table["verdict"] == NOISE).sum())
-    return f"{len(table)} pairs: {len(table) - noise} differ ({RULE}), {noise} are within noise."
+    noise, single = (int((table["verdict"] == verdict).sum()) for verdict in (NOISE, ONE_SEED))
+    one = f", {single} differ on these images but have one seed" if single else ""
+    return f"{len(table)} pairs: {len(table) - noise - single} differ ({RULE}), {noise} are within noise{one}."
 
 
 def square(table):
@@ -86,7 +112,7 @@ def square(table):
     names = list(dict.fromkeys([*table["first"], *table["second"]]))
     lines = [f"**{sentence(table)}**", ""]
     if names:
-        lines.append("| ▲ the row is above the column, ▼ below, ≈ within noise | " + " | ".join(_numbers(names)) + " |")
+        lines.append(f"| {KEY} | " + " | ".join(_numbers(names)) + " |")
         lines.append("|---|" + ":-:|" * len(names))
     for number, name in zip(_numbers(names), names, strict=True):
         cells = [SIGNS.get(found[name].get(other), "") for other in names]
@@ -104,17 +130,15 @@ def texts(table):
 
 
 def markdown(table):
-    """The pairs as Markdown: ▲ the first is above, ▼ below, ≈ within noise."""
+    """The pairs as Markdown: ▲ the first is above, ▼ below, ≈ within noise, ○ one seed."""
     lines = [
         sentence(table),
         "",
-        "| First | Second | Difference | 95 % interval | Per seed | p (Holm) | |",
-        "|---|---|---:|:-:|:-:|---:|:-:|",
+        "| First | Second | Difference | 95 % over images | Per seed | 95 % over seeds | p (Holm) | |",
+        "|---|---|---:|:-:|:-:|:-:|---:|:-:|",
     ]
     for row in table.itertuples():
         p = "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
-        interval = f"{row.low:+.1f} to {row.high:+.1f}"
-        seeds = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
-        cells = [row.first, row.second, f"{row.difference:+.1f}", interval, seeds, p, SIGNS[row.verdict]]
+        cells = [row.first, row.second, f"{row.difference:+.1f}", *spread(row), p, SIGNS[row.verdict]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

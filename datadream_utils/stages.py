@@ -68,9 +68,19 @@ def generated(stages, dataset, n_shot=None, variant=""):
     return stages[same].sort_values(["method", "n_shot", "seed"])
 
 
-def measured(stages, dataset):
-    """``generated``, the first ``MEASURED_SEEDS`` seeds of each method and ``n_shot``: whose images are looked at."""
-    return generated(stages, dataset).groupby(["method", "n_shot"]).head(MEASURED_SEEDS)
+def measured(stages, dataset, split_file=""):
+    """``generated``, the first ``MEASURED_SEEDS`` seeds of each method and ``n_shot``: whose images are looked at.
+
+    InputError for one that was made with another split: its shots may be test images of this one.
+    """
+    found = generated(stages, dataset).groupby(["method", "n_shot"]).head(MEASURED_SEEDS)
+    for stage in found.itertuples():
+        if Path(stage.parameters["split_file"]).name != Path(split_file).name:
+            raise InputError(
+                f"{stage.folder} was made with split_file={stage.parameters['split_file']!r}, not {split_file!r}: set "
+                "split_file to that."
+            )
+    return found
 
 
 def run_parameters(stages):

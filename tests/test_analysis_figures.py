@@ -124,6 +124,16 @@ def test_shots_are_compared_between_plain_runs(tmp_path):
     assert ablation_figures.compute(ablations.compute({"n_shot": none})).empty
 
 
+def test_images_of_another_split_are_not_measured(tmp_path):
+    _write(tmp_path, "run", "generate", split_file="elsewhere/coop.json")
+    found = stages.load_stages(tmp_path)
+    assert len(stages.measured(found, "mine", "/here/coop.json")) == 1
+    with pytest.raises(
+        InputError, match="was made with split_file='elsewhere/coop.json', not '': set split_file to that"
+    ):
+        stages.measured(found, "mine")
+
+
 def test_a_broken_manifest_is_named(tmp_path):
     folder = _write(tmp_path, "run", "adapt")
     (folder / "manifest.json").write_text("{}")
@@ -249,7 +259,7 @@ def _every_figure(folder):
         {"method": "real", "setting": "R", "certainty": [50.0, 90.0], "accuracy": [60.0, 80.0], "n": 20}
     )
     copies = pd.DataFrame({"method": "loft", "n_shot": [1, 16], "seed": 0, "feature_copies": [30.0, 2.0]})
-    copies = copies.assign(feature_nearer=[90.0, 55.0], pixel_nearer=[80.0, 50.0])
+    copies = copies.assign(feature_nearer=[90.0, 55.0], pixel_nearer=[80.0, 50.0], pixel_copies=[0.5, 0.0])
     drawn = {("issynth", 16): paths[:4], ("datadream_cls", 1): paths[:4]}
     return {
         "ablation": lambda: ablation_figures.ablation(_ablation(), "n_shot", 77.0),
@@ -279,10 +289,17 @@ def test_figures_say_what_the_data_say(every_figure):
     assert "ends at 0, within the error of resampling) (95 %" in says["scatter"] and "between" not in says["scatter"]
     assert "images of LoFT have a density of 0.50" in says["fidelity"] and "other real images" in says["fidelity"]
     assert "99 % of the held-out real images: 50.0 % of LoFT." in says["nearest"]  # 0.1 and 0.2 are below 0.253
-    assert "of the other generators 55.0 to 90.0 %" in says["copies"]
-    assert "with 1 shot was not run. Most near copies: LoFT with 1 shot, 30.0 %." in says["copies"]
+    assert (
+        "DataDream_cls with 1 shot was not run. Near copies: by features most of LoFT with 1 shot (30.0 %); by "
+        in (says["copies"])
+    )
+    assert "by pixels none stands out, at most 0.5 %." in says["copies"]
     assert "1 of 2 classes gain over Real-finetune; most one with LoFT (+9.0 points), least zero" in says["gains"]
-    assert "b is taken for" not in says["confusion"] and "b for a less often (-5.0)" in says["confusion"]
+    assert says["confusion"] == "With LoFT (S), b is taken for a less often (-5.0 points)."
+    more = class_figures.confusion_change(np.array([[-3.0, 3], [0, 0]]), ["a", "b"], "loft", "S").sentence
+    assert more == "With LoFT (S), a is taken for b more often (+3.0 points)."
+    same = class_figures.confusion_change(np.zeros((2, 2)), ["a", "b"], "loft", "S").sentence
+    assert same == "With LoFT (S), no class is taken for another more or less often."
     assert (
         "DISEF (16), DataDream_dset (1), DataDream_cls (4)" in says["qualitative"]
         and "IsSynth" not in says["qualitative"]
@@ -300,12 +317,12 @@ def test_figures_are_read_in_print_and_in_the_dark(every_figure):
         assert figure.get_facecolor() == (1, 1, 1, 1), name
 
 
-def test_words_of_narrow_figures_lie_within_them(every_figure):
-    for name in ("scatter", "nearest", "pareto", "reliability"):
+def test_words_of_figures_lie_within_them(every_figure):
+    for name in ("scatter", "nearest", "pareto", "reliability", "ablation", "fidelity", "copies", "gains", "confusion"):
         figure = every_figure[name]
         figure.draw_without_rendering()
-        (ax,) = figure.axes
-        for text in (ax.xaxis.label, ax.yaxis.label, ax.title, *figure.legends):
+        words = [text for ax in figure.axes for text in (ax.xaxis.label, ax.yaxis.label, ax.title)]
+        for text in (*words, *figure.legends):
             box, empty = text.get_window_extent(), getattr(text, "get_text", lambda: "legend")() == ""
             inside = box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
             assert inside or empty, (name, text)
@@ -315,8 +332,8 @@ def test_the_same_figures_have_the_same_bytes_and_carry_their_words(tmp_path):
     (tmp_path / "pictures").mkdir()
     for which in ("first", "second"):
         makers = _every_figure(tmp_path / "pictures")
-        for name in ("ablation", "gains"):
-            figure = makers[name]()
+        for name, make in makers.items():
+            figure = make()
             picture = Image.open(plots.save_figure(figure, tmp_path / which, name))
             assert picture.info["Description"] == figure.alt
             assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
@@ -397,14 +414,17 @@ def test_tables_say_what_they_hold():
 
 
 def test_copies_are_told_with_their_ties_and_within_their_limits():
-    table = pd.DataFrame({"method": ["datadream_cls", "loft"] * 2, "n_shot": 1, "seed": [0, 0, 1, 1]})
-    table = table.assign(feature_nearer=[98.0, 60, 100, 60], pixel_nearer=75.0, feature_copies=[0.0, 1, 8, 7])
+    table = pd.DataFrame({"method": ["datadream_cls", "loft", "fakeit"] * 2, "n_shot": 1, "seed": [0, 0, 0, 1, 1, 1]})
+    table = table.assign(feature_nearer=[98.0, 60, 40, 100, 60, 60], pixel_nearer=75.0, pixel_copies=0.2)
+    table = table.assign(feature_copies=[0.0, 1, 0, 8, 7, 0])
     figure = copy_figures.copies_by_shots(table)
     assert figure.sentence.startswith(
-        "DataDream_cls's images are nearer to a shot than to as many held-out real images: by features 99.0 % with 1; "
-        "by pixels 75.0 % with 1; of the other generators 60.0 to 60.0 % (by features). Without copying it would be 50"
+        "Nearer to a shot than to as many held-out real images (50 % on average without copying): DataDream_cls's "
+        "images by features 99.0 ± 1.4 % with 1; by pixels 75.0 ± 0.0 % with 1; those of FakeIt, which sees no shot, "
+        "by features 50.0 ± 14.1 % with 1; by pixels 75.0 ± 0.0 % with 1. Near copies: by features most of "
+        "DataDream_cls with 1 shot and LoFT with 1 shot (4.0 %); by pixels none stands out, at most 0.2 %. 1 % would"
     )
-    assert "Most near copies: DataDream_cls with 1 shot and LoFT with 1 shot, 4.0 %. 1 % would" in figure.sentence
+    assert len(figure.axes) == 4
     for ax in figure.axes:
         ends = np.concatenate([segment for bars in ax.collections for segment in bars.get_segments()])[:, 1]
         assert ends.min() >= 0 and ends.max() <= 100

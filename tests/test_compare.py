@@ -61,14 +61,40 @@ def test_only_common_seeds_are_compared():
     assert compare.paired(a, b) is None
 
 
-def test_a_verdict_needs_interval_test_and_every_seed():
+def test_a_verdict_needs_images_and_seeds():
     same = _pair([0.5, 0.5], [0.5, 0.5])
     assert same["verdict"] == compare.NOISE and (same["low"], same["high"]) == (0.0, 0.0)
-    assert _pair([0.9, 0.8], [0.5, 0.5])["verdict"] == "above" and _pair([0.5, 0.5], [0.9, 0.8])["verdict"] == "below"
-    mixed = _pair([0.9, 0.8, 0.5], [0.5, 0.5, 0.51])  # far apart in the mean, but one seed is on the other side
-    assert mixed["low"] > 10 and mixed["p_holm"] < 1e-6 and mixed["verdict"] == compare.NOISE
+    assert _pair([0.9, 0.88], [0.5, 0.5])["verdict"] == "above" and _pair([0.5, 0.5], [0.9, 0.88])["verdict"] == "below"
+    mixed = _pair([0.9, 0.8, 0.55], [0.5, 0.5, 0.5])  # far apart in the mean, every seed on one side, but how unlike!
+    assert mixed["low"] > 10 and mixed["p_holm"] < 1e-6 and mixed["seeds_low"] < 0 and mixed["verdict"] == compare.NOISE
+    one = _pair([0.9], [0.5])  # another training may bring anything
+    assert one["low"] > 10 and np.isnan(one["seeds_low"]) and one["verdict"] == compare.ONE_SEED
     few = compare.pairs({("real", "R"): _shares([1.0], 5), ("fakeit", "R+S"): _shares([0.2], 5)}).iloc[0]
     assert few["low"] > 0 and few["p"] > 0.05 and few["verdict"] == compare.NOISE  # four of five images prove nothing
+
+
+def test_interval_over_seeds_is_students():
+    found = _pair([0.9, 0.8, 0.7], [0.5, 0.5, 0.5])
+    low, high = stats.ttest_1samp([40.0, 30.0, 20.0], 0).confidence_interval(0.95)
+    assert (found["seeds_low"], found["seeds_high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_images_must_be_on_the_side_of_the_mean():
+    a, b = np.zeros((3500, 3), bool), np.zeros((3500, 3), bool)
+    a[:150] = True  # 150 images that the first recognises with every seed
+    for seed in range(3):  # 300 that the second recognises with one seed each
+        b[150 + 100 * seed : 250 + 100 * seed, seed] = True
+    found = compare.pairs({("loft", "S"): pd.DataFrame(a), ("fakeit", "S"): pd.DataFrame(b)}).iloc[0]
+    assert found["low"] > 0 and found["seeds_low"] > 0 and found["p"] < 1e-9  # and yet more images are the second's
+    assert (found["better"], found["worse"]) == (150, 300) and found["verdict"] == compare.NOISE
+
+
+def test_zero_shot_clip_is_the_same_with_every_seed(runs):
+    _write_run(runs, "clip_zeroshot", "none", [True] * 30 + [False] * 70)
+    correct = compare.load_correct(load_results(runs), "d", 16)
+    assert list(correct["clip_zeroshot", "none"]) == [0, 1] and list(correct["issynth", "R+S"]) == [0]
+    row = compare.between(compare.pairs(correct), "Real-finetune (R)", "CLIP (zero-shot)")
+    assert row["per_seed"] == {0: 30.0, 1: 30.0} and row["verdict"] == "above"
 
 
 def _shares(shares, n=1000):
@@ -81,14 +107,14 @@ def _pair(first, second):
 
 
 def test_a_pair_seen_from_the_other_side():
-    found = compare.pairs({("datadream_cls", "S"): _shares([0.9, 0.8]), ("fakeit", "S"): _shares([0.5, 0.5])})
+    found = compare.pairs({("datadream_cls", "S"): _shares([0.9, 0.88]), ("fakeit", "S"): _shares([0.5, 0.5])})
     there = compare.between(found, "DataDream_cls (S)", "FakeIt (S)")
     back = compare.between(found, "FakeIt (S)", "DataDream_cls (S)")
-    assert there["difference"] == -back["difference"] == 35.0 and (there["low"], there["high"]) == (
-        -back["high"],
-        -back["low"],
-    )
-    assert (there["verdict"], back["verdict"]) == ("above", "below") and back["per_seed"] == {0: -40.0, 1: -30.0}
+    assert there["difference"] == -back["difference"] == 39.0
+    for low, high in (("low", "high"), ("seeds_low", "seeds_high")):
+        assert (there[low], there[high]) == (-back[high], -back[low]) and there[low] < there[high]
+    assert (there["better"], there["worse"]) == (back["worse"], back["better"]) == (400, 0)
+    assert (there["verdict"], back["verdict"]) == ("above", "below") and back["per_seed"] == {0: -40.0, 1: -38.0}
     assert compare.between(found, "FakeIt (S)", "LoFT (S)") is None
 
 
@@ -124,7 +150,8 @@ def test_the_published_order_against_ours(runs):
     reversed_ = order.loc["DataDream_cls (R+S) − Real-finetune (R)"]
     assert (reversed_["ours"], reversed_["verdict"]) == (-20.0, "reversed")
     open_ = order.loc["IsSynth (R+S) − Real-finetune (R)"]
-    assert (open_["ours"], open_["verdict"], open_["per_seed"]) == (0.0, compare.UNDECIDED, {0: 0.0})
+    assert (open_["ours"], open_["verdict"], open_["per_seed"]) == (0.0, "not decided: within noise", {0: 0.0})
+    assert order.loc["DataDream_dset (R+S) − IsSynth (R+S)", "verdict"] == "not decided: one seed"
     assert not order.index.str.contains("FakeIt").any()
 
 
@@ -132,17 +159,19 @@ def test_order_in_words_and_files(runs):
     order = compare.order(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
     texts = compare.order_texts(order)
     assert texts["md"].startswith(
-        "20 published orders, 6 of them run here: **3** hold, **2** reversed, **1** not decided"
+        "20 published orders, 6 of them run here: **2** hold, **1** reversed, **3** not decided"
     )
     assert "| DataDream_dset (R+S) − Real-finetune (R) | +2.4 | +20.0 |" in texts["md"]
-    assert texts["csv"].splitlines()[0] == "pair,published,ours,low,high,per_seed,n_test,verdict"
+    assert texts["csv"].splitlines()[0] == "pair,published,ours,low,high,seeds_low,seeds_high,per_seed,n_test,verdict"
     empty = compare.order(compare.pairs({}))
     assert "0 of them run here" in compare.order_texts(empty)["md"] and list(empty.columns) == list(order.columns)
 
 
 def test_gains_are_sentences_with_intervals(runs):
     text = compare.gains(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
-    assert "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval of the difference: +" in text
+    assert (
+        "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval of the difference over" in text
+    )
     assert "**FakeIt (R+S)** is 10.0 points below Real-finetune (R)" in text and "Synthetic only" not in text
     assert compare.gains(compare.pairs({})) == "There is nothing to compare yet."
 

@@ -71,6 +71,8 @@ def test_fidelity_and_diversity_come_apart():
     assert set(far.values()) == {0.0}
     half = np.concatenate([rng.normal(size=(80, 3))])  # one of the two heaps only: true to life, but not diverse
     found = fidelity.prdc(real, half)
+    few = fidelity.prdc(np.concatenate([real, real + 1000]), half)  # not of the first ones alone
+    assert few["precision"] < 1 and few["coverage"] < found["coverage"]
     assert found["precision"] > 0.9 and found["recall"] < 0.65 and found["coverage"] < 0.65
 
 
@@ -108,6 +110,10 @@ def test_classes_that_gain_with_every_method_do_not_pass_for_nearness():
     points = pd.DataFrame(rows, columns=["label", "method", "distance", "gain"])
     found = fidelity.correlation(points)
     assert found["pooled"]["rho"] > 0.9 and found["within"]["rho"] < -0.9 and found["between"]["rho"] == -1
+    by_hand = stats.permutation_test(([0, 1, 2, 3],), lambda x: stats.spearmanr(x, [3, 2, 1, 0]).statistic,
+                                     permutation_type="pairings").pvalue  # fmt: skip
+    assert found["between"]["p"] == pytest.approx(by_hand) == pytest.approx(2 / 24)
+    assert found["between"]["verdict"] == "not decided" and np.isnan(found["between"]["low"])  # four methods are few
     assert found["within"]["verdict"] == "below 0" and found["within"]["n_methods"] == 4
 
 
@@ -137,7 +143,7 @@ def test_features_are_clips_and_kept_by_content(clip, pictures, tmp_path):
     expected = expected.pooler_output[0].detach().numpy()
     assert found.features[9] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and found.of(2).paths == tuple(pictures[2])
-    assert found.first(2).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.some(2, 0).labels.tolist() == [0, 0, 1, 1, 2, 2]
     nothing = Encoder(None, None, encoder.identity)  # what is kept needs no model
     again = encode(nothing, pictures, tmp_path / "analysis")
     assert (again.features == found.features).all()
@@ -208,7 +214,7 @@ def test_without_copying_half_of_the_images_are_nearer_to_a_shot(monkeypatch):
     real = memorisation.nearest(others, shots)
     assert memorisation.summary(memorisation.nearest(copied, shots), real)["feature_copies"] < 25
     assert measured(copied)["feature_nearer"] > 65 and measured(copied)["n_draws"] == 10  # shifted, and yet found
-    few = memorisation.rivals(others.first(19), shots)
+    few = memorisation.rivals(others.some(19, 0), shots)
     assert few.shape == (0, 0) and np.isnan(memorisation.nearer(None, copied, others, few)["feature_nearer"])
 
 
@@ -233,6 +239,9 @@ def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):
         distances = images["loft", 2, seed]["pixel"]
         assert distances[[0, 2]].tolist() == [0, 0] and distances[1] > 0.05  # in the order of classes
         assert images["loft", 2, seed]["pixel_shot"][2] == few_shot(data, 2, seed)[1][1]
+    blind = pd.DataFrame([rows[0] | {"method": "fakeit"}, rows[0] | {"n_shot": 1}])  # it saw no shot: with 1 and 2
+    controls = memorisation.of_runs(encoder, blind, data, tmp_path / "outputs")[0]
+    assert controls[["method", "n_shot"]].to_numpy().tolist() == [["fakeit", 1], ["fakeit", 2], ["loft", 1]]
     generated, held_out = memorisation.pooled(images, real, 2)
     assert len(generated["loft"]) == 6 and len(held_out) == 4 and memorisation.pooled(images, real, 1) == ({}, None)
     for of_runs in (
@@ -300,17 +309,18 @@ def test_mcnemar_is_the_exact_test_of_the_discordant_pairs():
     a = pd.DataFrame({0: [True] * 12 + [False] * 3 + [True] * 50})
     b = pd.DataFrame({0: [False] * 12 + [True] * 3 + [True] * 50})
     by_hand = min(1, 2 * stats.binom.cdf(3, 15, 0.5))
-    assert compare.mcnemar(a, b) == pytest.approx(by_hand) == pytest.approx(compare.mcnemar(b, a))
+    assert compare.mcnemar(a, b) == (pytest.approx(by_hand), 12, 3)
+    assert compare.mcnemar(b, a) == (pytest.approx(by_hand), 3, 12)
     twice = [pd.DataFrame({0: x[0], 1: x[0]}) for x in (a, b)]  # a second seed of the same is no new evidence
-    assert compare.mcnemar(*twice) == pytest.approx(by_hand)
-    assert compare.mcnemar(a, a) == 1.0
+    assert compare.mcnemar(*twice) == (pytest.approx(by_hand), 12, 3)
+    assert compare.mcnemar(a, a) == (1.0, 0, 0)
 
 
 def test_equal_classifiers_are_told_apart_in_one_of_twenty_tables_at_most():
     rng, found = np.random.default_rng(0), 0
     for _ in range(200):
         a, b = (pd.DataFrame(rng.random((200, 3)) < 0.7) for _ in range(2))
-        found += compare.mcnemar(a, b) < 0.05
+        found += compare.mcnemar(a, b)[0] < 0.05
     assert 1 <= found <= 16  # 10 are expected, fewer because the test is exact
 
 
@@ -319,7 +329,7 @@ def test_holm_by_hand():
     assert compare.holm([0.5, 0.9]).tolist() == [1.0, 1.0] and len(compare.holm([])) == 0
 
 
-def _correct(shares, n=400, seeds=2, seed=0):
+def _correct(shares, n=400, seeds=4, seed=0):
     rng = np.random.default_rng(seed)
     return {key: pd.DataFrame(rng.random((n, seeds)) < share) for key, share in shares.items()}
 
@@ -337,6 +347,9 @@ def test_noise_is_never_called_better():
     assert square["LoFT (S)"]["FakeIt (S)"] == "above" and square["FakeIt (S)"]["LoFT (S)"] == "below"
     assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
     assert "0 pairs" in significance.markdown(compare.pairs({}))
+    single = compare.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8}, seeds=1))
+    assert "1 pairs: 0 differ" in significance.markdown(single) and "| ○ |" in significance.markdown(single)
+    assert "1 differ on these images but have one seed" in significance.sentence(single)
 
 
 def test_marks_of_the_main_table_are_those_of_the_pairs():
@@ -386,7 +399,7 @@ def test_alignment_puts_real_images_beside(tmp_path, clip):
     table = fidelity.alignment(encoder, pd.DataFrame([stage]), real, {0: others}, ("zero", "one"))
     sizes = table.set_index(["method", "class_name"])[["n_real", "n_synthetic"]]
     assert sizes.loc[(fidelity.REAL, "one")].tolist() == [20, 8] and len(table) == 4
-    again = fidelity.frechet(real.of(1).features, others.first(8).of(1).features)
+    again = fidelity.frechet(real.of(1).features, others.some(8, 0).of(1).features)
     assert table.set_index(["method", "label"]).loc[(fidelity.REAL, 1), "frechet"] == pytest.approx(again)
     gains = pd.DataFrame({"method": "fakeit", "setting": "S", "seed": 0, "label": [0, 1], "gain": [3.0, -1.0]})
     points = fidelity.against_gains(table, gains, "S").set_index("label")

@@ -201,6 +201,20 @@ def test_other_parameters_are_refused_even_when_the_note_of_them_is_gone(make_pa
         needs(make_params("adapt", n_shot=2), "adapt", "01_adapt_sd")
 
 
+@pytest.mark.parametrize(
+    "change", [{"split_file": "lists/other.csv"}, {"sd_model": "models/other"}, {"resolution": 64}]
+)
+def test_a_stage_made_from_other_data_or_models_is_not_built_on(make_params, tmp_path, change):
+    name = next(iter(change))
+    stage = run_stage(make_params("adapt", n_shot=2), "adapt")
+    stage.begin()
+    stage.finish()
+    elsewhere = {"sd_model": f"{tmp_path}/models/tiny-stable-diffusion"}  # the same model in another place
+    assert needs(make_params("generate", n_shot=2, **elsewhere), "adapt", "01_adapt_sd").finished
+    with pytest.raises(InputError, match=f"was made with {name}=.*: use the same value here, or set 'variant'"):
+        needs(make_params("generate", n_shot=2, **change), "adapt", "01_adapt_sd")
+
+
 @contextmanager
 def _small_disk(folder):
     """A disk of 2 MiB, for those who may mount one (root)."""

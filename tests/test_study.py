@@ -115,7 +115,13 @@ def test_the_workflow_plans_shards_sweeps_and_named_targets(tmp_path):
 
 def test_the_makefile_starts_every_study_behind_the_committed_results():
     made = {"capture_output": True, "text": True, "cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    make = ["make", "--dry-run", "-o", ".venv/installed", f"BIN={os.path.relpath(os.path.dirname(sys.executable), ROOT)}"]
+    make = [
+        "make",
+        "--dry-run",
+        "-o",
+        ".venv/installed",
+        f"BIN={os.path.relpath(os.path.dirname(sys.executable), ROOT)}",
+    ]
     for target in ("results", "demo"):
         printed = subprocess.run([*make, target], **made, check=True).stdout
         commands = "\n".join(line for line in printed.splitlines() if "snakemake " in line)

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from datadream_utils.adapt import adapt, plan_adapters
+from datadream_utils.captions import read_captions
 from datadream_utils.clip import ClipClassifier
 from datadream_utils.datasets import Dataset
-from datadream_utils.generate import Recipe, generate, load_judge, read_captions
+from datadream_utils.generate import Recipe, generate, load_judge
 from datadream_utils.models import load_clip, load_stable_diffusion, weight_dtype
 from datadream_utils.run import Stage, set_threads
 from datadream_utils.train import (

@@ -4,12 +4,17 @@ DISEF asks LLaVA-1.5 what an image shows, naming its class, and generates from s
 of transformers serves; the tiny world has none and lets its CLIP choose among colour words instead, and says so.
 """
 
+import json
+
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datadream_utils.clip import class_logits, image_features, text_features, tokenize
+from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.errors import InputError
-from datadream_utils.models import load_whole, opened
+from datadream_utils.images import read_image
+from datadream_utils.models import DTYPES, load_clip, load_whole, opened
+from datadream_utils.run import write_json
 
 STAND_IN = "stand-in"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "gray", "black")
@@ -98,3 +103,31 @@ def one_line(text, class_name):
     if class_name.lower() in text.lower():
         return text
     return f"{class_name}, {text}" if text else class_name
+
+
+def read_captions(method, data, shots, p, stage, device, progress=lambda shots, **_: shots):
+    """``{shot path: caption}`` for a method that prompts with captions, else None.
+
+    Kept in ``captions.json`` beside the images, with what wrote them: class by class, so that a run that is killed goes
+    on where it was.
+    """
+    if method.prompt != "caption":
+        return None
+    path, paths, labels = stage.folder / "captions.json", *flatten(shots)
+    names = [str(shot.relative_to(data.root)) for shot in paths]
+    by = [p.captioner, p.captioner_revision, p.seed]
+    stored = json.loads(path.read_text()) if path.exists() and not stage.damage([path.name]) else {}
+    if stored.get("captioner") != by or list(stored["captions"]) != names[: len(stored["captions"])]:
+        stored = {"captioner": by, "note": "", "captions": {}}
+    done = stored["captions"]
+    if len(done) < len(names):
+        clip = load_clip(p.filter_model, p.filter_revision, device, "filter_model") if p.captioner == STAND_IN else None
+        captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)
+        stored["note"] = captioner.note
+        for i in progress(range(len(done), len(names)), total=len(names) - len(done), label="captions"):
+            seed, name = stable_seed(p.seed, names[i]), data.class_names[labels[i]]
+            done[names[i]] = captioner.describe(read_image(paths[i]), name, data.domain, seed)
+            if labels[i] != (labels + [None])[i + 1]:
+                write_json(path, stored)
+    print(f"captions by {stored['note']}")
+    return dict(zip(paths, done.values(), strict=True))

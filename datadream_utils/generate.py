@@ -15,20 +15,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from datadream_utils.adapt import adapter_folder, adapter_names
-from datadream_utils.captions import STAND_IN, load_captioner
 from datadream_utils.clip import clip_judge
-from datadream_utils.datasets import Dataset, flatten, stable_seed
+from datadream_utils.datasets import Dataset, stable_seed
 from datadream_utils.images import centre_square, read_image, write_png, written_whole
 from datadream_utils.lora import fused_lora
 from datadream_utils.memory import enough_memory
 from datadream_utils.methods import Method
-from datadream_utils.models import DTYPES, load_clip
+from datadream_utils.models import load_clip
 from datadream_utils.prompts import generation_prompt
-from datadream_utils.run import write_json
 from datadream_utils.shards import part_of
 from datadream_utils.stacked import own_adapters
 from datadream_utils.texts import inside
@@ -105,7 +103,7 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
     starts: pictures (PIL, square) to start from, each noised to the time of step ``start_step``, whose predecessors
-    are skipped (Meng et al. 2022); None: start from noise.
+    are skipped (Meng et al. 2022), by DPM-Solver++ where the model's sampler is PNDM; None: start from noise.
     """
     options = dict(
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -114,7 +112,10 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     )
     if starts is None:
         return pipe(list(prompts), height=resolution, width=resolution, **options).images
-    from_image = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    parts = dict(pipe.components)
+    if isinstance(pipe.scheduler, PNDMScheduler):  # it repeats its second step, so it cannot begin at a later one
+        parts["scheduler"] = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    from_image = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     from_image.set_progress_bar_config(disable=True)
     strength = (num_inference_steps - start_step + 0.5) / num_inference_steps  # half a step against rounding down
     return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
@@ -213,30 +214,6 @@ def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
 def load_judge(p, data, device):
     """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``."""
     return clip_judge(*load_clip(p.filter_model, p.filter_revision, device, "filter_model"), data)
-
-
-def read_captions(method, data, shots, p, stage, device):
-    """``{shot path: caption}`` for a method that prompts with captions, else None.
-
-    Written once, to ``captions.json`` beside the images, with what wrote them.
-    """
-    if method.prompt != "caption":
-        return None
-    path, paths, labels = stage.folder / "captions.json", *flatten(shots)
-    names = [str(shot.relative_to(data.root)) for shot in paths]
-    stored = json.loads(path.read_text()) if path.exists() and not stage.damage([path.name]) else {}
-    if stored.get("captioner") != [p.captioner, p.captioner_revision, p.seed] or list(stored["captions"]) != names:
-        clip = load_clip(p.filter_model, p.filter_revision, device, "filter_model") if p.captioner == STAND_IN else None
-        captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)
-        texts = [
-            captioner.describe(read_image(shot), data.class_names[label], data.domain, stable_seed(p.seed, name))
-            for shot, label, name in zip(paths, labels, names, strict=True)
-        ]
-        stored = {"captioner": [p.captioner, p.captioner_revision, p.seed], "note": captioner.note}
-        stored["captions"] = dict(zip(names, texts, strict=True))
-        write_json(path, stored)
-    print(f"captions by {stored['note']}")
-    return dict(zip(paths, stored["captions"].values(), strict=True))
 
 
 def _images_per_class(recipe, p):

@@ -93,5 +93,6 @@ def gain(generated, alone):
     low, high = found["low"], found["high"]
     unclear = "no difference, or too few test images to tell"
     helped = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
-    interval = f"95 % interval of the difference {low:+.1f} to {high:+.1f}"
-    return f"The generated images bring {found['ours']:+.1f} points ({interval}): {helped}."
+    interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
+    once = "It is one run: other shots or another seed may bring otherwise."
+    return f"The generated images bring {found['ours']:+.1f} points ({interval}): {helped}. {once}"

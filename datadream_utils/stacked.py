@@ -2,8 +2,9 @@
 
 K adapters with b images each make a batch of b K, image j of adapter k at j K + k. Every adapted layer computes W x
 once for the whole batch and adds (alpha / rank) B_k A_k x for the images of adapter k, as two batched products. Nothing
-is shared between adapters: training them together is training them one by one, up to rounding, and in sampling every
-image of a batch can have an adapter of its own (the batch is then K images without their prompt, K with it).
+is shared between adapters (but in fp16 the loss scale: an overflow skips a step of all): training them together is
+training them one by one, up to rounding, and in sampling every image of a batch can have an adapter of its own (the
+batch is then K images without their prompt, K with it).
 """
 
 from contextlib import contextmanager

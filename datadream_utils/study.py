@@ -43,6 +43,8 @@ from datadream_utils.params import (
 
 Some = Field(min_length=1)
 NAMED = ("dataset", "method", "n_shot", "seed", "variant", "setting")  # lists of their own, or made here
+ONLY_WITH = {"start_step": ("start", "shot"), "filter_tries": ("keep", "clip")}
+ONLY_WITH |= dict.fromkeys(("captioner", "captioner_revision"), ("prompt", "caption"))
 FOR_PICTURES = ("guidance_scale", "num_inference_steps")  # stage 1 only shows pictures with these
 
 
@@ -108,6 +110,9 @@ class Study(BaseModel):
         stages = (["adapt"] if row.adapts else []) + (["generate"] if row.generates else []) + ["train"]
         if name in AXES or name in ("real_weight", "synthetic_per_class"):
             return row.generates
+        if name in ONLY_WITH:
+            axis, value = ONLY_WITH[name]
+            return getattr(row, axis) == value
         if row.settings == ("none",):
             return name.startswith("clip_model") or name == "clip_revision"
         return any(name in _decides(stage) for stage in stages)

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import same_progress
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from datadream_utils.adapt import adapt, adapter_folder, plan_adapters
+from datadream_utils.captions import read_captions
 from datadream_utils.clip import clip_judge
 from datadream_utils.datasets import few_shot
 from datadream_utils.errors import InputError
@@ -23,7 +25,6 @@ from datadream_utils.generate import (
     generated_files,
     image_seed,
     metadata,
-    read_captions,
     sample,
     sample_draws,
     start_picture,
@@ -220,6 +221,39 @@ def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_params, ca
     other = p.model_copy(update={"seed": 1})
     assert "mine" not in read_captions(p.system, mnist, few_shot(mnist, 2, 1), other, stage, "cpu").values()
     assert read_captions(METHODS["fakeit"], mnist, shots, p, stage, "cpu") is None
+
+
+def test_captions_go_on_where_a_killed_run_was(mnist, make_params):
+    p = make_params("generate", method="disef", n_shot=2)
+    stage, shots = run_stage(p, "generate"), few_shot(mnist, 2, 0)
+    whole = read_captions(p.system, mnist, shots, p, stage, "cpu")
+    (stage.folder / "captions.json").unlink()
+    seen = []
+
+    def killed(indices, **_):
+        for i in indices:
+            yield i
+            seen.append(i)
+            if i == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_captions(p.system, mnist, shots, p, stage, "cpu", killed)
+    assert read_captions(p.system, mnist, shots, p, stage, "cpu", lambda of, **_: seen.extend(of) or of) == whole
+    assert seen == [0, 1, 2, 3, 4, *range(4, 20)]  # the third class had begun only
+
+
+def test_pndm_does_not_start_in_the_middle(pipe, mnist, monkeypatch):
+    scheduler = PNDMScheduler(skip_prk_steps=True, prediction_type="v_prediction")
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    times, shot = [], start_picture(few_shot(mnist, 1, 0)[7][0], 32)
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: times.append(int(inputs[1])))
+    try:
+        sample(pipe, ["a photo of a seven"], [0], 2.0, 20, 32, [shot], 5)
+    finally:
+        hook.remove()
+    assert len(times) == 15 and all(later < earlier for earlier, later in pairwise(times))
+    assert pipe.scheduler is scheduler
 
 
 def test_loft_draws_each_image_of_a_batch_with_its_own_two_adapters(pipe, mnist, make_params):

@@ -52,6 +52,13 @@ def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
     assert study.classifiers(study.runs()[names[3]]) == ["train-R+S"]  # nothing else has a weight
 
 
+def test_a_sweep_of_what_a_method_has_no_use_for_makes_no_run():
+    sweep = {"start_step": [0], "filter_tries": [9], "captioner": ["mine"]}
+    study = make_study(SMALL | {"methods": ["datadream_cls", "issynth", "disef"], "seeds": [0], "sweep": sweep})
+    changes = {(run.method, *run.change[0][:1]) for run in study.runs().values() if run.change}
+    assert changes == {("issynth", "start_step"), *(("disef", name) for name in sweep)}
+
+
 def test_stages_that_a_change_does_not_touch_are_made_once():
     study = make_study(SMALL | {"sweep": {"guidance_scale": [4.0], "real_weight": [0.5], "lora_rank": [4]}})
     homes = {

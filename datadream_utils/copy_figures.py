@@ -98,7 +98,7 @@ def copies_by_shots(table):
             ax.axhline(chance, color="0.4", ls="--", lw=0.8)
             ax.set_xticks(range(len(shots)), shots)
             ax.set_xlim(-0.5, len(shots) - 0.5)
-            finish(ax, "real images per class" if row is axes[-1] else "", words.format(space))
+            finish(ax, "real images per class" if ax in axes[-1] else "", words.format(space))
     legend(figure, axes.ravel())
     sentence = f"{_claim(table)} {_near_copies(table)} {_chance(1)}"
     what = (

@@ -209,7 +209,7 @@ def forest(order, dataset):
     ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
     ax.invert_yaxis()
     ax.set(
-        xlabel="points of accuracy; 95 % intervals: thick over the test images, thin over seeds",
+        xlabel="points of accuracy, with 95 % intervals\n(thick: over test images, thin: over seeds)",
         title=literal(f"The published order, on {dataset}"),
     )
     if order.empty:

@@ -213,5 +213,9 @@ def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
     words = f"Of {len(order)} published orders {count.get('holds', 0)} hold here"
     assert figure.sentence.startswith(words) and figure.sentence in figure.alt
     assert [label.get_text() for label in ax.get_yticklabels()] == order["pair"].tolist()
+    figure.draw_without_rendering()
+    for text in (ax.title, ax.xaxis.label):
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0, text
     (ax,) = plots.forest(order[:0], "d").axes
     assert ax.texts[0].get_text() == "no published pair has been run"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from datadream_utils.run import choose_device, digest
 from datadream_utils.train import evaluation_pictures
 
 BATCH = 256
+MOST = 20_000  # pictures of one set that are looked at, in equal shares of the classes, but at least ``LEAST`` of each
+LEAST = 20
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,22 @@ def encode(encoder, files, cache, checksum=""):
 
 
 def encode_generated(encoder, stage, n_classes):
-    """The pictures of a generate stage (a row of ``stages.generated``), kept in the run's ``analysis/``."""
-    return encode(encoder, generated_files(stage, n_classes), stage.folder.parent / "analysis", stage.digest)
+    """The first pictures (``MOST``) of a generate stage (``stages.generated``), kept in the run's ``analysis/``."""
+    files = [paths[: share(n_classes)] for paths in generated_files(stage, n_classes)]
+    return encode(encoder, files, stage.folder.parent / "analysis", stage.digest)
 
 
 def encode_real(encoder, files, output_root):
-    """Real pictures ``files[label]``, kept in ``analysis/`` under ``output_root``."""
-    return encode(encoder, files, resolve(output_root) / "analysis")
+    """Real pictures ``files[label]``, kept in ``analysis/`` under ``output_root``; of very many some (``MOST``)."""
+    most = share(len(files))
+    few = [sorted(random.Random(label).sample(paths, most)) if len(paths) > most else paths
+           for label, paths in enumerate(files)]  # fmt: skip
+    return encode(encoder, few, resolve(output_root) / "analysis")
+
+
+def share(n_classes):
+    """How many pictures of each of ``n_classes`` classes are looked at."""
+    return max(LEAST, MOST // n_classes)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import re
 from pathlib import PurePosixPath
 
 import yaml
+from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
 from datadream_utils.errors import InputError
@@ -24,7 +25,8 @@ THEIRS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "te
 def export_hub(known, target):
     """Fetch a known data set from the hub and write it to the folder ``target``: train, test, mostly val.
 
-    InputError when it cannot be had: the sentence names the folder, the hub id and what to do.
+    Of several processes one fetches, the others wait. InputError when it cannot be had: the sentence names the folder,
+    the hub id and what to do.
     """
     import datasets
 
@@ -38,7 +40,11 @@ def export_hub(known, target):
             f"either get access to the hub, or {known.how_to(target)}."
         ) from error
     revision = f"revision {hub['revision']}" if hub["revision"] else "its newest revision, none being pinned"
-    return _export(loaded, target, known, f"hub data set {hub['id']}, {revision}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if (target / "dataset.yaml").is_file():  # by another process, in the meantime
+            return target
+        return _export(loaded, target, known, f"hub data set {hub['id']}, {revision}")
 
 
 def export_parquet(root, known):

@@ -70,7 +70,8 @@ def beside_texts(both):
         ticks = ["✓" if kind in row.setting else "" for kind in "RS"]
         difference = "" if pd.isna(row.difference) else f"{row.difference:+.1f}"
         rows.append([row.dataset, get_method(row.method).label, *ticks, *numbers, difference])
-    lines = [f"Ours beside what the authors published ({SOURCE}); top-1 accuracy (%).", ""]
+    said = "Splits, class names and more may differ: README, *Differences*."
+    lines = [f"Ours beside what the authors published ({SOURCE}); top-1 accuracy (%). {said}", ""]
     lines += [f"| {' | '.join([*heads, 'Note'])} |", "|---|---|:-:|:-:|---:|---:|---:|---|"]
     lines += [
         f"| {' | '.join([*map(markdown, row), markdown(note)])} |" for row, note in zip(rows, both["note"], strict=True)

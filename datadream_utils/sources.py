@@ -8,6 +8,7 @@ Stanford Cars keep their labels in Matlab files and have a reader each.
 import functools
 import os
 import re
+import secrets
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def folder_whole(path):
     When another process was first, its folder stays and this one is dropped.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -9,6 +9,7 @@
     settings: [S]                         # optional: only these classifiers (a swept real_weight needs its R+S)
     resnet: {parameters: params/tiny-resnet.yaml, settings: [R, S]}   # optional: a second classifier
     shards: 4                             # optional: adapters and images of a run in so many jobs
+    split_files: {eurosat: split_zhou_EuroSAT.json}   # optional: another split than the data set's own
 
 A swept value makes a run whose ``variant`` says it, "guidance-scale=4.0". The parameters' own value makes none: it is
 the run without variant, which is always part of the study. Where the parameter plays no part, there is no such run; a
@@ -19,7 +20,7 @@ import ast
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +70,7 @@ class Study(BaseModel):
     settings: Annotated[list[str], Some] = list(SETTINGS)
     resnet: Resnet | None = None
     shards: Count = 1
+    split_files: dict[str, str] = {}
 
     @property
     def files(self):
@@ -82,7 +84,7 @@ class Study(BaseModel):
     def runs(self):
         """``{folder name: Run}``, data set by data set; zero-shot CLIP, in which nothing is random, with one seed."""
         runs = [
-            Run(dataset, method, n_shot, seed, change)
+            Run(dataset, method, n_shot, seed, change, self.split_files.get(dataset, ""))
             for dataset in self.datasets
             for method in self.methods
             for n_shot in self.n_shots
@@ -146,13 +148,14 @@ class Study(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study; ``change``: what it moves, ``((name, value),)`` or ()."""
+    """One run of a study; change: what it moves, ``((name, value),)`` or (); split_file: "" for the parameters' own."""
 
     dataset: str
     method: str
     n_shot: int
     seed: int
     change: tuple = field(default=())
+    split_file: str = ""
 
     @property
     def variant(self):
@@ -172,6 +175,7 @@ class Run:
     def parameters(self):
         """What papermill is to set."""
         named = {"dataset": self.dataset, "method": self.method, "n_shot": self.n_shot, "seed": self.seed}
+        named |= {"split_file": self.split_file} if self.split_file else {}
         return named | ({"variant": self.variant} if self.change else {}) | dict(self.change)
 
     def home(self, stage):
@@ -180,7 +184,7 @@ class Run:
         same = stage in ("adapt", "generate") and not any(
             name in _decides(s) for name, _ in self.change for s in upstream
         )
-        return Run(self.dataset, self.method, self.n_shot, self.seed) if same else self
+        return replace(self, change=()) if same else self
 
 
 def make_study(values, source="the study"):
@@ -230,6 +234,8 @@ def _check(study):
             raise InputError(f"setting {setting!r} is not known.{suggest(setting, SETTINGS)}")
     for dataset in study.datasets:
         _check_dataset(dataset, study.value("data_root"))
+    for dataset in study.split_files.keys() - {*study.datasets}:
+        raise InputError(f"split_files: {dataset!r} is none of the datasets.{suggest(dataset, study.datasets)}")
     seen = set()
     for run in study.runs().values():
         for stage in study.stages(run):

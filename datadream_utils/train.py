@@ -60,7 +60,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def training_pictures(paths, image_size):
-    """For augmentation: the middle square, an eighth larger than CLIP's input, uint8."""
+    """For augmentation: the middle square, a seventh larger than CLIP's input, uint8."""
     side = image_size * 8 // 7
     return Pictures(paths, lambda images: [to_tensor(centre_square(image, side)) for image in images])
 

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from datadream_utils import classwise, compare, fidelity, figures, memorisation, results, significance
+from datadream_utils import classwise, compare, features, fidelity, figures, memorisation, results, significance
 from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.features import Encoded, Encoder, encode, encoder_of
@@ -251,6 +251,20 @@ def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):
         assert of_runs(pd.DataFrame(rows[:0])).empty  # no images, no encoder: no rows
     aligned = fidelity.of_runs(encoder, pd.DataFrame(rows), data, tmp_path / "outputs")
     assert (aligned.loc[aligned["method"] == fidelity.REAL, "n_synthetic"] == 1).all() and len(aligned) == 8
+
+
+def test_of_very_many_images_some_are_looked_at(monkeypatch, pictures, tmp_path):
+    seen = []
+    monkeypatch.setattr(features, "encode", lambda encoder, files, *_: seen.append(files))
+    monkeypatch.setattr(features, "MOST", 6)
+    monkeypatch.setattr(features, "LEAST", 1)
+    for _ in range(2):
+        features.encode_real(None, pictures, tmp_path)
+    assert [len(files) for files in seen[0]] == [2, 2, 2] and seen[0] == seen[1]
+    assert all(set(some) < set(files) and some == sorted(some) for some, files in zip(seen[0], pictures, strict=True))
+    monkeypatch.setattr(features, "LEAST", 20)
+    features.encode_real(None, pictures, tmp_path)
+    assert seen[2] == pictures
 
 
 def _table(label, prediction, probability=0.9):

@@ -52,6 +52,19 @@ def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
     assert study.classifiers(study.runs()[names[3]]) == ["train-R+S"]  # nothing else has a weight
 
 
+def test_a_data_set_has_the_split_that_the_study_gives_it():
+    study = make_study(SMALL | {"split_files": {"mnist5k": "lists/coop.json"}, "sweep": {"guidance_scale": [4.0]}})
+    for run in study.runs().values():
+        assert (
+            run.parameters["split_file"]
+            == study.checked(run, study.classifiers(run)[0]).split_file
+            == "lists/coop.json"
+        )
+        assert run.home("adapt").parameters["split_file"] == "lists/coop.json" and not run.home("adapt").change
+    with pytest.raises(InputError, match="split_files: 'minst5k' is none of the datasets. Did you mean 'mnist5k'"):
+        make_study(SMALL | {"split_files": {"minst5k": "x.json"}})
+
+
 def test_a_sweep_of_what_a_method_has_no_use_for_makes_no_run():
     sweep = {"start_step": [0], "filter_tries": [9], "captioner": ["mine"]}
     study = make_study(SMALL | {"methods": ["datadream_cls", "issynth", "disef"], "seeds": [0], "sweep": sweep})

@@ -26,7 +26,7 @@ SAID = dict.fromkeys(("above", "below"), "more than noise") | {
     ONE_SEED: "more than these images' noise, but one seed says nothing of others",
 }  # in a sentence
 TURNED = {"above": "below", "below": "above"}
-RULE = f"0 outside both 95 % intervals, over test images and over seeds, and Holm-corrected p < {LEVEL}"
+RULE = f"0 outside the 95 % intervals over images and over seeds, Holm-corrected p < {LEVEL}, more images on that side"
 INTERVALS = ("low", "high", "seeds_low", "seeds_high")
 PAIRS = ("first", "second", "difference", *INTERVALS, "per_seed", "n_seeds", "n_test", "better", "worse", "p", "p_holm",
          "verdict")  # fmt: skip
@@ -221,6 +221,8 @@ def gains(found):
             if row := between(found, name, reference):
                 side = "above" if row["difference"] >= 0 else "below"
                 gain = f"{abs(row['difference']):.1f} points {side} {reference}"
-                interval = f"95 % interval of the difference over test images: {row['low']:+.1f} to {row['high']:+.1f}"
+                interval = f"95 % interval over test images {row['low']:+.1f} to {row['high']:+.1f}"
+                if row["n_seeds"] > 1:
+                    interval += f", over seeds {row['seeds_low']:+.1f} to {row['seeds_high']:+.1f}"
                 lines.append(f"- {opening}, **{name}** is {gain} ({interval}; {SAID[row['verdict']]}).")
     return "\n".join(lines) or "There is nothing to compare yet."

@@ -23,7 +23,7 @@ from datadream_utils.train import evaluation_pictures
 
 BATCH = 256
 MOST = 20_000  # pictures of one set that are looked at, in equal shares of the classes, but at least ``LEAST`` of each
-LEAST = 20
+LEAST = 40
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def encode_generated(encoder, stage, n_classes):
     return encode(encoder, files, stage.folder.parent / "analysis", stage.digest)
 
 
-def encode_real(encoder, files, output_root):
-    """Real pictures ``files[label]``, kept in ``analysis/`` under ``output_root``; of very many some (``MOST``)."""
-    most = share(len(files))
+def encode_real(encoder, files, output_root, every=False):
+    """Real pictures ``files[label]``, kept in ``output_root``'s ``analysis/``; of many some (``MOST``), or ``every``."""
+    most = max(map(len, files)) if every else share(len(files))
     few = [sorted(random.Random(label).sample(paths, most)) if len(paths) > most else paths
            for label, paths in enumerate(files)]  # fmt: skip
     return encode(encoder, few, resolve(output_root) / "analysis")

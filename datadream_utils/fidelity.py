@@ -221,7 +221,7 @@ def correlation(points, seed=0):
         if rho == rho and len(drawn):
             low, high = np.quantile(drawn, [0.025, 0.975])
             found[kind] |= dict(rho=float(rho), low=float(low), high=float(high), verdict=_verdict(drawn))
-    means = points.groupby("method")[sides].mean()
+    means = points.groupby("method")[sides].mean().round(9)
     if methods > 2 and (means.nunique() > 1).all():
         found["between"] |= _permuted(*means.to_numpy().T)
     return found

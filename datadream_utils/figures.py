@@ -111,7 +111,7 @@ def _correlated(kind, numbers):
     ends = {"not decided": "includes 0", "at 0": "ends at 0, within the error of resampling"}
     verdict = ends.get(numbers["verdict"], f"lies {numbers['verdict']}")
     if kind == "between":
-        return f"{KINDS[kind]} {numbers['rho']:+.2f} (p = {numbers['p']:.2f}, permuting {numbers['n_methods']} methods)"
+        return f"{KINDS[kind]} {numbers['rho']:+.2f} (p = {numbers['p']:.3f}, permuting {numbers['n_methods']} methods)"
     return f"{KINDS[kind]} {numbers['rho']:+.2f} ({numbers['low']:+.2f} to {numbers['high']:+.2f}, {verdict})"
 
 

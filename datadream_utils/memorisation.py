@@ -135,12 +135,15 @@ def sees_no_shot(method):
 def _held_against(stages):
     """``(stage, n_shot)``: every stage with the shots of its run; one that saw none, with every number of shots.
 
-    So it shows what other measures are worth: how far from 50 % one comes without copying.
+    So it shows what other measures are worth: how far from 50 % one comes without copying. Where a method that saw none
+    was run with several numbers (its images are the same), its first stage stands for those that have no other.
     """
     for stage in stages.itertuples():
-        counts = [stage.n_shot]
-        if sees_no_shot(METHODS[stage.method]) and not stage.parameters["shots_file"]:
-            counts = sorted({*counts, *stages.loc[stages["seed"] == stage.seed, "n_shot"]})
+        counts, of_seed = [stage.n_shot], stages[stages["seed"] == stage.seed]
+        own = of_seed.loc[of_seed["method"] == stage.method, "n_shot"]
+        first = stage.n_shot == own.min() and sees_no_shot(METHODS[stage.method])
+        if first and not stage.parameters["shots_file"]:
+            counts = sorted({*counts, *(set(of_seed["n_shot"]) - set(own))})
         for n_shot in counts:
             yield stage, n_shot
 
@@ -149,9 +152,9 @@ def of_runs(encoder, stages, data, output_root):
     """Copies in every generate stage of ``stages`` (``stages.generated``), against the shots that its run had.
 
     A method that saw no shot is held against the first 1, 2, 4, ... of its seed too, as far as other runs have so many.
-    Returns a table (a row per stage: method, n_shot, seed, ``nearer``, ``summary``), and the tables of ``nearest``
-    behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones, ``{(n_shot, seed):
-    table}``.
+    Returns a table (a row per stage and number of shots: method, n_shot, seed, ``nearer``, ``summary``), and the tables
+    of ``nearest`` behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones,
+    ``{(n_shot, seed): table}``.
     """
     rows, images, real = [], {}, {}
     if stages.empty:
@@ -159,7 +162,7 @@ def of_runs(encoder, stages, data, output_root):
     train = encode_real(encoder, data.files["train"], output_root)
     for stage, n_shot in _held_against(stages):
         files = few_shot(data, n_shot, stage.seed, stage.parameters["shots_file"])
-        shots, sets = encode_real(encoder, files, output_root), (n_shot, stage.seed)
+        shots, sets = encode_real(encoder, files, output_root, every=True), (n_shot, stage.seed)
         others = train.without(files)
         if sets not in real:
             real[sets] = nearest(others, shots)

@@ -195,11 +195,12 @@ def stage(p, name):
 SAME = ("split_file", "shots_file", "sd_model", "sd_revision", "resolution")
 
 
-def needs(p, name, notebook):
+def needs(p, name, notebook, shots=None):
     """The finished stage ``name`` that another stage reads; InputError naming the notebook to run first.
 
     Its files are checked against their checksums: InputError names one that has vanished or changed, or a parameter in
-    ``SAME`` that had another value: images from shots that are tested on here would make a result too good.
+    ``SAME`` that had another value, or other ``shots`` (paths): images from shots that are tested on here would make a
+    result too good.
     """
     folder = resolve(p.output_root) / p.run_name / name
     if not (folder / "manifest.json").exists():
@@ -216,7 +217,13 @@ def needs(p, name, notebook):
                 f"{folder} was made with {key}={before!r}, not {now!r}: use the same value here, or set 'variant' to a "
                 f"word of your own and run {notebook} with it first."
             )
-    return Stage(name, folder, made)
+    found = Stage(name, folder, made)
+    if shots is not None and digest(shots) != found.manifest().get("shots_sha256", digest(shots)):
+        raise InputError(
+            f"{folder} was made from other few-shot images: use the same data, split_file and shots_file here, or set "
+            f"'variant' to a word of your own and run {notebook} with it first."
+        )
+    return found
 
 
 def check_made(folder, notebook, names=None):

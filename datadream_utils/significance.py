@@ -20,9 +20,9 @@ from datadream_utils.results import BLOCKS
 SIGNS = {"above": "▲", "below": "▼", NOISE: "≈", ONE_SEED: "○"}
 NOTE = (
     "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, over test images or "
-    f"over seeds, or Holm's p-value of McNemar's test is {LEVEL} or more."
+    f"over seeds, or Holm's p-value of McNemar's test is {LEVEL} or more, or more images are on the other side."
 )
-ONE = "Below the best of its block by more than these images' noise, but with one seed: others are not known."
+ONE = "Unlike the best of its block by more than these images' noise, but with one seed: others are not known."
 NOTES = {NOISE: NOTE, ONE_SEED: ONE}
 KEY = "▲ the row is above the column, ▼ below, ≈ within noise, ○ one seed"
 NO_PAIRS = pd.DataFrame(columns=list(PAIRS))
@@ -94,7 +94,7 @@ def headline(table, dataset, found):
             verdict = marks(found).get(names[0], {}).get(names[1])
             less = {"below": f"less, and {SAID['below']}", NOISE: NOISE}.get(verdict, "less")
             words[-1] += f"; {names[0]} has {real['accuracy_mean'].iloc[0]:.1f} %, {less}"
-    if ONE_SEED in set(found["verdict"]):
+    if any(several[block] and row.get("n_seeds") == 1 for block, row in best.items()):
         words.append("With one seed, what others would bring is not known")
     return ". ".join([*words, ""]).rstrip() or f"No CLIP was trained on {dataset}: 03_train_clip does that."
 
@@ -102,8 +102,8 @@ def headline(table, dataset, found):
 def sentence(table):
     """How many pairs differ, and by what rule."""
     noise, single = (int((table["verdict"] == verdict).sum()) for verdict in (NOISE, ONE_SEED))
-    one = f", {single} differ on these images but have one seed" if single else ""
-    return f"{len(table)} pairs: {len(table) - noise - single} differ ({RULE}), {noise} are within noise{one}."
+    one, plural = f", {single} differ on these images but have one seed" if single else "", "s" * (len(table) != 1)
+    return f"{len(table)} pair{plural}: {len(table) - noise - single} differ ({RULE}), {noise} are within noise{one}."
 
 
 def square(table):

@@ -45,6 +45,7 @@ from datadream_utils.params import (
 Some = Field(min_length=1)
 NAMED = ("dataset", "method", "n_shot", "seed", "variant", "setting")  # lists of their own, or made here
 ONLY_WITH = {"start_step": ("start", "shot"), "filter_tries": ("keep", "clip")}
+ONLY_WITH |= dict.fromkeys(("filter_model", "filter_revision"), ("keep", "clip"))
 ONLY_WITH |= dict.fromkeys(("captioner", "captioner_revision"), ("prompt", "caption"))
 FOR_PICTURES = ("guidance_scale", "num_inference_steps")  # stage 1 only shows pictures with these
 

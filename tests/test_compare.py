@@ -169,9 +169,7 @@ def test_order_in_words_and_files(runs):
 
 def test_gains_are_sentences_with_intervals(runs):
     text = compare.gains(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
-    assert (
-        "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval of the difference over" in text
-    )
+    assert "**DataDream_dset (R+S)** is 20.0 points above Real-finetune (R) (95 % interval over test images +" in text
     assert "**FakeIt (R+S)** is 10.0 points below Real-finetune (R)" in text and "Synthetic only" not in text
     assert compare.gains(compare.pairs({})) == "There is nothing to compare yet."
 

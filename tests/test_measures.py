@@ -1,6 +1,7 @@
 """Measures of likeness, copies, classes and noise, each against an answer that is known or computed another way."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,9 @@ def test_features_are_clips_and_kept_by_content(clip, pictures, tmp_path):
     assert found.features[9] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and found.of(2).paths == tuple(pictures[2])
     assert found.some(2, 0).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (
+        found.some(2, 0).paths == found.some(2, 0).paths and len({found.some(2, seed).paths for seed in range(9)}) > 1
+    )
     nothing = Encoder(None, None, encoder.identity)  # what is kept needs no model
     again = encode(nothing, pictures, tmp_path / "analysis")
     assert (again.features == found.features).all()
@@ -239,9 +243,11 @@ def test_runs_are_compared_with_their_own_shots(tmp_path, clip, folder_dataset):
         distances = images["loft", 2, seed]["pixel"]
         assert distances[[0, 2]].tolist() == [0, 0] and distances[1] > 0.05  # in the order of classes
         assert images["loft", 2, seed]["pixel_shot"][2] == few_shot(data, 2, seed)[1][1]
-    blind = pd.DataFrame([rows[0] | {"method": "fakeit"}, rows[0] | {"n_shot": 1}])  # it saw no shot: with 1 and 2
-    controls = memorisation.of_runs(encoder, blind, data, tmp_path / "outputs")[0]
-    assert controls[["method", "n_shot"]].to_numpy().tolist() == [["fakeit", 1], ["fakeit", 2], ["loft", 1]]
+    one, two = rows[0] | {"n_shot": 1}, rows[0] | {"method": "fakeit"}
+    for blind in ([two, one], [one, two, two | {"n_shot": 1}]):  # FakeIt saw no shot: it stands for 1 and 2, once each
+        controls = memorisation.of_runs(encoder, pd.DataFrame(blind), data, tmp_path / "outputs")[0]
+        found = controls[["method", "n_shot"]].to_numpy().tolist()
+        assert sorted(found) == [["fakeit", 1], ["fakeit", 2], ["loft", 1]]
     generated, held_out = memorisation.pooled(images, real, 2)
     assert len(generated["loft"]) == 6 and len(held_out) == 4 and memorisation.pooled(images, real, 1) == ({}, None)
     for of_runs in (
@@ -262,9 +268,14 @@ def test_of_very_many_images_some_are_looked_at(monkeypatch, pictures, tmp_path)
         features.encode_real(None, pictures, tmp_path)
     assert [len(files) for files in seen[0]] == [2, 2, 2] and seen[0] == seen[1]
     assert all(set(some) < set(files) and some == sorted(some) for some, files in zip(seen[0], pictures, strict=True))
+    features.encode_real(None, pictures, tmp_path, every=True)
     monkeypatch.setattr(features, "LEAST", 20)
     features.encode_real(None, pictures, tmp_path)
-    assert seen[2] == pictures
+    assert seen[2] == seen[3] == pictures
+    monkeypatch.setattr(features, "LEAST", 3)
+    monkeypatch.setattr(features, "generated_files", lambda stage, n_classes: pictures)
+    features.encode_generated(None, SimpleNamespace(folder=tmp_path / "run" / "generate", digest=""), 3)
+    assert seen[4] == [paths[:3] for paths in pictures]
 
 
 def _table(label, prediction, probability=0.9):
@@ -362,7 +373,7 @@ def test_noise_is_never_called_better():
     assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
     assert "0 pairs" in significance.markdown(compare.pairs({}))
     single = compare.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8}, seeds=1))
-    assert "1 pairs: 0 differ" in significance.markdown(single) and "| ○ |" in significance.markdown(single)
+    assert "1 pair: 0 differ" in significance.markdown(single) and "| ○ |" in significance.markdown(single)
     assert "1 differ on these images but have one seed" in significance.sentence(single)
 
 

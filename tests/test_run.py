@@ -23,7 +23,7 @@ from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS
 from datadream_utils.memory import enough_memory
 from datadream_utils.methods import get_method
-from datadream_utils.run import Stage, check_made, needs
+from datadream_utils.run import Stage, check_made, digest, needs
 from datadream_utils.run import stage as run_stage
 
 HOLDER = """
@@ -213,6 +213,15 @@ def test_a_stage_made_from_other_data_or_models_is_not_built_on(make_params, tmp
     assert needs(make_params("generate", n_shot=2, **elsewhere), "adapt", "01_adapt_sd").finished
     with pytest.raises(InputError, match=f"was made with {name}=.*: use the same value here, or set 'variant'"):
         needs(make_params("generate", n_shot=2, **change), "adapt", "01_adapt_sd")
+
+
+def test_a_stage_made_from_other_shots_is_not_built_on(make_params, mnist):
+    (one, two), stage = mnist.files["train"][0][:2], run_stage(make_params("adapt", n_shot=2), "adapt")
+    stage.begin()
+    stage.finish(shots_sha256=digest([one]))
+    assert needs(make_params("generate", n_shot=2), "adapt", "01_adapt_sd", [one]).finished
+    with pytest.raises(InputError, match="was made from other few-shot images: use the same data"):
+        needs(make_params("generate", n_shot=2), "adapt", "01_adapt_sd", [two])
 
 
 @contextmanager

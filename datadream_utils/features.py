@@ -118,7 +118,7 @@ def encode_generated(encoder, stage, n_classes):
 
 
 def encode_real(encoder, files, output_root, every=False):
-    """Real pictures ``files[label]``, kept in ``output_root``'s ``analysis/``; of many some (``MOST``), or ``every``."""
+    """Real pictures ``files[label]``, kept in ``output_root``'s ``analysis/``; of many some (``MOST``) or ``every``."""
     most = max(map(len, files)) if every else share(len(files))
     few = [sorted(random.Random(label).sample(paths, most)) if len(paths) > most else paths
            for label, paths in enumerate(files)]  # fmt: skip

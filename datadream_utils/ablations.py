@@ -37,7 +37,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
     runs: ``results.load_results``; stages: ``stages.load_stages``. For ``n_shot`` they are the runs without variant;
     for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
     only the seeds remain that have every value; one that has a single value is left out. "default": the value of the
-    runs that change nothing; "adapted": ``adapted_steps`` where ``parameter`` changes them, else 0.
+    runs that change nothing; "adapted": ``adapted_steps`` where ``parameter`` changes them, else 0. Real-finetune,
+    which takes as many steps, is the value 0 of ``synthetic_per_class`` in R+S.
     """
     same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
@@ -52,6 +53,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
     adapted = {run: adapted_steps(stages, run) for run in table["run"].unique()} if parameter in COMPUTE else {}
     default = table["n_shot"] == n_shot if parameter == "n_shot" else table["variant"] == ""
     table = table.assign(adapted=table["run"].map(adapted).fillna(0).astype(float), default=default)[list(COLUMNS)]
+    if parameter == "synthetic_per_class":
+        table = pd.concat([table, *_with_none(table)], ignore_index=True)
     kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
     kept = [group for group in kept if group["value"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
@@ -61,6 +64,13 @@ def _value(parameters, name):
     """A parameter's value in a run; of ``synthetic_per_class``, whose 0 is "all", how many those are."""
     value = value_of(parameters, name)
     return value_of(parameters, "images_per_class") if name == "synthetic_per_class" and value == 0 else value
+
+
+def _with_none(table):
+    """Real-finetune's runs again for each method whose images are added to the same shots: with 0 of them."""
+    both, real = table[table["setting"] == "R+S"], table[table["setting"] == "R"]
+    counts = both.groupby("method", sort=False)["value"].nunique()
+    return [real.assign(method=name, setting="R+S", value=0, default=False) for name in counts.index[counts > 1]]
 
 
 def _with_common_seeds(table):

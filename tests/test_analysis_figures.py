@@ -97,6 +97,16 @@ def test_all_generated_images_are_a_number_too(tmp_path):
                                 variant=variant, accuracy=60.0 + len(rows)))  # fmt: skip
     table = ablations.ablation(pd.DataFrame(rows), stages.load_stages(tmp_path), "mine", 4, "synthetic_per_class")
     assert table.set_index("value")["accuracy"].to_dict() == {50: 60.0, 12: 61.0}
+    folder = _write(tmp_path, "c", "train-R", method="real", setting="R", images_per_class=50, synthetic_per_class=0)
+    real = rows[0] | dict(method="real", setting="R", folder=folder, accuracy=58.0)
+    loft = rows[0] | dict(method="loft", folder=_write(tmp_path, "d", "train-R+S", method="loft", setting="R+S",
+                                                       images_per_class=50, synthetic_per_class=0))  # fmt: skip
+    runs, found = pd.DataFrame([*rows, real, loft]), stages.load_stages(tmp_path)
+    table = ablations.ablation(
+        runs, found, "mine", 4, "synthetic_per_class"
+    )  # LoFT has one value: 0 and all say nothing
+    assert table.set_index("value")["accuracy"].to_dict() == {50: 60.0, 12: 61.0, 0: 58.0}
+    assert set(table["method"]) == {"datadream_cls"} and table.set_index("value")["default"].to_dict()[0] is False
 
 
 def test_only_seeds_with_every_value_are_averaged(tmp_path):

@@ -116,8 +116,9 @@ def _claim(table):
             "held-out images than shots (set a smaller n_shot, or add images to the train split)."
         )
     blind = known["method"].map(lambda name: sees_no_shot(METHODS[name]))
+    names = " and ".join(label(name) for name in known.loc[blind, "method"].unique())
     said = [_shares(known[known["method"] == CLAIMED], f"{label(CLAIMED)}'s images"),
-            _shares(known[blind], "those of FakeIt, which sees no shot,")]  # fmt: skip
+            _shares(known[blind], f"those of {names}, which sees no shot,")]  # fmt: skip
     missing = "" if ((known["method"] == CLAIMED) & (known["n_shot"] == 1)).any() else NOT_RUN
     said = "; ".join(filter(None, said)) or "Images of other methods are in the table"
     return f"Nearer to a shot than to as many held-out real images (50 % on average without copying): {said}.{missing}"

@@ -1,19 +1,20 @@
 """Samplers by speed and by how near their images are to real ones, in the tiny world: python -m benchmarks.frechet
 
 Adapts DataDream_cls, draws the same images by DDIM's 50 steps (the authors' number) and by DPM-Solver++ with 10 to 20
-(12 is the tiny world's own), and compares CLIP features with those of the validation split. Fused adapters either way:
-this table is about the sampler alone. Writes ``benchmarks/results/frechet.json`` and its table in the README.
+(12 is the tiny world's own), and compares CLIP features with those of the validation split. Fused adapters either
+way: this table is about the sampler alone. Writes ``benchmarks/results/frechet.json`` (on a GPU frechet_gpu.json, with
+the clock's seconds) and its table in the README. Other models and data: --set device=cuda sd_model=... dataset=...
 """
 
 import argparse
 import tempfile
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from benchmarks.stages import machine
+from benchmarks.stages import machine, read_own
 from benchmarks.tables import write_readme
 from benchmarks.worlds import inputs, parameters, prepare
 from datadream_utils.adapt import adapt, plan_adapters
@@ -23,10 +24,10 @@ from datadream_utils.features import load_encoder
 from datadream_utils.fidelity import frechet
 from datadream_utils.generate import Recipe, class_adapters, sample_draws
 from datadream_utils.images import read_image
-from datadream_utils.models import load_stable_diffusion
+from datadream_utils.models import load_stable_diffusion, weight_dtype
 from datadream_utils.notebook import quiet_libraries
 from datadream_utils.params import ROOT
-from datadream_utils.run import Stage, set_threads, write_json
+from datadream_utils.run import Stage, choose_device, set_threads, write_json
 
 SAMPLERS = (
     ("DDIM", DDIMScheduler, 50),
@@ -46,42 +47,48 @@ def features(encoder, images):
 
 
 def draw(pipe, recipe, p, stage, scheduler, steps):
-    """``(all images, processor seconds)`` of ``images_per_class`` images of every class."""
-    own = pipe.scheduler
+    """``(all images, seconds)`` of ``images_per_class`` images of every class: the processor's, on a GPU the wall's."""
+    own, clock = pipe.scheduler, process_time if pipe.device.type == "cpu" else perf_counter
     # DDIM's default clips latents to [-1, 1]
     pipe.scheduler = scheduler.from_config({**own.config, "clip_sample": False})
-    images, started = [], process_time()
+    images, started = [], clock()
     for label in range(len(recipe.shots)):
         draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
         with class_adapters(pipe, recipe, label, stage):
             for block in (draws[i : i + p.generate_batch_size] for i in range(0, len(draws), p.generate_batch_size)):
                 images += sample_draws(pipe, recipe, block, p, stage, num_inference_steps=steps)
     pipe.scheduler = own
-    return images, process_time() - started
+    return images, clock() - started
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=50, help="of each class")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters than the world's")
     options = parser.parse_args(arguments)
+    own = read_own(options.set, parser)
     quiet_libraries()
     with tempfile.TemporaryDirectory() as temporary:
-        changes = prepare("tiny", Path(temporary)) | {"images_per_class": options.images}
+        changes = prepare("tiny", Path(temporary)) | {"images_per_class": options.images} | own
         p, q = parameters("adapt", changes), parameters("generate", changes)
         set_threads(p.num_threads)
         data, shots = inputs(p)
-        pipe, stage = load_stable_diffusion(p.sd_model), Stage("adapt", Path(temporary), {})
+        device, stage = choose_device(p.device), Stage("adapt", Path(temporary), {})
+        pipe = load_stable_diffusion(p.sd_model, p.sd_revision, device, weight_dtype(p.mixed_precision, device))
         adapt(pipe, plan_adapters(p.system, data, shots), p, stage, lambda steps, **_: steps)
-        encoder, rows = load_encoder("models/tiny-clip", device="cpu"), []
+        judge = parameters("train", changes)
+        encoder, rows = load_encoder(judge.clip_model, judge.clip_revision, device), []
         real = features(encoder, [read_image(path) for path in flatten(data.files["val"])[0]])
         for name, scheduler, steps in SAMPLERS:
             images, seconds = draw(pipe, Recipe(q.system, data, shots, q.seed), q, stage, scheduler, steps)
             distance = frechet(real, features(encoder, images))
-            row = {"sampler": f"{name}, {steps} steps", "seconds": 100 * seconds / len(images), "distance": distance}
+            default = isinstance(pipe.scheduler, scheduler) and steps == q.num_inference_steps
+            row = {"sampler": f"{name}, {steps} steps", "default": default}
+            row |= {"seconds": 100 * seconds / len(images), "distance": distance}
             rows.append(row | {"n_images": len(images), "n_real": len(real)})
             print(rows[-1], flush=True)
     write_json(
-        ROOT / "benchmarks" / "results" / "frechet.json",
+        ROOT / "benchmarks" / "results" / f"frechet{'' if device == 'cpu' else '_gpu'}.json",
         {"machine": machine(parameters("train", changes)), "features": encoder.name, "rows": rows},
     )
     write_readme()

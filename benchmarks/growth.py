@@ -70,6 +70,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--largest", type=int, default=1000, help="leave out larger sizes")
     options = parser.parse_args(arguments)
+    if options.largest < 100:
+        parser.error("--largest: a slope needs two sizes of every series, so 100 at least")
     with tempfile.TemporaryDirectory() as temporary:
         changes = prepare("tiny", Path(temporary)) | SMALL
         rows = []

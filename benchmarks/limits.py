@@ -4,13 +4,20 @@ from contextlib import contextmanager
 from time import perf_counter, process_time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks import clock
 
 SHARE = 0.03  # of the time: operations with less are put together
 # Enough of each stage to see where time goes, and few enough events for the profiler.
 SHORT = {"adapt_epochs": 2, "train_epochs": 2}
+# torch's counter knows attention on a GPU only; its kernels for the CPU do the same sums.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+}
 PART = {"generate": {"shard": "1/5"}}  # a fifth of the classes
 
 
@@ -40,7 +47,7 @@ def inspect(run, job, device, dtype):
     job = job | {"changes": job["changes"] | SHORT | PART.get(job.get("stage"), {})}
     unit = "work cpu" if device == "cpu" else "work"
     seconds = run(job | {"folder": f"{job['folder']}/plain"})[unit]
-    counter, found = FlopCounterMode(display=False), {}
+    counter, found = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}
     try:
         clock.around["work"] = lambda: counter
         run(job | {"folder": f"{job['folder']}/flops"})

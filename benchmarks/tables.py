@@ -8,10 +8,11 @@ from datadream_utils.images import written_whole
 from datadream_utils.params import ROOT
 
 FOLDER = ROOT / "benchmarks"
-# Ratios that the package should reach: (row of the stages' table, what is compared, on a CPU, on a GPU).
+# Ratios that the package should reach: (row of the stages' table, what is compared, on a CPU, on a GPU or None).
 TARGETS = (
     ("adapt_cls", "total", 4.0, 2.0),
     ("generate", "total", 1.5, 3.0),
+    ("generate images_per_class=500", "total", None, 1.5),
     ("train", "work", 3.0, 3.0),
     ("train classes=100", "work", 3.0, 3.0),
     ("train classes=1000", "work", 3.0, 3.0),
@@ -24,10 +25,10 @@ WORDS = {"total": "start to last file", "work": "work alone"}
 
 
 def stage_table(result):
-    """Medians and ratios, a row per stage; seconds are the wall's, with smallest and largest."""
+    """Medians and ratios, a row per stage; seconds are the wall's, with smallest and largest; load at its start."""
     lines = [
-        "| stage | repeats | reference, s | package, s | ratio | of processor time | of work alone | same result? |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
+        "| stage | repeats | load | reference, s | package, s | ratio | of processor time | of work | same result? |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for stage, sides in result.items():
         walls = []
@@ -35,7 +36,8 @@ def stage_table(result):
             seconds = [run["total"] for run in sides[side]]
             walls.append(f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})")
         ratios = [ratio(sides, "total"), ratio(sides, "total cpu"), ratio(sides, _clock(sides, "work"))]
-        cells = [stage, str(sides["repeats"]), *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
+        load = f"{sides['machine']['load']:.1f}"
+        cells = [stage, str(sides["repeats"]), load, *walls, *(f"{r:.1f}" for r in ratios), sides["difference"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -44,6 +46,13 @@ def ratio(sides, part):
     """The reference's seconds over the package's, medians of the repeats."""
     reference, ours = (median(run[part] for run in sides[side]) for side in ("reference", "ours"))
     return reference / ours
+
+
+def ratios_of_pairs(sides, part):
+    """The smallest and the largest ratio of the repeats, each side's with the other's of the same repeat."""
+    pairs = zip(sides["reference"], sides["ours"], strict=True)
+    found = [reference[part] / ours[part] for reference, ours in pairs]
+    return min(found), max(found)
 
 
 def _clock(sides, part):
@@ -56,29 +65,42 @@ def target_table(results):
     lines = ["| stage | compared | target CPU | CPU | target GPU | GPU |", "|---|---|--:|--:|--:|--:|"]
     for stage, part, *targets in TARGETS:
         sides = [results.get(world, {}).get(stage) for world in ("tiny", "full")]
-        found = [ratio(measured, _clock(measured, part)) if measured else None for measured in sides]
+        found = [_found(measured, _clock(measured, part)) if measured else None for measured in sides]
         lines.append(_target_row(stage, WORDS[part], targets, found))
-    found = [sampling_ratio(results["frechet"]["rows"]) if "frechet" in results else None, None]
+    found = [sampling_ratio(results[name]["rows"]) if name in results else None for name in ("frechet", "frechet_gpu")]
     name = "generate, at equal or better Fréchet distance"
     return [*lines, _target_row(name, "sampling, against DDIM's 50 steps", SAMPLING, found)]
+
+
+def _found(sides, part):
+    """(ratio of the medians, what its repeats have)."""
+    low, high = ratios_of_pairs(sides, part)
+    return ratio(sides, part), f" ({low:.2f} to {high:.2f})" if sides["repeats"] > 1 else ""
 
 
 def _target_row(stage, compared, targets, found):
     cells = [stage, compared]
     for target, value in zip(targets, found, strict=True):
-        word = "not measured" if value is None else f"{value:.1f}, {'reached' if value >= target else 'not reached'}"
-        cells += [f"{target:g}", word]
+        if target is None or value is None:
+            cells += ["–" if target is None else f"{target:g}", "–" if target is None else "not measured"]
+            continue
+        number, spread = value
+        cells += [f"{target:g}", f"{number:.2f}{spread}, {'reached' if number >= target else 'not reached'}"]
     return f"| {' | '.join(cells)} |"
 
 
 def sampling_ratio(rows):
-    """Seconds of the first sampler over those of the fastest whose Fréchet distance is not larger."""
-    return rows[0]["seconds"] / min(row["seconds"] for row in rows if row["distance"] <= rows[0]["distance"])
+    """(seconds of the first sampler over those of the fastest whose Fréchet distance is not larger, which that is)."""
+    fastest = min((row for row in rows if row["distance"] <= rows[0]["distance"]), key=lambda row: row["seconds"])
+    return rows[0]["seconds"] / fastest["seconds"], f" ({fastest['sampler']})"
 
 
 def limit_table(result):
-    """Achieved FLOP/s of the package beside the machine's, and where the time goes."""
-    lines = ["| stage | GFLOP/s | of matmul's | where the time goes |", "|---|--:|--:|---|"]
+    """Achieved FLOP/s of the package beside the machine's, and where the time goes.
+
+    A second is the processor's on a CPU. Shares are of the clock's time, in a short piece of work under the profiler.
+    """
+    lines = ["| stage | GFLOP/s | of matmul's | where the time of a short, profiled piece goes |", "|---|--:|--:|---|"]
     for stage, sides in result.items():
         if limits := sides.get("limits"):
             speed, peak = limits["flops_per_second"], limits["matmul_peak"]
@@ -98,21 +120,36 @@ def growth_table(result):
 
 def frechet_table(result):
     """Solvers by speed and Fréchet distance."""
-    lines = ["| sampler | s per 100 images, processor | Fréchet distance |", "|---|--:|--:|"]
+    lines = ["| sampler | s per 100 images | Fréchet distance |", "|---|--:|--:|"]
     for row in result["rows"]:
-        lines.append(f"| {row['sampler']} | {row['seconds']:.2f} | {row['distance']:.4f} |")
+        own = ", the default" if row.get("default") else ""
+        lines.append(f"| {row['sampler']}{own} | {row['seconds']:.2f} | {row['distance']:.4f} |")
     return lines
 
 
 def _machine(noted):
     m = noted["machine"]
+    return ["", f"{_where(m)}; commit {_commit(m)}, load {m['load']:.1f}."]
+
+
+def _where(m):
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    where = f"{m['device']}; {m['cpu']}, {m['cores']} cores, {m['threads']} threads, load {m['load']:.1f} at the start"
-    return ["", f"{where}; {versions}."]
+    return f"{m['device']}; {m['cpu']}, {m['cores']} cores, {m['threads']} threads; {versions}"
+
+
+def _commit(m):
+    return (m["git"] or "unknown")[:7]
 
 
 def _stages(result):
-    return [*stage_table(result), "", *limit_table(result), *_machine(next(iter(result.values())))]
+    """Both tables, and a line for every machine of their rows with the commits that were measured."""
+    rows, lines = {}, []
+    for stage, sides in result.items():
+        rows.setdefault(_where(sides["machine"]), {}).setdefault(_commit(sides["machine"]), []).append(stage)
+    for where, commits in rows.items():
+        made = "; ".join(f"commit {commit} ({', '.join(names)})" for commit, names in commits.items())
+        lines += ["", f"{where}; {made}."]
+    return [*stage_table(result), "", *limit_table(result), *lines]
 
 
 TABLES = {
@@ -120,6 +157,7 @@ TABLES = {
     "full": _stages,
     "growth": lambda r: [*growth_table(r), *_machine(r)],
     "frechet": lambda r: [*frechet_table(r), *_machine(r)],
+    "frechet_gpu": lambda r: [*frechet_table(r), *_machine(r)],
 }
 
 

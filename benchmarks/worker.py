@@ -4,24 +4,27 @@ job.json: {"stage", "side", "folder", "changes", and what the stage reads: "part
 "inspect": true for ``limits.inspect`` instead}.
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
-from benchmarks import ours, reference
+import torch
+
 from benchmarks.limits import inspect
 from benchmarks.worlds import parameters
 from datadream_utils.models import DTYPES
 from datadream_utils.notebook import quiet_libraries
 from datadream_utils.run import choose_device, set_threads
 
-SIDES = {"reference": reference, "ours": ours}
 METHOD = {"adapt_dset": "datadream_dset"}  # of a stage; the others are DataDream_cls's
 
 
 def run(job):
     """Do ``job``; ``{"load": seconds, "work": seconds, "load cpu": ..., "work cpu": ...}``."""
-    name, side, folder, seconds = job["stage"], SIDES[job["side"]], Path(job["folder"]), {}
+    name, folder, seconds = job["stage"], Path(job["folder"]), {}
+    part = "clip" if name in ("train", "evaluate") else "diffusion"
+    side = importlib.import_module(f"benchmarks.{job['side']}_{part}")  # a process loads what its own work needs
     changes = job["changes"] | {"method": METHOD.get(name, "datadream_cls")}
     kind = "train" if name == "evaluate" else name.split("_")[0]
     p = parameters(kind, changes)
@@ -49,7 +52,8 @@ def main(path):
     if not job.get("inspect"):
         return run(job)
     p = parameters("train", job["changes"] | {"method": "datadream_cls"})
-    return inspect(run, job, choose_device(p.device), DTYPES[p.mixed_precision])
+    dtype = torch.float32 if job["stage"] == "evaluate" else DTYPES[p.mixed_precision]
+    return inspect(run, job, choose_device(p.device), dtype)
 
 
 if __name__ == "__main__":

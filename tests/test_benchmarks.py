@@ -9,7 +9,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks import clock, growth, limits, ours, reference, stages, tables, worker, worlds
+from benchmarks import (
+    clock,
+    growth,
+    limits,
+    ours_diffusion,
+    reference_clip,
+    reference_diffusion,
+    stages,
+    tables,
+    worker,
+    worlds,
+)
 from datadream_utils import train
 from datadream_utils.adapt import adapt, plan_adapters
 from datadream_utils.datasets import few_shot, flatten, load_dataset
@@ -42,10 +53,10 @@ def test_adapters_of_both_procedures_are_the_same(pipe, folder_dataset, make_par
     adapt(pipe, adapters, p, Stage("adapt", tmp_path / "ours", {}), same_progress)
     assert len(adapters) == (2 if method == "datadream_cls" else 1)
     for adapter in adapters:
-        reference.train_lora(pipe, adapter, p)
+        reference_diffusion.train_lora(pipe, adapter, p)
         save_lora(pipe, tmp_path / "theirs" / "adapters" / adapter.name)
         detach_lora(pipe)
-    assert float(stages.difference("adapt_cls", tmp_path / "theirs", tmp_path / "ours").split()[-1]) < 1e-4
+    assert stages.difference("adapt_cls", tmp_path / "theirs", tmp_path / "ours")[0] < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +77,13 @@ def measured(tmp_path_factory):
 
 
 def test_every_stage_gives_the_same_by_both_procedures(measured):
-    says = {
-        s: stages.difference(s, *(measured / s / side for side in stages.SIDES))
-        for s in stages.STAGES
-        if s != "adapt_dset"
-    }
-    assert float(says["adapt_cls"].split()[-1]) < 1e-4
+    apart, says = {}, {}
+    for stage in set(stages.STAGES) - {"adapt_dset"}:
+        apart[stage], says[stage] = stages.difference(stage, *(measured / stage / side for side in stages.SIDES))
+    assert apart["adapt_cls"] < 1e-4
     mean, largest = (float(word.strip(",")) for word in says["generate"].split() if word[0].isdigit() and word != "255")
-    assert mean < 0.05 and largest <= 2
-    assert says["evaluate"] == "0 of 10 predictions differ"
+    assert mean < 0.05 and largest <= 2 and apart["generate"] == pytest.approx(mean, abs=1e-4)
+    assert says["evaluate"] == "0 of 10 predictions differ" and apart["evaluate"] == 0
     assert len(list((measured / "generate/ours").rglob("*.png"))) == 6
 
 
@@ -82,11 +91,23 @@ def test_a_difference_is_seen(measured, tmp_path):
     file = next((measured / "adapt_cls/ours").rglob(WEIGHTS))
     with safe_open(file, "pt") as stored:
         state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
-        save_file({key: tensor * 1.5 for key, tensor in state.items()}, tmp_path / WEIGHTS, stored.metadata())
+        metadata = stored.metadata()
+    save_file({key: tensor * 1.5 for key, tensor in state.items()}, tmp_path / WEIGHTS, metadata)
     assert stages.adapter_distance(file.parent, file.parent) == 0
     assert stages.adapter_distance(file.parent, tmp_path) == pytest.approx(1.25, rel=1e-4)  # 1.5 A times 1.5 B
     with pytest.raises(ValueError, match="0 files by the reference, 6 by the package"):
         stages.difference("generate", tmp_path / "nothing", measured / "generate/ours")
+    for stage in ("train", "evaluate"):  # sides that left nothing are not the same
+        with pytest.raises(ValueError, match="0 files by the reference, 0 by the package"):
+            stages.difference(stage, tmp_path / "nothing", tmp_path / "nothing")
+    for side, labels in {"one": [0, 1, 2], "other": [0, 1, 1]}.items():
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "predictions.json").write_text(str(labels))
+    with pytest.raises(ValueError, match="do not come to the same: 1 of 3 predictions differ"):
+        stages.difference("evaluate", tmp_path / "one", tmp_path / "other")
+    save_file({key: tensor for key, tensor in list(state.items())[2:]}, tmp_path / WEIGHTS, metadata)
+    with pytest.raises(ValueError, match="adapters of other layers"):
+        stages.adapter_distance(file.parent, tmp_path)
 
 
 def test_training_is_the_same_without_augmentation_and_dropout(measured, monkeypatch):
@@ -100,9 +121,9 @@ def test_training_is_the_same_without_augmentation_and_dropout(measured, monkeyp
         model = train.make_classifier(clip, tokenizer, data, p)
         mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (processor.image_mean, processor.image_std))
         if side == "reference":
-            reference.full_length(model, tokenizer, data)
+            reference_clip.full_length(model, tokenizer, data)
             plain = lambda image: (to_tensor(centre_square(image, 36))[:, 2:34, 2:34] / 255 - mean) / std  # noqa: B023, E731
-            losses[side] = reference.fit(model, flatten(files), plain, p, 2)
+            losses[side] = reference_clip.fit(model, flatten(files), plain, p, 2)
         else:
             monkeypatch.setattr(train, "Augment", lambda *_: lambda x: (x[..., 2:34, 2:34] / 255 - mean) / std)  # noqa: B023
             sets = train.training_sets("S", shots, files, p, 32)
@@ -113,13 +134,38 @@ def test_training_is_the_same_without_augmentation_and_dropout(measured, monkeyp
 
 def test_pictures_are_augmented_one_by_one(make_params):
     p = make_params("train", flip=0.5, rand_augment_magnitude=9)
-    augment = reference.PictureAugment(p, 32, [0.0] * 3, [1.0] * 3)
+    augment = reference_clip.PictureAugment(p, 32, [0.0] * 3, [1.0] * 3)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
     views = torch.stack([augment(image) for _ in range(200)])
     assert views.shape == (200, 3, 32, 32) and views.min() >= 0 and views.max() <= 1
     assert len({view.numpy().tobytes() for view in views}) > 190
     grey = (views[:, 0] == views[:, 1]).flatten(1).all(1).float().mean()
     assert 0.1 < grey < 0.35  # of a probability of 0.2, and a little where other operations do it
+
+
+@pytest.mark.parametrize("size", [(28, 28), (50, 33), (31, 90)])
+def test_a_picture_is_prepared_as_by_clips_own_processor(size):
+    processor = load_clip("models/tiny-clip")[2]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    expected = torch.from_numpy(processor(images=image).pixel_values[0])
+    torch.testing.assert_close(reference_clip.ClipPicture(processor)(image), expected)
+
+
+def test_attention_on_a_cpu_is_counted():
+    query, keys = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 7, 8)
+    with limits.FlopCounterMode(display=False, custom_mapping=limits.ATTENTION) as counter:
+        attended = torch.nn.functional.scaled_dot_product_attention(query, keys, keys)
+    assert counter.get_total_flops() == 2 * 2 * (2 * 3) * 5 * 7 * 8  # queries by keys, weights by values
+    with limits.FlopCounterMode(display=False, custom_mapping=limits.ATTENTION) as counter:
+        attended.sum().backward()
+    assert counter.get_total_flops() == 5 * 2 * (2 * 3) * 5 * 7 * 8  # the weights again, and four gradients
+
+
+@pytest.mark.parametrize("pair", ["num_thread=2", "method=loft", "num_threads"])
+def test_a_parameter_that_would_not_be_in_force_is_refused(pair, capsys):
+    with pytest.raises(SystemExit):
+        stages.main(["--set", pair])
+    assert f"--set {pair}: NAME=VALUE, a parameter's name" in capsys.readouterr().err
 
 
 def test_flops_and_profile_are_those_of_the_work(tmp_path):
@@ -170,7 +216,7 @@ def test_the_full_worlds_files_are_read_by_the_package(tmp_path):
     worlds.write_clip(tmp_path / "clip", sizes)
     changes = {"sd_model": str(tmp_path / "sd"), "clip_model": str(tmp_path / "clip"), "resolution": 32}
     p = worlds.parameters("adapt", SMALL | changes)
-    pipe = ours.load_pipeline(p, {})
+    pipe = ours_diffusion.load_pipeline(p, {})
     assert pipe.tokenizer.model_max_length == worlds.TOKENS == pipe.text_encoder.config.max_position_embeddings
     assert load_clip(changes["clip_model"])[2].crop_size["height"] == 32
     assert worlds.SIZES["unet"]["block_out_channels"] == hub_worlds.WIDTHS
@@ -197,13 +243,17 @@ def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
 
 def test_targets_are_beside_what_was_measured():
     seconds = lambda total: [{"total": 0.0, "total cpu": total, "work cpu": total}]  # noqa: E731
-    sides = {"reference": seconds(9.0), "ours": seconds(2.0), "machine": {"device": "cpu"}}
+    sides = {"reference": seconds(9.0), "ours": seconds(2.0), "machine": {"device": "cpu"}, "repeats": 1}
     rows = [("DDIM", 8.0, 0.5), ("fast and far", 1.0, 0.6), ("fast and near", 2.0, 0.5)]
     rows = [{"sampler": name, "seconds": seconds, "distance": distance} for name, seconds, distance in rows]
     lines = tables.target_table({"tiny": {"adapt_cls": sides, "evaluate": sides}, "frechet": {"rows": rows}})
-    assert lines[2] == "| adapt_cls | start to last file | 4 | 4.5, reached | 2 | not measured |"
-    assert "| evaluate | start to last file | 10 | 4.5, not reached | 10 | not measured |" in lines
-    assert "| 3 | 4.0, reached | 5 | not measured |" in lines[-1]
+    assert lines[2] == "| adapt_cls | start to last file | 4 | 4.50, reached | 2 | not measured |"
+    assert "| evaluate | start to last file | 10 | 4.50, not reached | 10 | not measured |" in lines
+    assert "| 3 | 4.00 (fast and near), reached | 5 | not measured |" in lines[-1]
+    assert "| generate images_per_class=500 | start to last file | – | – | 1.5 | not measured |" in lines
+    more = sides | {"reference": seconds(9.0) * 2, "ours": seconds(2.0) + seconds(3.0), "repeats": 2}
+    (line,) = [line for line in tables.target_table({"tiny": {"adapt_cls": more}}) if line.startswith("| adapt_cls")]
+    assert "| 3.60 (3.00 to 4.50), not reached |" in line
     assert all("| not measured | " in line for line in lines if line.startswith(("| generate | ", "| train")))
 
 
@@ -246,7 +296,6 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
             (seconds,) = sides[side]
             assert seconds["total"] > seconds["load"] + seconds["work"]
         assert sides["limits"]["flops_per_second"] > 0
-    noted = {"machine": stages.machine(worlds.parameters("train", changes)), "repeats": 1, "set": {}}
-    lines = tables.TABLES["tiny"]({stage: sides | noted for stage, sides in found.items()})
+    lines = tables.TABLES["tiny"]({stage: sides | {"repeats": 1, "set": {}} for stage, sides in found.items()})
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| adapt_cls", "| evaluate", "| train"]
     assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class

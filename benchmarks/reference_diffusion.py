@@ -1,10 +1,9 @@
-"""The stages by the authors' procedure (their released code, of July 2024), written anew: what is compared with.
+"""Adaptation and generation by the authors' procedure (their released code, of July 2024), written anew: the reference.
 
 The arithmetic, the random numbers and the schedule are the package's, so that both must come to the same result; what
 differs is the order of work. There, every class is a process that loads all of Stable Diffusion (again when it is
 done); pictures are read and encoded by the VAE in every epoch, prompts by the text encoder in every step; sampling
-loads the pipeline for every class and keeps LoRA beside the weights; pictures are decoded and augmented one by one;
-evaluation goes in batches of 8, each with all class texts through the text tower again, padded to CLIP's full length.
+loads the pipeline for every class and keeps LoRA beside the weights.
 """
 
 import math
@@ -13,26 +12,18 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from peft import PeftModel
 from PIL import Image
 
 from benchmarks.clock import timed
-from benchmarks.one_by_one import PictureAugment
 from benchmarks.worlds import inputs
 from datadream_utils.adapt import plan_adapters
-from datadream_utils.augment import Mix
-from datadream_utils.clip import ClipClassifier
-from datadream_utils.datasets import flatten, stable_seed
+from datadream_utils.datasets import stable_seed
 from datadream_utils.generate import Recipe
 from datadream_utils.images import to_tensor
 from datadream_utils.lora import WEIGHTS, attach_lora, save_lora
-from datadream_utils.models import DTYPES, load_clip
+from datadream_utils.models import DTYPES
 from datadream_utils.params import resolve
-from datadream_utils.prompts import class_prompt
 from datadream_utils.run import choose_device
-from datadream_utils.train import learning_rate_factor, make_classifier, train_steps
-
-EVAL_BATCH = 8
 
 
 def load_pipeline(p, seconds):
@@ -140,89 +131,3 @@ def generate(p, folder, seconds, adapters=None):
                 ).images
                 for k, image in enumerate(images, i):
                     image.resize((p.resolution, p.resolution)).save(target / f"{k:05d}.png")
-
-
-class Files(torch.utils.data.Dataset):
-    """Pictures read from disk every time, through ``transform(PIL image) -> tensor``."""
-
-    def __init__(self, paths, transform):
-        self.paths, self.transform = paths, transform
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        return self.transform(Image.open(self.paths[index]).convert("RGB"))
-
-
-def full_length(classifier, tokenizer, data):
-    """The classifier with its class texts padded to CLIP's own length."""
-    prompts = [class_prompt(name, data.domain) for name in data.class_names]
-    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-    classifier.tokens = tokens.to(classifier.clip.device)
-    return classifier
-
-
-def train(p, folder, seconds, synthetic=None):
-    """Train CLIP's LoRA on ``synthetic[label]``, lists of paths."""
-    data, _ = inputs(p)
-    with timed(seconds, "load"):
-        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
-        classifier = full_length(make_classifier(clip, tokenizer, data, p), tokenizer, data)
-    side = clip.config.vision_config.image_size
-    augment = PictureAugment(p, side, processor.image_mean, processor.image_std)
-    with timed(seconds, "work"):
-        fit(
-            classifier, flatten([files[: p.images_per_class] for files in synthetic]), augment, p, len(data.class_names)
-        )
-        classifier.save(folder / "classifier")
-
-
-def fit(classifier, files, augment, p, n_classes):
-    """Pictures are decoded and augmented one by one, in every epoch; returns the losses."""
-    (paths, labels), losses = files, []
-    labels, device = torch.tensor(labels), classifier.clip.device
-    parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    torch.manual_seed(stable_seed("train", p.seed, p.setting))
-    order, mix = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting)), Mix(p.mix_share, n_classes)
-    optimizer = torch.optim.AdamW(parameters, lr=p.train_lr, weight_decay=p.train_weight_decay)
-    per_epoch, _ = train_steps(p, n_classes)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, p, per_epoch))
-    dtype = DTYPES[p.mixed_precision]
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    classifier.train()
-    for _ in range(p.train_epochs):
-        batches = torch.randperm(len(labels), generator=order).split(p.train_batch_size)
-        loader = torch.utils.data.DataLoader(
-            Files(paths, augment),
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=p.num_workers,
-            generator=torch.Generator(),
-        )
-        for pictures, batch in zip(loader, batches, strict=True):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                weights = classifier.class_weights()
-                pictures, targets = mix(pictures.to(device), labels[batch].to(device))
-                loss = F.cross_entropy(classifier(pictures, weights), targets)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            losses.append(loss.item())
-    return losses
-
-
-def evaluate(p, folder, seconds, classifier=None):
-    """Predict the test split in batches of 8, with the class texts through the text tower in every batch; (n,)."""
-    data, _ = inputs(p)
-    with timed(seconds, "load"):
-        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
-        model = ClipClassifier(PeftModel.from_pretrained(clip, classifier), tokenizer, data).eval()
-        full_length(model, tokenizer, data)
-    paths, _ = flatten(data.files["test"])
-    with timed(seconds, "work"), torch.no_grad():
-        files = Files(paths, lambda image: torch.from_numpy(processor(images=image).pixel_values[0]))
-        loader = torch.utils.data.DataLoader(files, batch_size=EVAL_BATCH, num_workers=p.num_workers)
-        predictions = [model(x.to(clip.device), model.class_weights()).argmax(-1).cpu() for x in loader]
-    return torch.cat(predictions)

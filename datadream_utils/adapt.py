@@ -8,11 +8,13 @@ import csv
 import hashlib
 import json
 import shutil
+import traceback
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ from datadream_utils.datasets import flatten, stable_seed, write_shots
 from datadream_utils.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS, attach_lora, detach_lora, save_lora
-from datadream_utils.memory import enough_memory
+from datadream_utils.memory import enough_memory, is_full
 from datadream_utils.models import DTYPES, model_identity
 from datadream_utils.prompts import class_prompt
 from datadream_utils.run import digest
@@ -163,7 +165,8 @@ def adapt(pipe, adapters, p, stage, progress, team=None):
 
     Each adapter's folder appears when it is complete, and its losses as ``losses/<adapter>.csv`` just before. Adapters
     of one prompt are trained ``adapters_together`` at a time, in fixed groups, so that resuming changes nothing; the
-    group that is being trained goes on from its last checkpoint. ``p.shard``: only that part of the groups. ``team``:
+    group that is being trained goes on from its last checkpoint. A group that does not fit into memory is halved, which
+    changes nothing but rounding. ``p.shard``: only that part of the groups. ``team``:
     this process shares every batch with others, and writes only if it leads.
     """
     size = p.adapters_together if p.system.adapter in ("class", "image") else 1
@@ -171,7 +174,7 @@ def adapt(pipe, adapters, p, stage, progress, team=None):
     missing = [group for group in groups if not all(_saved(stage, adapter) for adapter in group)]
     steps = sum(adapter_steps(p, len(group[0].paths)) for group in missing)
     label = f"{sum(map(len, missing))} adapters, steps"
-    lower = ("adapt_batch_size", "adapters_together", "gradient_checkpointing")
+    lower = ("adapt_batch_size", *(["adapters_together"] if team else []), "gradient_checkpointing")
     with closing(_train_and_save(pipe, missing, p, stage, team)) as training, enough_memory(p, *lower):
         for _ in progress(training, total=steps, label=label):
             pass
@@ -214,11 +217,37 @@ def _checkpoint(stage, group, p, team):
 
 
 def _train_and_save(pipe, groups, p, stage, team):
+    """Train and save one group after the other; yields once for every step of a group.
+
+    One for which memory is too small is halved, and so are those after it; its parts together yield as often as it.
+    A team's processes would have to agree on that: there the error is the user's.
+    """
+    together = max(map(len, groups), default=1)
     for group in groups:
-        checkpoint = _checkpoint(stage, group, p, team)
-        yield from (_train_one if len(group) == 1 else _train_group)(pipe, group, p, stage, checkpoint, team)
-        if _writes(team):
-            checkpoint.path.unlink(missing_ok=True)
+        waiting, steps = list(group), 0
+        while waiting:
+            part = waiting[:together]
+            try:
+                for _ in _train_part(pipe, part, p, stage, team):
+                    steps += len(part)
+                    if steps >= len(group):
+                        steps -= len(group)
+                        yield
+                waiting = waiting[together:]
+            except (RuntimeError, MemoryError) as error:
+                if len(part) == 1 or team or not is_full(error):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+                together = len(part) // 2
+                clear_device_cache(garbage_collection=True)
+                print(f"{len(part)} adapters at once do not fit into memory: going on with {together}.")
+
+
+def _train_part(pipe, part, p, stage, team):
+    checkpoint = _checkpoint(stage, part, p, team)
+    yield from (_train_one if len(part) == 1 else _train_group)(pipe, part, p, stage, checkpoint, team)
+    if _writes(team):
+        checkpoint.path.unlink(missing_ok=True)
 
 
 def _train_one(pipe, group, p, stage, checkpoint, team):

@@ -19,6 +19,11 @@ def peak_memory(device):
     return peak
 
 
+def is_full(error):
+    """Whether an error says that memory is full: torch.OutOfMemoryError, a RuntimeError too, which MPS raises bare."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
+
+
 # How torch says it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
 FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -31,9 +36,8 @@ def enough_memory(p, *names):
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError; MPS raises that bare
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
-        if not full:
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
         values = {name: getattr(p, name) for name in names}

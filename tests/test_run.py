@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import same_progress
 from PIL import Image
+from safetensors.torch import load_file
 
 from datadream_utils import locks
-from datadream_utils.adapt import adapt, adapter_folder, plan_adapters
+from datadream_utils.adapt import adapt, adapter_folder, plan_adapters, read_losses
 from datadream_utils.checksums import LIST, changed_files, made_files, sha256
 from datadream_utils.datasets import few_shot, load_dataset
 from datadream_utils.errors import InputError
@@ -306,20 +307,47 @@ def test_errors_about_other_files_are_left_alone(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_adapters_that_do_not_fit_into_memory_are_trained_by_halves(mnist, pipe, make_params, monkeypatch, capsys):
+    """Memory for the images of two adapters at once; the result is that of five at once, up to rounding."""
+    shots, together = few_shot(mnist, 2, 0), dict(n_shot=2, adapt_epochs=2, adapters_together=5, lora_rank=4)
+    adapters = plan_adapters(get_method("datadream_cls"), mnist, shots)[:8]
+    folders = {}
+    for variant in ("enough", "short"):
+        p, counted = make_params("adapt", **together, variant=variant), []
+        folders[variant] = run_stage(p, "adapt")
+        count = lambda steps, total, counted=counted, **_: counted.extend([*steps, total]) or []  # noqa: E731
+        adapt(pipe, adapters, p, folders[variant], count)
+        assert counted[-1] == len(counted) - 1 == 4  # two epochs of two groups, of one batch each
+        forward = pipe.unet.forward
+
+        def full(noisy, *args, forward=forward, **kwargs):
+            if len(noisy) > 2 * 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return forward(noisy, *args, **kwargs)
+
+        monkeypatch.setattr(pipe.unet, "forward", full)
+    assert capsys.readouterr().out == "5 adapters at once do not fit into memory: going on with 2.\n"
+    for a in adapters:
+        one, other = (load_file(adapter_folder(folders[variant], a.name) / WEIGHTS) for variant in folders)
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=2e-5)
+        assert read_losses(folders["enough"])[a.name] == pytest.approx(read_losses(folders["short"])[a.name], rel=1e-4)
+
+
 def test_too_little_memory_names_what_to_lower(mnist, pipe, make_params, monkeypatch):
-    changes = dict(n_shot=2, adapt_epochs=2, adapters_together=2, lora_rank=4)
+    changes = dict(n_shot=2, adapt_epochs=2, adapters_together=1, lora_rank=4)
     shots, p = few_shot(mnist, 2, 0), make_params("adapt", **changes)
     adapters, stage = plan_adapters(get_method("datadream_cls"), mnist, shots)[:4], run_stage(p, "adapt")
     forward, calls = pipe.unet.forward, []
 
     def full(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:  # in the second group
+        if len(calls) == 6:  # in the third
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(pipe.unet, "forward", full)
-    words = r"lower adapt_batch_size \(8\) or lower adapters_together \(2\) or set gradient_checkpointing to true"
+    words = r"lower adapt_batch_size \(8\) or set gradient_checkpointing to true"
     with pytest.raises(InputError, match=words):
         adapt(pipe, adapters, p, stage, same_progress)
     assert [adapter_folder(stage, a.name).exists() for a in adapters] == [True, True, False, False]

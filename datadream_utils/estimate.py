@@ -245,7 +245,8 @@ def free(device, output_root):
 
 def estimate(study, device="auto"):
     """``(rows, tasks)`` of a study, measured here; see ``table``."""
-    sizes = {name: read_sizes(name, study.value("data_root"), study.value("split_file")) for name in study.datasets}
+    split = lambda name: study.split_files.get(name, study.value("split_file"))  # noqa: E731
+    sizes = {name: read_sizes(name, study.value("data_root"), split(name)) for name in study.datasets}
     planned = tasks(study, sizes)
     return table(planned, measure(planned, device), start_seconds()), planned
 

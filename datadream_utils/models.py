@@ -163,7 +163,8 @@ def _hub_reason(parameter, value, revision):
     except errors.RepositoryNotFoundError:
         return "there is no such folder, and no such hub page that you may read"
     except errors.RevisionNotFoundError:
-        return f"its hub page has no revision {revision!r}"
+        name = f"{parameter.removesuffix('_model')}_revision"
+        return f"its hub page has no revision {revision!r}: {name} must be one of this page's, or empty for its newest"
     except errors.LocalEntryNotFoundError:
         return "there is no such folder, the hub cannot be reached, and no copy of it was downloaded before"
     except errors.EntryNotFoundError:

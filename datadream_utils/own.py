@@ -44,14 +44,17 @@ def write_example(folder, data_root):
 def describe_folder(data):
     """A row per class: its name in the prompt, pictures in each split, the smallest side in pixels.
 
-    Reads every picture; InputError for one that cannot be read.
+    Reads every picture; InputError for one that cannot be read. "not read": files beside them in other formats.
     """
     rows = []
     for label, name in enumerate(data.class_names):
         files = {split: classes[label] for split, classes in data.files.items()}
         sides = [min(read_image(path).size) for paths in files.values() for path in paths]
         counts = {split: len(paths) for split, paths in files.items()}
-        rows.append({"class": name} | counts | {"smallest side": min(sides)})
+        folders = {path.parent for paths in files.values() for path in paths}
+        beside = sum(not f.name.startswith(".") and f.is_file() for folder in folders for f in folder.iterdir())
+        others = {"not read": beside - sum(counts.values())}
+        rows.append({"class": name} | counts | {"smallest side": min(sides)} | others)
     return pd.DataFrame(rows)
 
 

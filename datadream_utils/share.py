@@ -36,8 +36,8 @@ RESULT = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifi
 def share(run, to, data_root="data"):
     """Copy what a finished run has to give into the new folder ``to``, and return its path.
 
-    run: a run's folder. Adapters, images and classifiers are taken from those of its stages that are finished; their
-    files are checked first. Raises InputError when ``to`` exists, nothing is finished, a file was
+    run: a run's folder. Adapters, images and the classifiers' accuracies are taken from those of its stages that are
+    finished; their files are checked first. Raises InputError when ``to`` exists, nothing is finished, a file was
     damaged or holds a path of this machine.
     """
     run, to = Path(run), Path(to)
@@ -169,8 +169,11 @@ def _base(model):
 
 
 def _origin(data):
-    known = f"{_word(data.source)}; licence: {_word(data.licence)}." if data.source and data.licence else ""
-    return known or "the source and licence of the real images are not stated (`dataset.yaml` can say them)."
+    said = [_word(data.source)] if data.source else []
+    said += [f"licence: {_word(data.licence)}"] if data.licence else []
+    if missing := " and ".join(name for name in ("source", "licence") if not getattr(data, name)):
+        said.append(f"{missing} of the real images: not stated (`dataset.yaml` can say it)")
+    return "; ".join(said) + "."
 
 
 def _word(text):

@@ -22,10 +22,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadream_utils.errors import InputError, suggest
@@ -41,6 +39,7 @@ from datadream_utils.params import (
     resolve,
     run_name,
 )
+from datadream_utils.texts import read_yaml
 
 Some = Field(min_length=1)
 NAMED = ("dataset", "method", "n_shot", "seed", "variant", "setting")  # lists of their own, or made here
@@ -213,10 +212,7 @@ def make_study(values, source="the study"):
 
 def read_study(path):
     """The study in a file. InputError names the file."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold 'name: value' lines such as 'methods: [real]'.")
     return make_study(values, str(path))

@@ -2,8 +2,8 @@
 
 Every finished stage is first checked against its checksums. Then one run, drawn at random or named, is made again from
 the parameters that it noted, notebook by notebook through papermill, and its files are compared byte by byte. On
-another kind of device bytes cannot be expected: there only the accuracy is compared, within a tolerance. Exit status 1
-tells of a difference.
+a GPU, or another device than the first time, bytes cannot be expected: there only accuracies are judged, within a
+tolerance. Exit status 1 tells of a difference.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def verify(runs, name, output_root, tolerance):
         again = make_again(stage, output_root)
         names, differing, note = compare(stage, again, tolerance)
         seconds = [made.manifest()["seconds"] for made in (stage, again)]
-        verdict = ("DIFFERENT: " + ", ".join(differing[:3])) if differing else "the same"
+        good = "not judged" if note and not stage.name.startswith("train-") else "the same"
+        verdict = ("DIFFERENT: " + ", ".join(differing[:3])) if differing else good
         rows.append((stage.name, len(names), len(differing), *seconds, "; ".join(filter(None, (verdict, note)))))
         same &= not differing
     return rows, same

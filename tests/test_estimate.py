@@ -43,6 +43,17 @@ def test_counts_of_the_tiny_study_are_the_hands():
     assert saved["train", "clip_zeroshot"] == 0 and saved["train", "real"] == 1
 
 
+def test_a_studys_own_split_of_a_data_set_is_counted(folder_dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(estimate, "read_sizes", lambda *names: asked.append(names) or SIZES)
+    monkeypatch.setattr(estimate, "measure", lambda planned, device: {})
+    monkeypatch.setattr(estimate, "table", lambda *_: None)
+    monkeypatch.setattr(estimate, "start_seconds", lambda: 0.0)
+    study = SMALL | {"datasets": ["mnist5k", str(folder_dataset)], "split_files": {str(folder_dataset): "list.json"}}
+    estimate.estimate(make_study(study))
+    assert [(name, split) for name, _, split in asked] == [("mnist5k", ""), (str(folder_dataset), "list.json")]
+
+
 def test_what_costs_the_same_is_measured_once():
     planned = _tasks(read_study(ROOT / "params" / "studies" / "tiny.yaml"))
     keys = {kind: {t.key for t in planned if t.kind == kind} for kind in ("adapt", "generate", "train")}

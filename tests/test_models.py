@@ -322,7 +322,7 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     assert "sd_model 'tiny/gated' cannot be had (its hub page asks you to accept its terms and to log in" in gated
     assert "(there is no such folder, and no such hub page that you may read): set sd_model to" in missing
     assert "(its hub page has no model_index.json)" in other
-    assert "(its hub page has no revision 'v9')" in no_revision
+    assert "(its hub page has no revision 'v9': sd_revision must be one of this page's, or empty for its" in no_revision
     assert "model.safetensors" in no_weights and "safe_serialization=True" in no_weights
     assert by_bot == {"hub": "tiny/pickled", "commit": COMMIT, "weights": [CONVERTED]}
     assert offline[:2] == [pinned, clip]

@@ -30,6 +30,7 @@ def test_the_example_is_a_folder_as_a_user_has_it(example):
     table = describe_folder(load_dataset(str(example)))
     assert table["class"].tolist() == sorted(EXAMPLE_CLASSES) and (table["smallest side"] == 28).all()
     assert table[["train", "val", "test"]].to_numpy().tolist() == [[50, 20, 30]] * 3
+    assert table["not read"].tolist() == [0, 0, 1]  # mine.txt, of "three"
 
 
 def test_a_picture_in_train_and_test_is_found(folder_dataset):

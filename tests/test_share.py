@@ -1,6 +1,7 @@
 """A shared run: plain libraries read it, and it says where it comes from without saying where it was made."""
 
 import json
+from dataclasses import replace
 
 import datasets as hub_library
 import pytest
@@ -16,7 +17,7 @@ from datadream_utils.datasets import few_shot, load_dataset, write_shots
 from datadream_utils.errors import InputError
 from datadream_utils.generate import Recipe, generate
 from datadream_utils.run import stage as run_stage
-from datadream_utils.share import share
+from datadream_utils.share import _origin, share
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def test_cards_name_origin_and_licence_and_no_path_of_this_machine(run, tmp_path
         if path.is_file():
             assert str(tmp_path).encode() not in path.read_bytes(), path
     assert (there / "shots.txt").read_text() == (run / "adapt" / "shots.txt").read_text()
+
+
+def test_what_is_known_of_the_origin_is_said(mnist):
+    data = replace(mnist, source="somewhere", licence="")
+    lacks = "of the real images: not stated (`dataset.yaml` can say it)."
+    assert _origin(data) == f"somewhere; licence {lacks}"
+    assert _origin(replace(data, source="", licence="MIT")) == f"licence: MIT; source {lacks}"
+    assert _origin(replace(data, licence="MIT")) == "somewhere; licence: MIT."
+    assert _origin(replace(data, source="")) == f"source and licence {lacks}"
 
 
 def test_a_shared_folder_is_never_overwritten_nor_an_unfinished_run_shared(run, tmp_path):

@@ -114,8 +114,51 @@ def test_classes_that_gain_with_every_method_do_not_pass_for_nearness():
     by_hand = stats.permutation_test(([0, 1, 2, 3],), lambda x: stats.spearmanr(x, [3, 2, 1, 0]).statistic,
                                      permutation_type="pairings").pvalue  # fmt: skip
     assert found["between"]["p"] == pytest.approx(by_hand) == pytest.approx(2 / 24)
-    assert found["between"]["verdict"] == "not decided" and np.isnan(found["between"]["low"])  # four methods are few
+    assert np.isnan(found["between"]["low"])  # four methods are few
     assert found["within"]["verdict"] == "below 0" and found["within"]["n_methods"] == 4
+    assert found["classes"]["rho"] > 0.9 and found["classes"]["verdict"] == "above 0"  # and of each method's classes
+
+
+def test_a_method_that_fails_does_not_pass_for_nearness():
+    rng, rows = np.random.default_rng(0), []
+    for label in range(
+        12
+    ):  # the base model is far and brings nothing; the adapted ones are alike, whatever brings more
+        rows.append((label, "fakeit", 900 + 10 * rng.normal(), -50 + rng.normal()))
+        rows += [(label, name, *rng.normal(size=2)) for name in ("datadream_cls", "datadream_dset", "loft")]
+    points = pd.DataFrame(rows, columns=["label", "method", "distance", "gain"])
+    found = fidelity.correlation(points)
+    assert [found[kind]["verdict"] for kind in ("pooled", "within")] == ["below 0"] * 2
+    assert [found[kind]["verdict"] for kind in ("adapted", "classes")] == ["not decided"] * 2
+    assert (found["adapted"]["n_methods"], found["adapted"]["n_points"]) == (3, 36)
+    each = [stats.spearmanr(of["distance"], of["gain"]).statistic for _, of in points.groupby("method")]
+    assert found["classes"]["rho"] == pytest.approx(np.mean(each))
+    adapted = points[points["method"] != "fakeit"]
+    sides = adapted[["distance", "gain"]] - adapted.groupby("label")[["distance", "gain"]].transform("mean")
+    assert found["adapted"]["rho"] == pytest.approx(stats.spearmanr(*sides.to_numpy().T).statistic)
+    two = fidelity.correlation(adapted[adapted["method"] != "loft"])["adapted"]  # two methods are no choice
+    assert np.isnan(two["rho"]) and (two["verdict"], two["n_methods"]) == ("", 2)
+    same = points.assign(gain=points["gain"].where(points["method"] != "loft", 3.0))  # which has no correlation
+    assert fidelity.correlation(same)["classes"]["rho"] == pytest.approx(np.mean(each[:-1]))
+
+
+def test_methods_are_permuted_once_for_every_distance_and_setting(monkeypatch):
+    monkeypatch.setattr(fidelity, "RESAMPLES", 1000)
+    methods = ("fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft")
+    keys = pd.DataFrame([(m, i) for m in methods for i in range(3)], columns=["method", "label"])
+    keys = keys.assign(seed=0, class_name=keys["label"].map(str))
+    rank = keys["method"].map(methods.index)
+    distances = {"frechet": rank, "kid": rank.replace({1: 2, 2: 1, 3: 4, 4: 3}), "cmmd": (rank - 2.5).abs()}
+    gains = pd.concat([keys.assign(setting=setting, gain=-rank) for setting in ("S", "R+S")])
+    found = fidelity.correlations(keys.assign(**distances), gains)
+    between = found[found["kind"] == "between"]
+    assert between["p_holm"].tolist() == pytest.approx(compare.holm(between["p"]).tolist())
+    assert (between["p"] <= between["p_holm"]).all() and found.loc[found["kind"] != "between", "p_holm"].isna().all()
+    for row in between.itertuples():
+        assert row.verdict == ("below 0" if row.p_holm < 0.05 else "not decided")
+    alone = between[(between["p"] < 0.05) & (between["verdict"] == "not decided")]
+    assert set(alone["measure"]) == {"kid"} and (between["verdict"] == "below 0").sum() == 2  # p of 0.02, of six tests
+    assert fidelity.numbers_of(found, "S", "kid")["between"]["verdict"] == "not decided"
 
 
 def test_an_interval_that_ends_at_0_is_no_evidence():

@@ -199,11 +199,12 @@ def order_markdown(order):
     """The table of ``order`` in Markdown, under sentences that count its verdicts and what is turned (⇄)."""
     turned = order["pair"][order["published_without"] < 0]
     names, without = f": {'; '.join(turned)}" if len(turned) else "", ", ".join(LEAKY.values())
+    verb = "is" if len(turned) == 1 else "are"
     lines = [
         f"{len(published_order())} published orders, {len(order)} of them run here: **{counted(order)}**. Decided: "
         f"{RULE}. {SEEDS_NOISE.capitalize()}: more than these test images' noise, but 0 lies in the interval over "
         f"seeds. Without {without}, which the authors' released code tests on the training split, **{len(turned)}** of "
-        f"these published orders turned (⇄){names}.",
+        f"these published orders {verb} turned (⇄){names}.",
         "",
         f"| Pair | Published | Without {without} | Ours | 95 % over images | Per seed | 95 % over seeds | Verdict |",
         "|---|---:|---:|---:|:-:|:-:|:-:|---|",

@@ -169,7 +169,7 @@ def test_order_in_words_and_files(runs):
     assert texts["csv"].splitlines()[0] == (
         "pair,published,published_without,ours,low,high,seeds_low,seeds_high,per_seed,n_test,verdict"
     )
-    assert "**0** of these published orders turned (⇄).\n" in texts["md"]
+    assert "**0** of these published orders are turned (⇄).\n" in texts["md"]
     empty = compare.order(compare.pairs({}))
     assert "0 of them run here" in compare.order_texts(empty)["md"] and list(empty.columns) == list(order.columns)
 
@@ -182,7 +182,7 @@ def test_an_order_that_hangs_on_training_images_is_marked_and_counted():
     assert order.loc["Real-finetune (R) − DataDream_cls (S)", "verdict"] == "not decided: within the seeds' noise"
     md = compare.order_markdown(order.reset_index())
     assert "1 hold here, 0 reversed, 2 not decided (within the seeds' noise: 2)" in md
-    assert "**1** of these published orders turned (⇄): Real-finetune (R) − DataDream_dset (S).\n" in md
+    assert "**1** of these published orders is turned (⇄): Real-finetune (R) − DataDream_dset (S).\n" in md
     assert "| Real-finetune (R) − DataDream_dset (S) | +1.2 | -1.5 ⇄ | +39.0 |" in md and md.count("⇄") == 2
     figure = plots.forest(order.reset_index(), "d")
     assert figure.sentence == (

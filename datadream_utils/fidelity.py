@@ -19,8 +19,10 @@ from scipy.stats import permutation_test, rankdata
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from datadream_utils.compare import LEVEL, holm
 from datadream_utils.datasets import few_shot
 from datadream_utils.features import encode_generated, encode_real
+from datadream_utils.methods import METHODS
 
 NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020
 SIGMA = 10.0  # of the Gaussian kernel, as in Jayasumana et al. 2024
@@ -37,7 +39,13 @@ MEASURES = {
 DISTANCES = ("frechet", "kid", "cmmd")
 RESAMPLES = 10_000
 SUBSETS = 10
-KINDS = {"pooled": "all points", "within": "within classes", "between": "between methods' means"}
+KINDS = {
+    "pooled": "all points",
+    "within": "methods, within classes",
+    "adapted": "methods with an adapter alone, within classes",
+    "classes": "classes, within methods",
+    "between": "between methods' means",
+}
 
 
 class _AsTheyAre(torch.nn.Module):
@@ -169,72 +177,101 @@ def by_class(aligned, gains):
     keys = ["method", "label", "class_name"]
     table = aligned.groupby(keys, as_index=False, sort=False)[["n_real", "n_synthetic", *DISTANCES]].mean()
     for setting in ("S", "R+S"):
-        gain = gains[gains["setting"] == setting].groupby(keys, as_index=False)["gain"].mean()
-        table = table.merge(gain.rename(columns={"gain": f"gain_{setting}"}), on=keys, how="left")
+        gain = gains[gains["setting"] == setting].groupby(keys)["gain"].mean().rename(f"gain_{setting}")
+        table = table.join(gain, on=keys)
     return table
 
 
 def correlations(aligned, gains):
-    """``correlation`` of every distance with the gain in every setting: a row of each kind."""
+    """``correlation`` of every distance with the gain in every setting: a row of each kind.
+
+    "p_holm" is "p" of the methods' means, corrected for all of these tests; their verdict goes by it.
+    """
     rows = [
         {"setting": setting, "measure": name, "kind": kind} | found
         for setting in ("S", "R+S")
         for name in DISTANCES
         for kind, found in correlation(against_gains(aligned, gains, setting, name)).items()
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    tested, sides = table["p"].notna(), np.where(table["rho"] > 0, "above 0", "below 0")
+    table.insert(table.columns.get_loc("p") + 1, "p_holm", table["p"])
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
+    table["verdict"] = table["verdict"].mask(tested, np.where(table["p_holm"] < LEVEL, sides, "not decided"))
+    return table
+
+
+def numbers_of(table, setting, measure):
+    """``{kind: numbers}`` of one setting and distance in ``correlations``."""
+    return table[(table["setting"] == setting) & (table["measure"] == measure)].set_index("kind").to_dict("index")
 
 
 def means(aligned):
     """``MEASURES`` and the numbers of images per class, for each method, n_shot and seed: means over classes."""
-    keys = ["method", "n_shot", "seed"]
-    return aligned.groupby(keys, as_index=False, sort=False)[["n_real", "n_synthetic", *MEASURES]].mean()
+    rows = aligned.groupby(["method", "n_shot", "seed"], as_index=False, sort=False)
+    return rows[["n_real", "n_synthetic", *MEASURES]].mean()
 
 
 def correlation(points, seed=0):
-    """Spearman's rank correlation of distance and gain, of three kinds (``KINDS``): ``{kind: numbers}``.
+    """Spearman's rank correlation of distance and gain, of five kinds (``KINDS``): ``{kind: numbers}``.
 
     "pooled": of all points, where classes that gain with every method weigh most; "within": after the mean of its class
-    is taken from each point: do methods that are nearer gain more?; "between": of the methods' means. Numbers: "rho",
-    "low", "high" (95 %, ``RESAMPLES`` draws of *classes*: the points of one class are no independent ones; for the
-    methods at hand), "p" (between: two-sided, by permuting the methods), "verdict" (``_verdict``; between: by p),
-    "n_points", "n_classes", "n_methods". Not a number for fewer than three classes (between: methods too) or where all
-    values are equal.
+    is taken from each point: do methods that are nearer gain more?; "adapted": the same of the methods with an adapter,
+    if there are three; "classes": of the classes of each method, the mean over methods: do classes that are nearer gain
+    more?; "between": of the methods' means. Numbers: "rho", "low", "high" (95 %, ``RESAMPLES`` draws of *classes*: the
+    points of one class are no independent ones; for the methods at hand), "p" (between: two-sided, by permuting the
+    methods), "verdict" (``_verdict``; between: none, ``correlations`` corrects p first), "n_points", "n_classes",
+    "n_methods". Not a number for fewer than three classes (between: methods too) or where all values are equal.
     """
     sides = ["distance", "gain"]
-    classes, methods = points["label"].nunique(), points["method"].nunique()
-    sizes = {"n_points": len(points), "n_classes": classes, "n_methods": methods}
-    found = {kind: dict(rho=np.nan, low=np.nan, high=np.nan, p=np.nan, verdict="") | sizes for kind in KINDS}
+    adapts = points["method"].isin([name for name, method in METHODS.items() if method.adapts]).to_numpy()
+    found = {}
+    for kind in KINDS:
+        of = points[adapts] if kind == "adapted" else points
+        sizes = {"n_points": len(of), "n_classes": of["label"].nunique(), "n_methods": of["method"].nunique()}
+        found[kind] = dict(rho=np.nan, low=np.nan, high=np.nan, p=np.nan, verdict="") | sizes
+    classes = points["label"].nunique()
     if classes < 3:
         return found
     draws = np.random.default_rng(seed).multinomial(classes, np.full(classes, 1 / classes), RESAMPLES)
     draws = np.concatenate([np.ones((1, classes), int), draws])  # first the classes as they are
-    of_class = points["label"].rank(method="dense").astype(int).to_numpy() - 1
-    centred = points[sides] - points.groupby("label")[sides].transform("mean")
-    weights = draws[:, of_class]
+    weights = draws[:, points["label"].rank(method="dense").astype(int).to_numpy() - 1]
     rhos = {
         "pooled": weighted_spearman(*points[sides].to_numpy().T, weights),
-        "within": weighted_spearman(*centred.to_numpy().round(9).T, weights),  # rounding leaves equal values equal
+        "within": _within_classes(points, weights),
+        "classes": _within_methods(points, weights),
     }
+    if found["adapted"]["n_methods"] > 2:
+        rhos["adapted"] = _within_classes(points[adapts], weights[:, adapts])
     for kind, (rho, *drawn) in rhos.items():
         drawn = np.array(drawn)[~np.isnan(drawn)]
         if rho == rho and len(drawn):
             low, high = np.quantile(drawn, [0.025, 0.975])
             found[kind] |= dict(rho=float(rho), low=float(low), high=float(high), verdict=_verdict(drawn))
-    means = points.groupby("method")[sides].mean().round(9)
-    if methods > 2 and (means.nunique() > 1).all():
+    means = points.groupby("method")[sides].mean().round(9)  # equal values stay equal
+    if len(means) > 2 and (means.nunique() > 1).all():
         found["between"] |= _permuted(*means.to_numpy().T)
     return found
 
 
+def _within_classes(points, weights):
+    """``weighted_spearman`` after the mean of its class is taken from each point."""
+    sides = points[["distance", "gain"]]
+    return weighted_spearman(*(sides - sides.groupby(points["label"]).transform("mean")).round(9).to_numpy().T, weights)
+
+
+def _within_methods(points, weights):
+    """``weighted_spearman`` of each method's classes, the mean over those methods whose values vary."""
+    sides = points[["distance", "gain"]].to_numpy().T
+    each = [weighted_spearman(*sides[:, of], weights[:, of]) for of in points.groupby("method").indices.values()]
+    return np.ma.masked_invalid(each).mean(axis=0).filled(np.nan)
+
+
 def _permuted(x, y):
-    """Spearman's correlation of a few values, its exact p by all their orders (of many, ``RESAMPLES``); its verdict."""
-    x, y = rankdata(x), rankdata(y)
-    test = permutation_test((x,), lambda x: np.corrcoef(x, y)[0, 1], permutation_type="pairings",
+    """Spearman's correlation of a few values, and its exact p by all their orders (of many, ``RESAMPLES``)."""
+    test = permutation_test((rankdata(x),), lambda x: np.corrcoef(x, rankdata(y))[0, 1], permutation_type="pairings",
                             n_resamples=RESAMPLES, rng=0)  # fmt: skip
-    side = "above 0" if test.statistic > 0 else "below 0"
-    p = float(test.pvalue)
-    return {"rho": float(test.statistic), "p": p, "verdict": side if p < 0.05 else "not decided"}
+    return dict(rho=float(test.statistic), p=float(test.pvalue))
 
 
 def _verdict(drawn):

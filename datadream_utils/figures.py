@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from datadream_utils.ablations import STUDY
-from datadream_utils.compare import row_name
+from datadream_utils.compare import over_seeds, row_name
 from datadream_utils.cost import WORDS, front
 from datadream_utils.fidelity import KINDS, MEASURES, REAL
 from datadream_utils.methods import METHODS
@@ -19,9 +19,16 @@ from datadream_utils.plots import COLOURS, PrintFigure
 COLUMN, BOTH = 3.4, 7.0
 SMALL, NORMAL = 6, 7  # points
 ADAPTED = ("datadream_cls", "datadream_dset")
+FOUR = ("precision", "recall", "density", "coverage")
 WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
 MARKERS = dict(zip(METHODS, "PsovDX^*<>hpd8", strict=False)) | {REAL: "+"}
 REAL_COLOUR = "0.25"
+RELATIONS = {
+    "below 0": "Nearer images bring more",
+    "above 0": "Nearer images bring less",
+    "at 0": "The interval ends at 0, within the error of resampling",
+    "not decided": "No relation shows",
+}  # by the verdict of a correlation
 SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real only", "none": "zero-shot"}
 
 
@@ -76,7 +83,7 @@ def legend(figure, handles_of, columns=4):
 
 
 def alignment_scatter(points, found, setting, measure="frechet", space="CLIP features"):
-    """``fidelity.against_gains`` as points with ``fidelity.correlation``: distance of a class against its gain."""
+    """``fidelity.against_gains`` as points with ``fidelity.numbers_of``: distance of a class against its gain."""
     if points.empty:
         return empty(f"No method has both generated images and a classifier to compare: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
@@ -92,27 +99,33 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
     legend(figure, [ax], 3)
     what = "Scatter plot: one point per method and class, distance on a logarithmic axis."
     pooled = found["pooled"]
-    words = f"{pooled['n_points']} points of {pooled['n_classes']} classes, {SETTING_TITLES[setting]}: "
-    if np.isnan([numbers["rho"] for numbers in found.values()]).all():
-        return described(figure, what, words + "too few for a correlation.")
-    said = [_correlated(kind, numbers) for kind, numbers in found.items() if not np.isnan(numbers["rho"])]
-    within = found["within"]
-    if not np.isnan(within["rho"]):
-        title = f"Spearman within classes {within['rho']:+.2f} [{within['low']:+.2f}, {within['high']:+.2f}]"
-        ax.set_title(title, fontsize=NORMAL)
+    words = f"{pooled['n_points']} points of {pooled['n_classes']} classes, {SETTING_TITLES[setting]}"
+    found = {kind: numbers for kind, numbers in found.items() if not np.isnan(numbers["rho"])}
+    if not found:
+        return described(figure, what, f"{words}: too few for a correlation.")
+    titles = [f"{KINDS[kind]} {_interval(found[kind], '[{}, {}]')}" for kind in ("pooled", "classes") if kind in found]
+    ax.set_title("\n".join(["Spearman's correlation:", *titles]), fontsize=NORMAL)
+    said = {relation: [] for relation in RELATIONS.values()}
+    for kind, numbers in found.items():
+        said[RELATIONS[numbers["verdict"]]].append(_correlated(kind, numbers))
+    said = [f"{relation}: {'; '.join(kinds)}" for relation, kinds in said.items() if kinds]
     sentence = (
-        f"{words}rank correlation of {MEASURES[measure]} and gain: {'; '.join(said)} (95 % intervals, resampling "
-        "classes; below 0: nearer images bring more)."
+        f"{words}. {'. '.join(said)}. Rank correlations of {MEASURES[measure]} and gain, with 95 % intervals that "
+        "resample classes."
     )
     return described(figure, what, sentence)
 
 
+def _interval(numbers, brackets):
+    low, high = (f"{numbers[name]:+.2f}" for name in ("low", "high"))
+    return f"{numbers['rho']:+.2f} {brackets.format(low, high)}"
+
+
 def _correlated(kind, numbers):
-    ends = {"not decided": "includes 0", "at 0": "ends at 0, within the error of resampling"}
-    verdict = ends.get(numbers["verdict"], f"lies {numbers['verdict']}")
     if kind == "between":
-        return f"{KINDS[kind]} {numbers['rho']:+.2f} (p = {numbers['p']:.3f}, permuting {numbers['n_methods']} methods)"
-    return f"{KINDS[kind]} {numbers['rho']:+.2f} ({numbers['low']:+.2f} to {numbers['high']:+.2f}, {verdict})"
+        p = f"p = {numbers['p_holm']:.3f} by Holm, permuting {numbers['n_methods']} methods"
+        return f"{KINDS[kind]} {numbers['rho']:+.2f} ({p})"
+    return f"{KINDS[kind]} {_interval(numbers, '({} to {})')}"
 
 
 def fidelity_diversity(aligned):
@@ -129,25 +142,29 @@ def fidelity_diversity(aligned):
         finish(ax, f"{x} (diversity)", f"{y} (fidelity)")
         ax.set_xlim(-0.03, 1.03)
     legend(figure, axes)
-    best = means.groupby("method")[["density", "coverage"]].mean().drop(index=REAL, errors="ignore")
-    dense, varied = (f"{best[name].max():.2f}" for name in ("density", "coverage"))
-    sentence = (
-        f"Of the generators {label(best['density'].idxmax())} has the highest density ({dense}), "
-        f"{label(best['coverage'].idxmax())} the highest coverage ({varied})"
-    )
-    if len(best) == 1:
-        sentence = f"The images of {label(best.index[0])} have a density of {dense} and a coverage of {varied}"
-    pair = means[means["method"].isin(ADAPTED)].groupby("method")[["precision", "recall"]].mean()
-    if len(pair) == len(ADAPTED):
-        precision, recall = (" and ".join(f"{pair.loc[m, name]:.2f}" for m in ADAPTED) for name in pair.columns)
-        names = " and ".join(map(label, ADAPTED))
-        sentence += f"; {names} have a precision of {precision}, a recall of {recall}"
-    real = means[means["method"] == REAL]
-    if len(real):
-        sentence += f"; other real images have {real['density'].mean():.2f} and {real['coverage'].mean():.2f}"
-    return described(
-        figure, "Two scatter plots, precision against recall and density against coverage.", sentence + "."
-    )
+    numbers = means.groupby("method")[list(FOUR)].mean()
+    generators = [name for name in numbers.index if name != REAL]
+    several = len(generators) > 1
+    named = [name for name in ([*ADAPTED, REAL] if several else [*generators, REAL]) if name in numbers.index]
+    each = [f"{label(name)} {', '.join(f'{x:.2f}' for x in numbers.loc[name])}" for name in named]
+    said = [f"Of the generators {_highest(means[means['method'] != REAL])}"] if several else []
+    if each:
+        said.append(f"Precision, recall, density and coverage: {'; '.join(each).replace(REAL, f'other {REAL}')}")
+    what = "Two scatter plots, precision against recall and density against coverage."
+    return described(figure, what, f"{'. '.join(said)}.")
+
+
+def _highest(means):
+    """Who has the highest mean density and coverage, and who cannot be told from it by the 95 % interval over seeds."""
+    found = {}
+    for name in ("density", "coverage"):
+        table = means.pivot(index="seed", columns="method", values=name)
+        best = table.mean().idxmax()
+        lows = {other: over_seeds((table[best] - table[other]).dropna())[0] for other in table if other != best}
+        near = [label(other) for other, low in lows.items() if low <= 0]
+        beside = f"; within the seeds' noise of it: {', '.join(near)}" if near else ""
+        found.setdefault(label(best), []).append(f"{name} ({table[best].mean():.2f}{beside})")
+    return ", ".join(f"{best} has the highest mean {' and '.join(said)}" for best, said in found.items())
 
 
 def pareto(table, cost="seconds"):

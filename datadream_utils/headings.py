@@ -36,6 +36,7 @@ HEADINGS = {
     "low": "95 % from",
     "high": "to",
     "p": "p, permuting methods",
+    "p_holm": "p (Holm)",
     "verdict": "It is",
     "n_points": "Points",
     "n_classes": "Classes",
@@ -55,8 +56,10 @@ SENTENCES = {
     "alignment": (
         "Rank correlation of a distance to real test images with the gain in accuracy, resampling classes: below 0, "
         "nearer images bring more. Pooled, it is moved most by classes that gain with every method; within classes it "
-        "compares methods, those at hand. Between methods' means p is that of a permutation test, without an interval. "
-        "At 0: an end of the interval could lie on either side of it by the number of draws alone."
+        "compares methods, those at hand, then those with an adapter alone; within methods it compares the classes of "
+        "each, and is the mean over methods. Between methods' means p is that of a permutation test, without an "
+        "interval; Holm's correction is for all such tests of this table, and decides. At 0: an end of the interval "
+        "could lie on either side of it by the number of draws alone."
     ),
     "alignment_by_class": (
         "Each class's distance to real test images and its gain in accuracy, means over seeds: the points of the "

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
+from datadream_utils.compare import counted
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.live import is_live
 from datadream_utils.methods import METHODS
@@ -215,9 +216,7 @@ def forest(order, dataset):
     if order.empty:
         ax.text(0.5, 0.5, "no published pair has been run", ha="center", transform=ax.transAxes)
     sns.despine(ax=ax, left=True)
-    count = order["verdict"].value_counts()
-    holds, reverse = count.get("holds", 0), count.get("reversed", 0)
-    figure.sentence = f"Of {len(order)} published orders {holds} hold here and {reverse} are reversed."
+    figure.sentence = f"Of {len(order)} published orders {counted(order)}."
     figure.alt = f"Differences in accuracy with intervals, beside the published ones. {figure.sentence}"
     return figure
 

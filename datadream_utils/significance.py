@@ -9,6 +9,7 @@ from datadream_utils.compare import (
     PAIRS,
     RULE,
     SAID,
+    SEEDS_NOISE,
     TURNED,
     load_correct,
     pairs,
@@ -17,14 +18,20 @@ from datadream_utils.compare import (
 )
 from datadream_utils.results import BLOCKS
 
-SIGNS = {"above": "▲", "below": "▼", NOISE: "≈", ONE_SEED: "○"}
+SIGNS = {"above": "▲", "below": "▼", NOISE: "≈", SEEDS_NOISE: "◇", ONE_SEED: "○"}
 NOTE = (
-    "Within noise of the best of its block: 0 lies in the 95 % interval of the paired difference, over test images or "
-    f"over seeds, or Holm's p-value of McNemar's test is {LEVEL} or more, or more images are on the other side."
+    "Within noise of the highest mean of its block, over these test images too: 0 lies in the 95 % interval of the "
+    f"paired difference over test images, or Holm's p-value of McNemar's test is {LEVEL} or more, or more images are "
+    "on the other side."
 )
-ONE = "Unlike the best of its block by more than these images' noise, but with one seed: others are not known."
-NOTES = {NOISE: NOTE, ONE_SEED: ONE}
-KEY = "▲ the row is above the column, ▼ below, ≈ within noise, ○ one seed"
+SEEDS = (
+    "Below the highest mean of its block by more than these test images' noise, but the seeds do not decide: 0 lies in "
+    "the 95 % interval of the paired difference over seeds."
+)
+ONE = "Below the highest mean of its block by more than these images' noise, but with one seed: others are not known."
+NOTES = {NOISE: NOTE, SEEDS_NOISE: SEEDS, ONE_SEED: ONE}
+BESIDE = {NOTE: "within noise of it", SEEDS: "below it by more than these images' noise, but not by the seeds'"}
+KEY = "▲ the row is above the column, ▼ below, ≈ within noise, ◇ within the seeds' noise alone, ○ one seed"
 NO_PAIRS = pd.DataFrame(columns=list(PAIRS))
 
 
@@ -48,7 +55,7 @@ def marks(table):
 
 
 def marked(table, by_dataset):
-    """``results.main_results`` with one of ``NOTES`` where a row is not surely below the best of its block.
+    """``results.main_results`` with one of ``NOTES`` where a row is not surely below the highest mean of its block.
 
     by_dataset: ``of_datasets``; "average" has none.
     """
@@ -63,47 +70,60 @@ def marked(table, by_dataset):
 
 
 def headline(table, dataset, found):
-    """The main table in two sentences: the best on synthetic images alone; the best with real ones, and real alone.
+    """The main table in two sentences: the highest mean on synthetic images alone; that with real ones, and real alone.
 
-    What is within noise of the best of its block is named beside it.
+    It "is best" only if it is above all others of its block by more than noise; what it is not surely above is named.
 
     table: ``results.main_results``; found: ``pairs`` of the data set.
     """
     rows = table[table["dataset"] == dataset]
     best = {block: of.loc[of["accuracy_mean"].idxmax()] for block, of in rows.groupby(rows["setting"].map(BLOCKS))}
-    same = rows[marked(rows, {dataset: found})["note"] == NOTE]
-    beside = {
-        block: "; within noise of it: " + ", ".join(row_name(row.method, row.setting) for row in of.itertuples())
-        for block, of in same.groupby(same["setting"].map(BLOCKS))
-    }
     several, words = rows.groupby(rows["setting"].map(BLOCKS)).size() > 1, []
-    claim = {block: "is best, with" if many else "has" for block, many in several.items()}
+    blocks = marked(rows, {dataset: found}).groupby(rows["setting"].map(BLOCKS))
+    claim = {block: _claim(of, marks(found)) for block, of in blocks}
+    beside = {block: _beside(of) for block, of in blocks}
     if "synthetic" in best:
         row, text = best["synthetic"], "On synthetic images alone {} {} {:.1f} %"
         words.append(text.format(row_name(row.method, row.setting), claim["synthetic"], row.accuracy_mean))
         if "zero-shot" in best:
             words[-1] += f" (zero-shot CLIP: {best['zero-shot'].accuracy_mean:.1f} %)"
-        words[-1] += beside.get("synthetic", "")
+        words[-1] += beside["synthetic"]
     if "real" in best:
         row, real = best["real"], rows[rows["setting"] == "R"]
         name = row_name(row.method, row.setting)
         words.append(f"With real images {name} {claim['real']} {row.accuracy_mean:.1f} %")
-        words[-1] += beside.get("real", "")
+        words[-1] += beside["real"]
         if len(real) and row.setting != "R":
             names = row_name(real.iloc[0].method, "R"), name
             verdict = marks(found).get(names[0], {}).get(names[1])
-            less = {"below": f"less, and {SAID['below']}", NOISE: NOISE}.get(verdict, "less")
+            less = {"below": f"less, and {SAID['below']}", NOISE: NOISE, SEEDS_NOISE: f"less by {SAID[SEEDS_NOISE]}"}
+            less = less.get(verdict, "less")
             words[-1] += f"; {names[0]} has {real['accuracy_mean'].iloc[0]:.1f} %, {less}"
     if any(several[block] and row.get("n_seeds") == 1 for block, row in best.items()):
         words.append("With one seed, what others would bring is not known")
     return ". ".join([*words, ""]).rstrip() or f"No CLIP was trained on {dataset}: 03_train_clip does that."
 
 
+def _claim(rows, square_of):
+    """Whether a block's first "is best", "has the highest mean", or, alone, "has" its number; rows: ``marked``."""
+    names = [row_name(row.method, row.setting) for row in rows.sort_values("accuracy_mean").itertuples()]
+    verdicts = {square_of.get(names[-1], {}).get(other) for other in names[:-1]}
+    return "has" if not verdicts else "is best, with" if verdicts == {"above"} else "has the highest mean,"
+
+
+def _beside(rows):
+    """Which of a block's rows are not surely below its first, in words; rows: ``marked``."""
+    names = {note: [row_name(row.method, row.setting) for row in of.itertuples()] for note, of in rows.groupby("note")}
+    return "".join(f"; {said}: {', '.join(names[note])}" for note, said in BESIDE.items() if note in names)
+
+
 def sentence(table):
     """How many pairs differ, and by what rule."""
-    noise, single = (int((table["verdict"] == verdict).sum()) for verdict in (NOISE, ONE_SEED))
-    one, plural = f", {single} differ on these images but have one seed" if single else "", "s" * (len(table) != 1)
-    return f"{len(table)} pair{plural}: {len(table) - noise - single} differ ({RULE}), {noise} are within noise{one}."
+    noise, seeds, single = (int((table["verdict"] == verdict).sum()) for verdict in (NOISE, SEEDS_NOISE, ONE_SEED))
+    differ, plural = len(table) - noise - seeds - single, "s" * (len(table) != 1)
+    more = f", {seeds} differ on these images but are {SEEDS_NOISE}" if seeds else ""
+    more += f", {single} differ on these images but have one seed" if single else ""
+    return f"{len(table)} pair{plural}: {differ} differ ({RULE}), {noise} are within noise{more}."
 
 
 def square(table):
@@ -130,9 +150,9 @@ def texts(table):
 
 
 def markdown(table):
-    """The pairs as Markdown: ▲ the first is above, ▼ below, ≈ within noise, ○ one seed."""
+    """The pairs as Markdown: ▲ the first is above, ▼ below, others as in ``KEY``."""
     lines = [
-        sentence(table),
+        f"{sentence(table)} {KEY.replace('the row', 'the first').replace('the column', 'the second')}.",
         "",
         "| First | Second | Difference | 95 % over images | Per seed | 95 % over seeds | p (Holm) | |",
         "|---|---|---:|:-:|:-:|:-:|---:|:-:|",

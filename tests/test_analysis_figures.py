@@ -264,7 +264,14 @@ def _every_figure(folder):
     )
     points = _gains().assign(distance=[1.0, 2.0, 3.0, 4.0])
     found = {"rho": 0.5, "low": -0.1, "high": 0.9, "n_points": 4, "n_classes": 2, "verdict": "not decided"}
-    found = {"pooled": found, "within": found | {"low": 0.001, "verdict": "at 0"}, "between": found | {"rho": np.nan}}
+    found |= {"n_methods": 6, "p_holm": np.nan}
+    found = {
+        "pooled": found,
+        "within": found | {"rho": -0.5, "verdict": "below 0"},
+        "adapted": found | {"rho": np.nan, "verdict": ""},
+        "classes": found | {"low": 0.001, "verdict": "at 0"},
+        "between": found | {"rho": -0.8, "p_holm": 0.1},
+    }
     bins = pd.DataFrame(
         {"method": "real", "setting": "R", "certainty": [50.0, 90.0], "accuracy": [60.0, 80.0], "n": 20}
     )
@@ -295,9 +302,19 @@ def every_figure(tmp_path_factory):
 
 def test_figures_say_what_the_data_say(every_figure):
     says = {name: figure.sentence for name, figure in every_figure.items()}
-    assert "all points +0.50 (-0.10 to +0.90, includes 0); within classes +0.50 (+0.00 to" in says["scatter"]
-    assert "ends at 0, within the error of resampling) (95 %" in says["scatter"] and "between" not in says["scatter"]
-    assert "images of LoFT have a density of 0.50" in says["fidelity"] and "other real images" in says["fidelity"]
+    assert says["scatter"] == (
+        "4 points of 2 classes, real and synthetic. Nearer images bring more: methods, within classes -0.50 (-0.10 to "
+        "+0.90). The interval ends at 0, within the error of resampling: classes, within methods +0.50 (+0.00 to "
+        "+0.90). No relation shows: all points +0.50 (-0.10 to +0.90); between methods' means -0.80 (p = 0.100 by "
+        "Holm, permuting 6 methods). Rank correlations of Fréchet distance and gain, with 95 % intervals that "
+        "resample classes."
+    )
+    title = every_figure["scatter"].axes[0].get_title()  # the number of what is seen is called by its name
+    assert "all points +0.50 [-0.10, +0.90]\nclasses, within methods +0.50 [+0.00, +0.90]" in title
+    assert says["fidelity"] == (
+        "Precision, recall, density and coverage: LoFT 0.50, 0.50, 0.50, 0.50; other real images 0.50, 0.50, 0.50, "
+        "0.50."
+    )
     assert "99 % of the held-out real images: 50.0 % of LoFT." in says["nearest"]  # 0.1 and 0.2 are below 0.253
     assert (
         "DataDream_cls with 1 shot was not run. Near copies: by features most of LoFT with 1 shot (30.0 %); by "
@@ -485,11 +502,26 @@ def test_a_single_method_is_compared_with_none():
         for rows in ([("loft", 0.5)], [("loft", 0.5), ("fakeit", 0.6)])
     )
     of_one, of_two = (figures.fidelity_diversity(table).sentence for table in (one, two))
-    assert of_one == "The images of LoFT have a density of 0.50 and a coverage of 0.50."
-    assert of_two.startswith("Of the generators FakeIt has the highest density (0.60), FakeIt the highest coverage")
+    assert of_one == "Precision, recall, density and coverage: LoFT 0.50, 0.50, 0.50, 0.50."
+    assert of_two == "Of the generators FakeIt has the highest mean density (0.60) and coverage (0.60)."
     both, one = _gains(), _gains().query("method == 'loft'")
     assert class_figures.class_gains(both, "R+S").sentence.startswith("On average over methods 1 of 2 classes gain")
     assert class_figures.class_gains(one, "R+S").sentence.startswith("With LoFT 2 of 2 classes gain")
+
+
+def test_who_is_most_diverse_is_told_with_the_seeds_noise():
+    spread = {"loft": [0.5, 0.6, 0.7], "datadream_cls": [0.55, 0.6, 0.62], "datadream_dset": [0.1, 0.2, 0.3]}
+    rows = [
+        {"method": m, "seed": seed, "label": 0} | dict.fromkeys(MEASURES, x) | {"coverage": x if m != "loft" else 0.0}
+        for m, values in (spread | {REAL: [0.9] * 3}).items()
+        for seed, x in enumerate(values)
+    ]
+    sentence = figures.fidelity_diversity(pd.DataFrame(rows)).sentence
+    assert sentence == (
+        "Of the generators LoFT has the highest mean density (0.60; within the seeds' noise of it: DataDream_cls), "
+        "DataDream_cls has the highest mean coverage (0.59). Precision, recall, density and coverage: DataDream_cls "
+        "0.59, 0.59, 0.59, 0.59; DataDream_dset 0.20, 0.20, 0.20, 0.20; other real images 0.90, 0.90, 0.90, 0.90."
+    )
 
 
 def test_a_heat_map_of_many_classes_says_that_it_shows_some():

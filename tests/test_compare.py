@@ -66,11 +66,14 @@ def test_a_verdict_needs_images_and_seeds():
     assert same["verdict"] == compare.NOISE and (same["low"], same["high"]) == (0.0, 0.0)
     assert _pair([0.9, 0.88], [0.5, 0.5])["verdict"] == "above" and _pair([0.5, 0.5], [0.9, 0.88])["verdict"] == "below"
     mixed = _pair([0.9, 0.8, 0.55], [0.5, 0.5, 0.5])  # far apart in the mean, every seed on one side, but how unlike!
-    assert mixed["low"] > 10 and mixed["p_holm"] < 1e-6 and mixed["seeds_low"] < 0 and mixed["verdict"] == compare.NOISE
+    assert mixed["low"] > 10 and mixed["p_holm"] < 1e-6 and mixed["seeds_low"] < 0
+    assert mixed["verdict"] == compare.SEEDS_NOISE  # no tie: only the seeds do not decide
     one = _pair([0.9], [0.5])  # another training may bring anything
     assert one["low"] > 10 and np.isnan(one["seeds_low"]) and one["verdict"] == compare.ONE_SEED
     few = compare.pairs({("real", "R"): _shares([1.0], 5), ("fakeit", "R+S"): _shares([0.2], 5)}).iloc[0]
     assert few["low"] > 0 and few["p"] > 0.05 and few["verdict"] == compare.NOISE  # four of five images prove nothing
+    open_ = _pair([0.505, 0.49, 0.51], [0.5, 0.5, 0.5])  # neither images nor seeds
+    assert open_["p"] > 0.05 and open_["seeds_low"] < 0 and open_["verdict"] == compare.NOISE
 
 
 def test_interval_over_seeds_is_students():
@@ -159,12 +162,32 @@ def test_order_in_words_and_files(runs):
     order = compare.order(compare.pairs(compare.load_correct(load_results(runs), "d", 16)))
     texts = compare.order_texts(order)
     assert texts["md"].startswith(
-        "20 published orders, 6 of them run here: **2** hold, **1** reversed, **3** not decided"
+        "20 published orders, 6 of them run here: **2 hold here, 1 reversed, 3 not decided (within noise: 1, one seed: "
+        "2)**. Decided: 0 outside"
     )
-    assert "| DataDream_dset (R+S) − Real-finetune (R) | +2.4 | +20.0 |" in texts["md"]
-    assert texts["csv"].splitlines()[0] == "pair,published,ours,low,high,seeds_low,seeds_high,per_seed,n_test,verdict"
+    assert "| DataDream_dset (R+S) − Real-finetune (R) | +2.4 | +2.8 | +20.0 |" in texts["md"]
+    assert texts["csv"].splitlines()[0] == (
+        "pair,published,published_without,ours,low,high,seeds_low,seeds_high,per_seed,n_test,verdict"
+    )
+    assert "**0** of these published orders are turned (⇄).\n" in texts["md"]
     empty = compare.order(compare.pairs({}))
     assert "0 of them run here" in compare.order_texts(empty)["md"] and list(empty.columns) == list(order.columns)
+
+
+def test_an_order_that_hangs_on_training_images_is_marked_and_counted():
+    shares = {("real", "R"): [0.9, 0.9], ("datadream_dset", "S"): [0.5, 0.52], ("datadream_cls", "S"): [0.89, 0.5]}
+    order = compare.order(compare.pairs({key: _shares(share) for key, share in shares.items()})).set_index("pair")
+    dset = order.loc["Real-finetune (R) − DataDream_dset (S)"]
+    assert (dset["published"], dset["published_without"], dset["verdict"]) == (1.21, -1.51, "holds")  # by all ten
+    assert order.loc["Real-finetune (R) − DataDream_cls (S)", "verdict"] == "not decided: within the seeds' noise"
+    md = compare.order_markdown(order.reset_index())
+    assert "1 hold here, 0 reversed, 2 not decided (within the seeds' noise: 2)" in md
+    assert "**1** of these published orders is turned (⇄): Real-finetune (R) − DataDream_dset (S).\n" in md
+    assert "| Real-finetune (R) − DataDream_dset (S) | +1.2 | -1.5 ⇄ | +39.0 |" in md and md.count("⇄") == 2
+    figure = plots.forest(order.reset_index(), "d")
+    assert figure.sentence == (
+        "Of 3 published orders 1 hold here, 0 reversed, 2 not decided (within the seeds' noise: 2)."
+    )
 
 
 def test_gains_are_sentences_with_intervals(runs):

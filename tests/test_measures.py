@@ -114,8 +114,51 @@ def test_classes_that_gain_with_every_method_do_not_pass_for_nearness():
     by_hand = stats.permutation_test(([0, 1, 2, 3],), lambda x: stats.spearmanr(x, [3, 2, 1, 0]).statistic,
                                      permutation_type="pairings").pvalue  # fmt: skip
     assert found["between"]["p"] == pytest.approx(by_hand) == pytest.approx(2 / 24)
-    assert found["between"]["verdict"] == "not decided" and np.isnan(found["between"]["low"])  # four methods are few
+    assert np.isnan(found["between"]["low"])  # four methods are few
     assert found["within"]["verdict"] == "below 0" and found["within"]["n_methods"] == 4
+    assert found["classes"]["rho"] > 0.9 and found["classes"]["verdict"] == "above 0"  # and of each method's classes
+
+
+def test_a_method_that_fails_does_not_pass_for_nearness():
+    rng, rows = np.random.default_rng(0), []
+    for label in range(
+        12
+    ):  # the base model is far and brings nothing; the adapted ones are alike, whatever brings more
+        rows.append((label, "fakeit", 900 + 10 * rng.normal(), -50 + rng.normal()))
+        rows += [(label, name, *rng.normal(size=2)) for name in ("datadream_cls", "datadream_dset", "loft")]
+    points = pd.DataFrame(rows, columns=["label", "method", "distance", "gain"])
+    found = fidelity.correlation(points)
+    assert [found[kind]["verdict"] for kind in ("pooled", "within")] == ["below 0"] * 2
+    assert [found[kind]["verdict"] for kind in ("adapted", "classes")] == ["not decided"] * 2
+    assert (found["adapted"]["n_methods"], found["adapted"]["n_points"]) == (3, 36)
+    each = [stats.spearmanr(of["distance"], of["gain"]).statistic for _, of in points.groupby("method")]
+    assert found["classes"]["rho"] == pytest.approx(np.mean(each))
+    adapted = points[points["method"] != "fakeit"]
+    sides = adapted[["distance", "gain"]] - adapted.groupby("label")[["distance", "gain"]].transform("mean")
+    assert found["adapted"]["rho"] == pytest.approx(stats.spearmanr(*sides.to_numpy().T).statistic)
+    two = fidelity.correlation(adapted[adapted["method"] != "loft"])["adapted"]  # two methods are no choice
+    assert np.isnan(two["rho"]) and (two["verdict"], two["n_methods"]) == ("", 2)
+    same = points.assign(gain=points["gain"].where(points["method"] != "loft", 3.0))  # which has no correlation
+    assert fidelity.correlation(same)["classes"]["rho"] == pytest.approx(np.mean(each[:-1]))
+
+
+def test_methods_are_permuted_once_for_every_distance_and_setting(monkeypatch):
+    monkeypatch.setattr(fidelity, "RESAMPLES", 1000)
+    methods = ("fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft")
+    keys = pd.DataFrame([(m, i) for m in methods for i in range(3)], columns=["method", "label"])
+    keys = keys.assign(seed=0, class_name=keys["label"].map(str))
+    rank = keys["method"].map(methods.index)
+    distances = {"frechet": rank, "kid": rank.replace({1: 2, 2: 1, 3: 4, 4: 3}), "cmmd": (rank - 2.5).abs()}
+    gains = pd.concat([keys.assign(setting=setting, gain=-rank) for setting in ("S", "R+S")])
+    found = fidelity.correlations(keys.assign(**distances), gains)
+    between = found[found["kind"] == "between"]
+    assert between["p_holm"].tolist() == pytest.approx(compare.holm(between["p"]).tolist())
+    assert (between["p"] <= between["p_holm"]).all() and found.loc[found["kind"] != "between", "p_holm"].isna().all()
+    for row in between.itertuples():
+        assert row.verdict == ("below 0" if row.p_holm < 0.05 else "not decided")
+    alone = between[(between["p"] < 0.05) & (between["verdict"] == "not decided")]
+    assert set(alone["measure"]) == {"kid"} and (between["verdict"] == "below 0").sum() == 2  # p of 0.02, of six tests
+    assert fidelity.numbers_of(found, "S", "kid")["between"]["verdict"] == "not decided"
 
 
 def test_an_interval_that_ends_at_0_is_no_evidence():
@@ -370,7 +413,7 @@ def test_noise_is_never_called_better():
     assert verdicts["FakeIt (S)", "Real-finetune (R)"] == compare.NOISE
     square = significance.marks(apart)
     assert square["LoFT (S)"]["FakeIt (S)"] == "above" and square["FakeIt (S)"]["LoFT (S)"] == "below"
-    assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("≈") == 1
+    assert "3 pairs: 2 differ" in significance.markdown(apart) and significance.markdown(apart).count("| ≈ |") == 1
     assert "0 pairs" in significance.markdown(compare.pairs({}))
     single = compare.pairs(_correct({("fakeit", "S"): 0.5, ("loft", "S"): 0.8}, seeds=1))
     assert "1 pair: 0 differ" in significance.markdown(single) and "| ○ |" in significance.markdown(single)
@@ -393,7 +436,11 @@ def test_marks_of_the_main_table_are_those_of_the_pairs():
     assert len(names) == len(marked) == 1 and names <= {"LoFT (S)", "IsSynth (S)"}  # of two equals, one is the best
     assert significance.NOTE in results.to_markdown(table) and results.to_markdown(table).count("<sup>a</sup>") == 2
     words = significance.headline(table, "mine", pairs)
-    assert "With real images LoFT (R+S) is best" in words and words.endswith(" %, less, and more than noise.")
+    assert (
+        "With real images LoFT (R+S) is best" in words
+        and "alone LoFT (S) is best" not in words
+        and words.endswith(" %, less, and more than noise.")
+    )
     assert "zero-shot CLIP: " in words and "No CLIP was trained" in significance.headline(table, "other", pairs)
     alone = rows[(rows["method"] == "loft") & (rows["setting"] == "R+S")]
     assert significance.headline(alone, "mine", pairs).startswith("With real images LoFT (R+S) has ")
@@ -401,6 +448,44 @@ def test_marks_of_the_main_table_are_those_of_the_pairs():
     assert (
         text.startswith("**15 pairs: ") and text.count("▲") == text.count("▼") and len(text.splitlines()) == 2 + 2 + 6
     )
+
+
+def test_noise_of_the_seeds_is_no_tie():
+    """IsSynth is above LoFT with every seed alike, above DISEF by these seeds' mean alone, and as good as FakeIt."""
+    shares = {("issynth", "R+S"): [0.9] * 3, ("loft", "R+S"): [0.5, 0.52, 0.51], ("disef", "R+S"): [0.85, 0.4, 0.6]}
+    shares |= {("fakeit", "R+S"): [0.899, 0.901, 0.9]}
+    correct = {
+        key: pd.DataFrame({i: np.arange(1000) < s * 1000 for i, s in enumerate(of)}) for key, of in shares.items()
+    }
+    pairs = compare.pairs(correct)
+    rows = pd.DataFrame(list(correct), columns=["method", "setting"]).assign(dataset="d", n_shot=16, accuracy_std=1.0)
+    rows["accuracy_mean"] = [90.0, 51.0, 61.7, 89.9]
+    table = significance.marked(rows, {"d": pairs})
+    assert table["note"].tolist() == ["", "", significance.SEEDS, significance.NOTE]
+    for text in (results.to_markdown(table), results.to_latex(table), table.to_csv()):
+        assert "seeds do not decide" in text and "over these test images too" in text
+    assert "61.7 ± 1.0<sup>a</sup>" in results.to_markdown(table) and "89.9$_{\\pm 1.0}$$^{b}$" in results.to_latex(
+        table
+    )
+    assert significance.headline(rows, "d", pairs) == (
+        "With real images IsSynth (R+S) has the highest mean, 90.0 %; within noise of it: FakeIt (R+S); below it by "
+        "more than these images' noise, but not by the seeds': DISEF (R+S)."
+    )
+    assert significance.headline(rows[:2], "d", pairs) == "With real images IsSynth (R+S) is best, with 90.0 %."
+    real = pairs.replace({"DISEF (R+S)": "Real-finetune (R)"})
+    rows = rows.replace({"disef": "real"}).assign(setting=["R+S", "R+S", "R", "R+S"])
+    words = significance.headline(rows, "d", real)
+    assert words.endswith(
+        "Real-finetune (R) has 61.7 %, less by more than these images' noise, but these seeds do not decide."
+    )
+    count = pairs["verdict"].value_counts()
+    assert f"{count[compare.SEEDS_NOISE]} differ on these images but are within the seeds' noise" in (
+        significance.sentence(pairs)
+    )
+    assert f"{len(pairs) - count[compare.SEEDS_NOISE] - count[compare.NOISE]} differ (" in significance.sentence(pairs)
+    lines = significance.markdown(pairs).splitlines()[4:]
+    assert sum(line.endswith("| ◇ |") for line in lines) == count[compare.SEEDS_NOISE] > 0
+    assert significance.square(pairs).count(" ◇ |") == 2 * count[compare.SEEDS_NOISE]
 
 
 def test_alignment_puts_real_images_beside(tmp_path, clip):

@@ -40,7 +40,7 @@ def ablation(table, parameter, baseline=None):
         if share and setting == "R+S" and (rows["reference"] & (rows["value"] == 0)).any():
             _differences(ax, rows, values)
             added = True
-            title, ylabel = f"{title}; dots: seeds, lines: means", "accuracy minus Real-finetune's\n(points, same seed)"
+            title, ylabel = f"{title}; dots: seeds, lines: means", "minus Real-finetune\n(points, same seed)"
         else:
             _accuracies(ax, rows, values, baseline)
         most = max(table["value"]) if share else None

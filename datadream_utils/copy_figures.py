@@ -40,14 +40,14 @@ def nearest_shots(generated, held_out, space="feature"):
     drawn = {name: generated[name] for name in sorted(generated, key=list(METHODS).index)}
     for i, (method, table) in enumerate({**drawn, REAL: held_out}.items()):
         values = np.sort(table[space]).clip(limit / 30)  # exact copies stand at the left edge
-        width = 2.8 - 2 * i / len(drawn)  # a curve shows on both sides of one that is drawn over it
-        style = {"ls": "--", "lw": 1.4} if method == REAL else {"lw": width}
+        width = 2.4 - 1.4 * i / len(drawn)  # a curve shows beside and between the dashes of one drawn over it
+        style = {"ls": ":", "lw": 2} if method == REAL else {"lw": width, "ls": ("-", "--", "-.")[i % 3]}
         ax.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=COLOURS.get(method, REAL_COLOUR),
                 label=label(method), marker=MARKERS[method], markevery=(0.03 * i, 0.2), ms=4, mec="white", mew=0.3,
                 **style)  # fmt: skip
         if method != REAL:
             copies[method] = 100 * float((table[space] < limit).mean())
-    ax.axvline(limit, color="0.45", lw=0.9, ls=":", label=f"{100 * CHANCE:.0f} % of real images are nearer")
+    ax.axvline(limit, color="0.45", lw=0.9, label=f"{100 * CHANCE:.0f} % of real images")
     ax.set_xscale("log")
     finish(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
     legend(figure, [ax], 3)
@@ -150,8 +150,11 @@ def _verdict(rows, space, blind):
     copies, near, apart = (rows[f"{space}_{kind}"] for kind in ("copies", "nearer", "excess"))
     whose = f"{_and([label(name) for name in blind])}'s, which sees no shot" if len(blind) else "chance"
     found = against_noise(near - 50 if apart.isna().all() else apart.dropna())
+    plural = "s" * int(rows["n_shot"].iloc[0] > 1)
     recreated = over_seeds(copies.tolist())[0] > 50
-    verdict = "recreated" if recreated else "drawn towards its shots" if found["verdict"] == ABOVE else "not decided"
+    verdict = (
+        "recreated" if recreated else f"drawn towards its shot{plural}" if found["verdict"] == ABOVE else "not decided"
+    )
     return (
         f"{copies.mean():.1f} % near copies, {near.mean():.1f} % nearer to a shot than to as many held-out images; "
         f"against {whose}, {told(found)}: {verdict}"

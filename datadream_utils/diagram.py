@@ -67,10 +67,10 @@ def _training(ax, name, shots, domain):
 
 def _input(ax, shots):
     """The left column: the shots, and below them what the U-Net sees of them."""
-    ax.text(5.5, 36.6, "few real shots $x$", ha="center", va="center", fontsize=SMALL)
+    ax.text(5.8, 36.6, "real shots $x$", ha="center", va="center", fontsize=SMALL)
     _stack(ax, shots, 2.4, 26.4, 5)
-    _arrow(ax, (3.4, 28.4), (3.4, 23.4))
-    ax.text(4.2, 24.9, "+ noise ε", va="center", fontsize=SMALL)
+    _arrow(ax, (2.2, 28.4), (2.2, 23.4))
+    ax.text(3.1, 24.9, "+ noise ε", va="center", fontsize=SMALL)
     for i, path in enumerate(shots[:3]):
         x, y = 1.2 + 1.7 * i, 17.6 - 2.3 * i
         ax.imshow(_noised(path, i), extent=(x, x + 5.4, y, y + 5.4), aspect="auto", zorder=3 + i)
@@ -88,8 +88,7 @@ def _loss(ax):
     ax.plot([88.5, 88.5, 31], [12, 1, 1], color="0.2", lw=0.8, ls="--")
     for x in (31, 59):
         _arrow(ax, (x, 1), (x, 7.8), ls="--")
-    ax.text(73.5, 1.6, "gradients: LoRA alone", ha="center", va="bottom", fontsize=SMALL,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
+    ax.text(87.7, 6.5, "gradients:\nLoRA alone", ha="right", va="center", fontsize=SMALL)
 
 
 def _noised(path, seed, kept=0.5, side=32):

@@ -455,7 +455,7 @@ def test_a_picture_of_the_diagram_is_frozen_or_trained(every_figure):
     (ax,) = every_figure["diagram"].axes
     trained = [patch for patch in ax.patches if patch.get_hatch()]
     words = [text.get_text() for text in ax.texts]
-    assert sum("loss $L_D$" in text for text in words) == 1 and sum("few real" in text for text in words) == 1
+    assert sum("loss $L_D$" in text for text in words) == 1 and sum("shots $x$" in text for text in words) == 1
     assert words.count("LoRA") == 4 and words.count("adapter\nall classes") == 1
     assert len(trained) == 4 + 1 + 3  # LoRA, the key, one adapter for all and one for each of two
     assert {matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in trained} == {diagram.TRAINED}
@@ -540,7 +540,7 @@ def test_the_claim_of_one_shot_has_a_verdict_in_each_space():
     sentence = copy_figures.copies_by_shots(table).sentence
     one, most = sentence.split("DataDream_cls with 16 shots: ")
     assert "+48.0 points (+45.5 to +50.5 over seeds: more than noise): recreated; by pixels 1.3 % near copies" in one
-    assert one.endswith("more than noise): drawn towards its shots. ") and most.count("within noise): not decided") == 2
+    assert one.endswith("more than noise): drawn towards its shot. ") and most.count("within noise): not decided") == 2
     alone = copy_figures.copies_by_shots(table[table["method"] == "datadream_cls"]).sentence
     assert "against chance, +28.0 points (" in alone  # no control: against the 50 %
     assert (
@@ -565,7 +565,7 @@ def test_curves_of_nearest_shots_are_named_in_the_tables_order():
     near = {name: pd.DataFrame({"feature": rng.random(50) + 0.1}) for name in ("loft", "datadream_cls", "fakeit")}
     figure = copy_figures.nearest_shots(near, pd.DataFrame({"feature": rng.random(50) + 0.1}))
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["FakeIt", "DataDream_cls", "LoFT", REAL, "1 % of real images are nearer"]
+    assert names == ["FakeIt", "DataDream_cls", "LoFT", REAL, "1 % of real images"]
     widths = [line.get_linewidth() for line in figure.axes[0].lines[:3]]
     assert widths == sorted(widths, reverse=True) and min(widths) > 0.5  # a curve under another shows beside it
 

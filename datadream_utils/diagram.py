@@ -88,7 +88,7 @@ def _loss(ax):
     ax.plot([88.5, 88.5, 31], [12, 1, 1], color="0.2", lw=0.8, ls="--")
     for x in (31, 59):
         _arrow(ax, (x, 1), (x, 7.8), ls="--")
-    ax.text(87.7, 6.5, "gradients:\nLoRA alone", ha="right", va="center", fontsize=SMALL)
+    ax.text(87.7, 6.5, "gradients:\nLoRA only", ha="right", va="center", fontsize=SMALL)
 
 
 def _noised(path, seed, kept=0.5, side=32):

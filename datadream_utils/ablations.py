@@ -1,8 +1,10 @@
 """What one parameter does: finished runs that differ in it alone, as tidy tables."""
 
+import numpy as np
 import pandas as pd
 
 from datadream_utils.methods import get_method
+from datadream_utils.noise import SAID, by_seed
 from datadream_utils.results import BLOCKS
 from datadream_utils.stages import changes, run_parameters, value_of
 
@@ -11,7 +13,7 @@ ABLATIONS = {
     "n_shot": "real images per class",
     "synthetic_per_class": "generated images per class",
     "adapt_epochs": "epochs of adaptation",
-    "train_text_encoder": "text encoder adapted",
+    "train_text_encoder": "text encoder",
     "lora_rank": "rank of the adapters",
     "guidance_scale": "guidance scale",
     "real_weight": "weight of the real images' loss",
@@ -22,7 +24,12 @@ SNAKEMAKE = (
 )
 STUDY = SNAKEMAKE.format("tiny")
 COMPUTE = ("n_shot", "adapt_epochs")  # what changes how many images adaptation looks at
-COLUMNS = ("method", "setting", "value", "default", "seed", "accuracy", "adapted")
+COLUMNS = ("method", "setting", "value", "default", "reference", "seed", "accuracy", "adapted")
+AGAINST = ("against", "difference", "low", "high", "verdict")
+NOTE = (
+    "Difference: to the row called reference, of the same seeds, with its 95 % interval over seeds (Student's t); one "
+    "such interval of twenty misses 0 by chance."
+)
 
 
 def study_that_moves(parameter):
@@ -38,7 +45,8 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
     for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
     only the seeds remain that have every value; one that has a single value is left out. "default": the value of the
     runs that change nothing; "adapted": ``adapted_steps`` where ``parameter`` changes them, else 0. Real-finetune,
-    which takes as many steps, is the value 0 of ``synthetic_per_class`` in R+S.
+    which takes as many steps, is the value 0 of ``synthetic_per_class`` in R+S. "reference": what the others are held
+    against, the default or that 0.
     """
     same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
@@ -52,9 +60,10 @@ def ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
         table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")
     adapted = {run: adapted_steps(stages, run) for run in table["run"].unique()} if parameter in COMPUTE else {}
     default = table["n_shot"] == n_shot if parameter == "n_shot" else table["variant"] == ""
-    table = table.assign(adapted=table["run"].map(adapted).fillna(0).astype(float), default=default)[list(COLUMNS)]
+    table = table.assign(adapted=table["run"].map(adapted).fillna(0).astype(float), default=default, reference=default)
+    table = table[list(COLUMNS)]
     if parameter == "synthetic_per_class":
-        table = pd.concat([table, *_with_none(table)], ignore_index=True)
+        table = _with_none(table)
     kept = [_with_common_seeds(group) for _, group in table.groupby(["method", "setting"], sort=False)]
     kept = [group for group in kept if group["value"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
@@ -67,10 +76,13 @@ def _value(parameters, name):
 
 
 def _with_none(table):
-    """Real-finetune's runs again for each method whose images are added to the same shots: with 0 of them."""
+    """``table``, and Real-finetune's runs for each method whose images are added to the same shots: with 0 of them."""
     both, real = table[table["setting"] == "R+S"], table[table["setting"] == "R"]
     counts = both.groupby("method", sort=False)["value"].nunique()
-    return [real.assign(method=name, setting="R+S", value=0, default=False) for name in counts.index[counts > 1]]
+    names = list(counts.index[counts > 1]) if len(real) else []
+    held = (table["setting"] == "R+S") & table["method"].isin(names)
+    none = [real.assign(method=name, setting="R+S", value=0, default=False, reference=True) for name in names]
+    return pd.concat([table.assign(reference=table["reference"] & ~held), *none], ignore_index=True)
 
 
 def _with_common_seeds(table):
@@ -80,13 +92,30 @@ def _with_common_seeds(table):
 
 
 def summary(table):
-    """Mean, sample standard deviation and number of seeds per method, setting and value of ``ablation``."""
-    rows = table.groupby(["setting", "method", "value"], as_index=False, sort=True).agg(
+    """Mean, sample standard deviation and number of seeds per method, setting and value of ``ablation``.
+
+    "per_seed": ``{seed: accuracy}``. "against": the reference's value, None where there is none; "difference" to it
+    (points, seed by seed), "low", "high" and "verdict": ``noise.against_noise``, the reference's own empty.
+    """
+    keys = ["setting", "method", "value"]
+    rows = table.groupby(keys, as_index=False, sort=True).agg(
         n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std"),
-        default=("default", "all"), adapted=("adapted", "mean"),
+        default=("default", "all"), adapted=("adapted", "mean"), reference=("reference", "all"),
     )  # fmt: skip
+    seeds = {key: part.groupby("seed")["accuracy"].mean().round(4).to_dict() for key, part in table.groupby(keys)}
+    rows["per_seed"] = [seeds[key] for key in rows[keys].itertuples(index=False, name=None)]
+    found = [_against(rows, row) for row in rows.itertuples()]
+    rows = rows.assign(**{name: [one[i] for one in found] for i, name in enumerate(AGAINST)})
     order = {setting: rank for rank, setting in enumerate(BLOCKS)}
     return rows.sort_values("setting", key=lambda s: s.map(order), kind="stable", ignore_index=True)
+
+
+def _against(rows, row):
+    """``AGAINST`` of one row of ``summary``: how it differs from the reference of its method and setting."""
+    same = rows[(rows["setting"] == row.setting) & (rows["method"] == row.method) & rows["reference"]]
+    nan, value = float("nan"), same["value"].iloc[0] if len(same) else None
+    found = None if row.reference or same.empty else by_seed(row.per_seed, same["per_seed"].iloc[0])
+    return (value, *found.values()) if found else (value, nan, nan, nan, "")
 
 
 def compute(summaries):
@@ -99,18 +128,26 @@ def compute(summaries):
     return rows[(rows["adapted"] > 0) & (rows["setting"] == "S")]
 
 
+def value_words(value):
+    """A parameter's value as figures and tables say it."""
+    return {True: "adapted", False: "not adapted"}[value] if isinstance(value, bool | np.bool_) else f"{value:g}"
+
+
 def texts(table, parameter):
     """``summary`` as csv and Markdown, by kind."""
     extra = parameter in COMPUTE
     moved = ABLATIONS.get(parameter, parameter) + " | images adapted on" * extra
-    lines = [f"| Method | R | S | {moved} | Accuracy (%) | Seeds |"]
-    lines.append("|---|:-:|:-:|---:|---:|---:|" + "---:|" * extra)
+    lines = [NOTE, "", f"| Method | R | S | {moved} | Accuracy (%) | Seeds | Difference | 95 % over seeds | It is |"]
+    lines.append("|---|:-:|:-:|---:|" + "---:|" * extra + "---:|---:|---:|:-:|---|")
     for row in table.itertuples():
         ticks = " | ".join("✓" if kind in row.setting else "" for kind in "RS")
         spread = "" if pd.isna(row.accuracy_std) else f" ± {row.accuracy_std:.1f}"
         label = get_method(row.method).label
-        value = f"{row.value} | {row.adapted:,.0f}" if extra else row.value
-        lines.append(f"| {label} | {ticks} | {value} | {row.accuracy_mean:.1f}{spread} | {row.n_seeds} |")
+        value = value_words(row.value) + (f" | {row.adapted:,.0f}" if extra else "")
+        apart = "reference" if row.reference else "" if pd.isna(row.difference) else f"{row.difference:+.1f}"
+        interval = "" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
+        cells = [label, ticks, value, f"{row.accuracy_mean:.1f}{spread}", str(row.n_seeds), apart, interval]
+        lines.append(f"| {' | '.join(cells)} | {SAID.get(row.verdict, '')} |")
     return {"csv": table.round(4).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.ablations import STUDY
-from datadream_utils.classwise import BINS
-from datadream_utils.compare import row_name
+from datadream_utils.classwise import BINS, marked
+from datadream_utils.compare import ONE_SEED, row_name
 from datadream_utils.figures import (
     BOTH,
     COLUMN,
@@ -19,6 +19,7 @@ from datadream_utils.figures import (
     look,
     panels,
 )
+from datadream_utils.noise import ABOVE, BELOW, by_chance
 from datadream_utils.texts import literal
 
 MOST_CLASSES = 25  # in one figure: those that change most
@@ -35,32 +36,58 @@ def _points(values):
 
 
 def class_gains(gains, setting):
-    """``classwise.gains`` as a heat map: rows are classes, columns methods, numbers points (means over seeds)."""
+    """``classwise.gains`` as a heat map: rows are classes, columns methods, numbers points (means over seeds).
+
+    A star: the interval over seeds excludes 0 (``classwise.marked``).
+    """
     rows = gains[gains["setting"] == setting]
     if rows.empty:
         return empty(f"No {setting} classifier has its reference beside it: {STUDY}")
-    means = rows.pivot_table("gain", "label", "method", "mean", sort=False)
+    cells = marked(rows).drop_duplicates(["method", "label"])
+    means = cells.pivot_table("gain_mean", "label", "method", sort=False)
+    stars = cells.assign(star=cells["verdict"].isin([ABOVE, BELOW])).pivot(
+        index="label", columns="method", values="star"
+    )
     names = rows.drop_duplicates("label").set_index("label")["class_name"]
     shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
     figure, (ax,) = panels(1, COLUMN + 1, 0.22 * len(shown) + 1.1)
     limit = float(np.nanmax(np.abs(shown.to_numpy()))) or 1.0
-    sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(shown.to_numpy()), fmt="",
+    beyond = stars.reindex_like(shown).eq(True).to_numpy()
+    words = np.char.add(_points(shown.to_numpy()).astype(str), np.where(beyond, "*", ""))
+    sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=words, fmt="",
                 annot_kws={"size": SMALL}, cbar=False, xticklabels=[label(m) for m in shown.columns],
                 yticklabels=[literal(names[i]) for i in shown.index])  # fmt: skip
     part = _shown(len(shown), len(means))
     title = f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"
-    finish(ax, title=title + part.replace(": ", "\n"))
+    key = "\n*: more than noise over seeds (95 % interval)" if beyond.any() else ""
+    finish(ax, title=title + part.replace(": ", "\n") + key)
     ax.tick_params(axis="x", rotation=25)
     ax.tick_params(axis="y", rotation=0)
-    (low_label, low_method), (high_label, high_method) = means.stack().idxmin(), means.stack().idxmax()
-    helped = int((means.mean(axis=1) > 0).sum())
-    whose = "On average over methods" if means.shape[1] > 1 else f"With {label(means.columns[0])}"
-    sentence = (
-        f"{whose} {helped} of {len(means)} classes gain {GAIN_WORDS[setting]}; most "
-        f"{names[high_label]} with {label(high_method)} ({means.max().max():+.1f} points), least {names[low_label]} "
-        f"with {label(low_method)} ({means.min().min():+.1f})."
-    )
+    sentence = _gain_sentence(cells, setting)
     return described(figure, f"Heat map: change in accuracy of each class with each method{part}.", sentence)
+
+
+def _gain_sentence(cells, setting):
+    """How many cells are beyond noise, how many chance alone would give, and the largest either way of those."""
+    count, beyond = len(cells), cells[cells["verdict"].isin([ABOVE, BELOW])]
+    if (cells["verdict"] == ONE_SEED).all():
+        gain = int((cells["gain_mean"] > 0).sum())
+        return (
+            f"{gain} of {count} cells (a class with a method) gain {GAIN_WORDS[setting]}, with one seed: how much of "
+            "that is noise is not known, and none is marked."
+        )
+    said = []
+    for side, words, which in zip((ABOVE, BELOW), ("up", "down"), ("idxmax", "idxmin"), strict=True):
+        rows = beyond[beyond["verdict"] == side]
+        if len(rows):
+            row = rows.loc[getattr(rows["gain_mean"], which)()]
+            name = f"{row['class_name']} with {label(row['method'])} ({row['gain_mean']:+.1f} points)"
+            said.append(f"{len(rows)} {words}, most {name}")
+    return (
+        f"{len(beyond)} of {count} cells (a class with a method) differ {GAIN_WORDS[setting].replace('over', 'from')} "
+        f"by more than noise over seeds ({by_chance(count)})"
+        f"{': ' if said else ''}{'; '.join(said)}."
+    )
 
 
 def confusion_change(change, class_names, method, setting):
@@ -90,13 +117,18 @@ def confusion_change(change, class_names, method, setting):
     return described(figure, f"Heat map: change of the confusion matrix{words}.", sentence)
 
 
+def _deviation(value):
+    return "" if np.isnan(value) else f" ± {value:.1f}"
+
+
 def reliability(bins, errors, settings=("R", "R+S")):
     """``classwise.reliability`` as curves of accuracy minus certainty, with the mean of ``classwise.calibration``.
 
     Bins of fewer than 10 predictions are left out.
     """
     bins = bins[bins["setting"].isin(settings) & (bins["n"] >= 10)]
-    errors = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])["error"].mean()
+    of_seeds = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])
+    errors, spread = of_seeds["error"].mean(), of_seeds["error"].std()
     if errors.empty:
         return empty(f"No classifier of these settings has been trained: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 3.0)
@@ -107,10 +139,11 @@ def reliability(bins, errors, settings=("R", "R+S")):
     finish(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
            "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
     legend(figure, [ax], 2)
+    said = {key: f"{row_name(*key)} ({errors[key]:.1f}{_deviation(spread[key])} points)" for key in errors.index}
     low, high = errors.idxmin(), errors.idxmax()
     sentence = (
-        f"The calibration error ({BINS} bins) is smallest for {row_name(*low)} ({errors[low]:.1f} points) and largest "
-        f"for {row_name(*high)} ({errors[high]:.1f})."
+        f"The calibration error ({BINS} bins) has its smallest mean over seeds with {said[low]}, its largest with "
+        f"{said[high]}."
     )
     if len(errors) == 1:
         sentence = f"The calibration error ({BINS} bins) of {row_name(*low)} is {errors[low]:.1f} points."

@@ -7,6 +7,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
+from datadream_utils.noise import against_noise
 from datadream_utils.results import BLOCKS, confusion
 
 BINS = 15  # of certainty, as is usual for the calibration error (Guo et al. 2017)
@@ -70,6 +71,18 @@ def gains(predictions, class_names):
             ]  # fmt: skip
     columns = ["method", "setting", "seed", "label", "class_name", "accuracy", "gain"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def marked(gains):
+    """``gains`` with what the seeds of its class, method and setting say together, on each of their rows.
+
+    "gain_mean" (points), "low", "high" and "verdict": ``noise.against_noise``.
+    """
+    rows = []
+    for _, cell in gains.groupby(["method", "setting", "label"], sort=False):
+        found = against_noise(cell["gain"])
+        rows.append(cell.assign(gain_mean=found.pop("mean"), **found))
+    return pd.concat(rows).loc[gains.index] if rows else gains.assign(gain_mean=0.0, low=0.0, high=0.0, verdict="")
 
 
 def confusion_change(predictions, method, setting, n_classes):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from datadream_utils.ablations import STUDY
+from datadream_utils.compare import over_seeds
 from datadream_utils.fidelity import REAL
 from datadream_utils.figures import (
     BOTH,
@@ -19,14 +20,15 @@ from datadream_utils.figures import (
     look,
     panels,
 )
-from datadream_utils.memorisation import SPACES, sees_no_shot
+from datadream_utils.memorisation import CHANCE, SPACES, excess, sees_no_shot
 from datadream_utils.methods import METHODS
+from datadream_utils.noise import ABOVE, against_noise, told
 from datadream_utils.plots import PrintFigure
 
 NOTHING = f"There are no generated images, or no real ones beside the shots: {STUDY}"
 NEAR = "nearer to a shot than 99 % of the held-out real images"
 CLAIMED = "datadream_cls"  # of which the authors say that with one shot it recreates its one image
-NOT_RUN = f" {label(CLAIMED)} with 1 shot was not run."
+NOT_RUN = f"{label(CLAIMED)} with 1 shot was not run."
 
 
 def nearest_shots(generated, held_out, space="feature"):
@@ -34,15 +36,18 @@ def nearest_shots(generated, held_out, space="feature"):
     if not generated or held_out is None:
         return empty(NOTHING)
     figure, (ax,) = panels(1, COLUMN, 2.6)
-    copies, limit = {}, max(np.quantile(held_out[space], 0.01), 1e-6)
-    for method, table in {**generated, REAL: held_out}.items():
+    copies, limit = {}, max(np.quantile(held_out[space], CHANCE), 1e-6)
+    drawn = {name: generated[name] for name in sorted(generated, key=list(METHODS).index)}
+    for i, (method, table) in enumerate({**drawn, REAL: held_out}.items()):
         values = np.sort(table[space]).clip(limit / 30)  # exact copies stand at the left edge
-        style = {"ls": "--", "lw": 1.6} if method == REAL else {"lw": 1.1}
+        width = 2.4 - 1.4 * i / len(drawn)  # a curve shows beside and between the dashes of one drawn over it
+        style = {"ls": ":", "lw": 2} if method == REAL else {"lw": width, "ls": ("-", "--", "-.")[i % 3]}
         ax.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=COLOURS.get(method, REAL_COLOUR),
-                label=label(method), marker=MARKERS[method], markevery=0.2, ms=3, **style)  # fmt: skip
+                label=label(method), marker=MARKERS[method], markevery=(0.03 * i, 0.2), ms=4, mec="white", mew=0.3,
+                **style)  # fmt: skip
         if method != REAL:
             copies[method] = 100 * float((table[space] < limit).mean())
-    ax.axvline(limit, color="0.6", lw=0.8)
+    ax.axvline(limit, color="0.45", lw=0.9, label=f"{100 * CHANCE:.0f} % of real images")
     ax.set_xscale("log")
     finish(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
     legend(figure, [ax], 3)
@@ -81,7 +86,7 @@ def copies_by_shots(table):
         return empty(NOTHING)
     figure = PrintFigure(figsize=(BOTH, 4.4), layout="constrained")
     axes = figure.subplots(2, 2, squeeze=False, sharex=True)
-    shots, names = sorted(set(table["n_shot"])), list(dict.fromkeys(table["method"]))
+    shots, names = sorted(set(table["n_shot"])), sorted(set(table["method"]), key=list(METHODS).index)
     titles = {
         "nearer": (50, "nearer to a shot than to as\nmany held-out, by {}s (%)"),
         "copies": (1, "near copies: nearer than 99 %\nof held-out, by {}s (%)"),
@@ -107,33 +112,53 @@ def copies_by_shots(table):
     return described(figure, what, sentence)
 
 
+def most_copies(table, method=None):
+    """The run ``(method, n_shot, seed)`` with the largest share of near copies by features; None without a run.
+
+    method: of its runs with the fewest shots.
+    """
+    rows = table if method is None else table[table["method"] == method]
+    rows = rows[rows["n_shot"] == rows["n_shot"].min()] if method else rows
+    if rows.empty:
+        return None
+    row = rows.loc[rows["feature_copies"].astype(float).idxmax()]
+    return row["method"], int(row["n_shot"]), int(row["seed"])
+
+
 def _claim(table):
-    """What the authors say of DataDream_cls with one shot, as numbers for every n_shot that was run."""
+    """What the authors say of DataDream_cls with one shot, and with the most that were run: numbers and verdicts."""
     known = table.dropna(subset=[f"{space}_nearer" for space in SPACES])
     if known.empty:
         return (
             "Whether images are nearer to a shot than to as many held-out real ones cannot be said: a class has fewer "
             "held-out images than shots (set a smaller n_shot, or add images to the train split)."
         )
-    blind = known["method"].map(lambda name: sees_no_shot(METHODS[name]))
-    names = " and ".join(label(name) for name in known.loc[blind, "method"].unique())
-    said = [_shares(known[known["method"] == CLAIMED], f"{label(CLAIMED)}'s images"),
-            _shares(known[blind], f"those of {names}, which sees no shot,")]  # fmt: skip
-    missing = "" if ((known["method"] == CLAIMED) & (known["n_shot"] == 1)).any() else NOT_RUN
-    said = "; ".join(filter(None, said)) or "Images of other methods are in the table"
-    return f"Nearer to a shot than to as many held-out real images (50 % on average without copying): {said}.{missing}"
+    known = excess(known)
+    rows = known[known["method"] == CLAIMED]
+    blind = known.loc[known["method"].map(lambda name: sees_no_shot(METHODS[name])), "method"].unique()
+    said = []
+    for n in sorted({min(rows["n_shot"]), max(rows["n_shot"])}) if len(rows) else ():
+        spaces = [f"by {space}s {_verdict(rows[rows['n_shot'] == n], space, blind)}" for space in SPACES]
+        said.append(f"{label(CLAIMED)} with {n} shot{'s' * int(n > 1)}: {'; '.join(spaces)}.")
+    if not (rows["n_shot"] == 1).any():
+        said.append(NOT_RUN)
+    return " ".join(said)
 
 
-def _shares(rows, whose):
-    """``whose``, then means and deviations over seeds of "nearer", by space and number of shots; "" without rows."""
-    words = []
-    for space in SPACES if len(rows) else ():
-        found = rows.groupby("n_shot")[f"{space}_nearer"].agg(["mean", "std"])
-        shares = [
-            f"{mean:.1f}{'' if std != std else f' ± {std:.1f}'} % with {n}" for n, (mean, std) in found.iterrows()
-        ]
-        words.append(f"by {space}s {', '.join(shares)}")
-    return f"{whose} {'; '.join(words)}" if words else ""
+def _verdict(rows, space, blind):
+    """A claim in one space: near copies, images nearer to a shot, how many more than chance, and what follows."""
+    copies, near, apart = (rows[f"{space}_{kind}"] for kind in ("copies", "nearer", "excess"))
+    whose = f"{_and([label(name) for name in blind])}'s, which sees no shot" if len(blind) else "chance"
+    found = against_noise(near - 50 if apart.isna().all() else apart.dropna())
+    plural = "s" * int(rows["n_shot"].iloc[0] > 1)
+    recreated = over_seeds(copies.tolist())[0] > 50
+    verdict = (
+        "recreated" if recreated else f"drawn towards its shot{plural}" if found["verdict"] == ABOVE else "not decided"
+    )
+    return (
+        f"{copies.mean():.1f} % near copies, {near.mean():.1f} % nearer to a shot than to as many held-out images; "
+        f"against {whose}, {told(found)}: {verdict}"
+    )
 
 
 def _near_copies(table):

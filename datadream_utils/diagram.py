@@ -61,15 +61,34 @@ def _training(ax, name, shots, domain):
     _box(ax, 63.5, 10, 5, 17, "FF")
     _half(ax, 70, 9, (18, 24), "conv")
     ax.text(45, 5.2, "diffusion U-Net", ha="center", va="center", fontsize=NORMAL)
+    _input(ax, shots)
+    _loss(ax)
+
+
+def _input(ax, shots):
+    """The left column: the shots, and below them what the U-Net sees of them."""
+    ax.text(5.8, 36.6, "real shots $x$", ha="center", va="center", fontsize=SMALL)
+    _stack(ax, shots, 2.4, 26.4, 5)
+    _arrow(ax, (2.2, 28.4), (2.2, 23.4))
+    ax.text(3.1, 24.9, "+ noise ε", va="center", fontsize=SMALL)
     for i, path in enumerate(shots[:3]):
-        x, y = 1 + 1.3 * i, 21 - 2.6 * i
-        ax.imshow(_noised(path, i), extent=(x, x + 7, y, y + 7), aspect="auto", zorder=3 + i)
-    ax.text(6, 13, "noised shots\n$z_t$", ha="center", va="top", fontsize=SMALL)
-    _arrow(ax, (11.2, 19), (17.5, 19))
-    _stack(ax, shots, 82, 13)
-    ax.text(86, 32, "few real\nshots $x$", ha="center", va="bottom", fontsize=SMALL)
-    ax.text(86, 11, "loss $L_D$:\npredicted\nagainst true\nnoise", ha="center", va="top", fontsize=SMALL)
-    _arrow(ax, (81.5, 19), (77.2, 19))
+        x, y = 1.2 + 1.7 * i, 17.6 - 2.3 * i
+        ax.imshow(_noised(path, i), extent=(x, x + 5.4, y, y + 5.4), aspect="auto", zorder=3 + i)
+    ax.text(5.8, 11.8, "noised shots\n$z_t$", ha="center", va="top", fontsize=SMALL)
+    _arrow(ax, (10.4, 18), (17.5, 18))
+
+
+def _loss(ax):
+    """What the U-Net puts out goes into the loss, whose gradients train the adapters alone."""
+    _arrow(ax, (77.2, 19), (82.5, 19))
+    ax.add_patch(
+        FancyBboxPatch((83, 12), 11, 14, boxstyle="round,pad=0,rounding_size=0.8", fc="white", ec="0.3", lw=0.8)
+    )
+    ax.text(88.5, 19, "loss $L_D$:\npredicted\nnoise\nagainst ε", ha="center", va="center", fontsize=SMALL)
+    ax.plot([88.5, 88.5, 31], [12, 1, 1], color="0.2", lw=0.8, ls="--")
+    for x in (31, 59):
+        _arrow(ax, (x, 1), (x, 7.8), ls="--")
+    ax.text(87.7, 6.5, "gradients:\nLoRA only", ha="right", va="center", fontsize=SMALL)
 
 
 def _noised(path, seed, kept=0.5, side=32):
@@ -145,7 +164,6 @@ def _stack(ax, paths, x, y, size=9):
         ax.imshow(picture, extent=(left, left + size * 0.8, low, low + size * 0.8), aspect="auto", zorder=3 + i)
 
 
-def _arrow(ax, start, end, style="-|>"):
-    ax.add_patch(
-        FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=6, color="0.2", lw=0.8, shrinkA=0, shrinkB=0)
-    )
+def _arrow(ax, start, end, style="-|>", ls="-"):
+    looks = {"mutation_scale": 6, "color": "0.2", "lw": 0.8, "ls": ls, "shrinkA": 0, "shrinkB": 0}
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, **looks))

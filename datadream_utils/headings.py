@@ -3,6 +3,7 @@
 A csv has the code's names. ↓: lower is nearer to real images; ↑: higher is better.
 """
 
+from datadream_utils.ablations import ABLATIONS
 from datadream_utils.fidelity import KINDS, MEASURES
 from datadream_utils.figures import label
 from datadream_utils.memorisation import DRAWS
@@ -25,6 +26,7 @@ HEADINGS = {
     "density": "Density (fidelity) ↑",
     "coverage": "Coverage (diversity, 0 to 1) ↑",
     "gain": "Gain (points) ↑",
+    "gain_mean": "Mean gain over seeds",
     "gain_S": "Gain of S over zero-shot CLIP (points) ↑",
     "gain_R+S": "Gain of R+S over Real-finetune (points) ↑",
     "accuracy": "Accuracy (%) ↑",
@@ -45,6 +47,8 @@ HEADINGS = {
     "n_draws": "Draws of real images",
     "feature_nearer": "Nearer to a shot, features (%)",
     "pixel_nearer": "Nearer to a shot, pixels (%)",
+    "feature_excess": "That minus FakeIt's, features (points)",
+    "pixel_excess": "That minus FakeIt's, pixels (points)",
 }
 COPIES = {"n_real": "Held-out real images"}
 for space, unit in {"feature": "cosine distance", "pixel": "root mean square"}.items():
@@ -71,11 +75,14 @@ SENTENCES = {
     ),
     "copies": (
         "Nearer to a shot: than to every one of as many held-out real images of the same classes, mean over up to "
-        f"{DRAWS} draws; without copying 50 % on average. Empty: a class has fewer held-out images than shots. Near "
-        "copies: nearer than 99 % of all held-out images; by chance 1 %, but only of images distributed as real ones."
+        f"{DRAWS} draws; without copying 50 % on average. Empty: a class has fewer held-out images than shots. Minus "
+        "FakeIt's: what it has, which sees no shot, with the same shots and seed. Near copies: nearer than 99 % of all "
+        "held-out images; by chance 1 %, but only of images distributed as real ones."
     ),
     "class_gains": (
-        "Accuracy of each class, and its gain: S over zero-shot CLIP, R+S over Real-finetune of the same seed."
+        "Accuracy of each class, and its gain: S over zero-shot CLIP, R+S over Real-finetune of the same seed. Mean, "
+        "95 % interval (Student's t) and verdict are those of all seeds together; one such interval of twenty misses 0 "
+        "by chance."
     ),
     "calibration": "How far certainty and accuracy lie apart (calibration error, lower is better); the means of both.",
 }
@@ -101,3 +108,26 @@ def _printed(value):
     if value == round(value):
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+# Headings of the gallery.
+FIGURES = {
+    "teaser": "What each method draws",
+    "accuracy_bars": "Accuracy of every classifier",
+    "order": "The published order",
+    "qualitative": "Images from more and more shots",
+    "diagram": "How DataDream trains",
+    "fidelity": "Fidelity and diversity",
+    "copies": "Copies of the shots, by number of shots",
+    "nearest_shots": "Distance to the nearest shot",
+    "ablation_compute": "What adaptation brings for what it costs",
+    "pareto": "Accuracy against seconds",
+    "pareto_flops": "Accuracy against operations",
+    "worst_copies": "The closest pairs of a drawn picture and a shot",
+    "confusion_change": "What is confused more often, and what less",
+}
+FIGURES |= {f"ablation_{name}": f"Ablation: {words}" for name, words in ABLATIONS.items()}
+for end, words in {"S": "synthetic images alone", "RS": "real and synthetic images"}.items():
+    FIGURES[f"alignment_{end}"] = f"Nearness to real images and gain: {words}"
+    FIGURES[f"class_gains_{end}"] = f"Gain of every class: {words}"
+    FIGURES[f"reliability_{end}"] = f"Can its certainty be trusted? {words[0].upper()}{words[1:]}"

@@ -116,6 +116,22 @@ def nearer(generated, images, others, drawn):
     return found
 
 
+def excess(table):
+    """``of_runs``'s table with "feature_excess" and "pixel_excess": "nearer", minus that of methods that see no shot.
+
+    Points, of the same shots and seed. One set of shots may be easy to be near to: what a blind method has is what
+    chance gives with that very set. Not a number for those methods themselves, and where none was run.
+    """
+    blind = table["method"].map(lambda name: sees_no_shot(METHODS[name])).astype(bool)
+    names = [f"{space}_nearer" for space in SPACES]
+    yardstick = table[blind].groupby(["n_shot", "seed"])[names].mean()
+    beside = table[["n_shot", "seed"]].join(yardstick, on=["n_shot", "seed"])
+    found = {
+        f"{space}_excess": (table[name] - beside[name]).mask(blind) for space, name in zip(SPACES, names, strict=True)
+    }
+    return table.assign(**found)
+
+
 def worst(generated, count, space="feature"):
     """The ``count`` images nearest to a shot, nearest first: path, shot, distance; no shot twice.
 
@@ -152,9 +168,9 @@ def of_runs(encoder, stages, data, output_root):
     """Copies in every generate stage of ``stages`` (``stages.generated``), against the shots that its run had.
 
     A method that saw no shot is held against the first 1, 2, 4, ... of its seed too, as far as other runs have so many.
-    Returns a table (a row per stage and number of shots: method, n_shot, seed, ``nearer``, ``summary``), and the tables
-    of ``nearest`` behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out real ones,
-    ``{(n_shot, seed): table}``.
+    Returns a table (a row per stage and number of shots: method, n_shot, seed, ``nearer``, ``summary``, ``excess``),
+    and the tables of ``nearest`` behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out
+    real ones, ``{(n_shot, seed): table}``.
     """
     rows, images, real = [], {}, {}
     if stages.empty:
@@ -174,7 +190,7 @@ def of_runs(encoder, stages, data, output_root):
         names = {"method": stage.method, "n_shot": n_shot, "seed": stage.seed}
         found = nearer(images[key], drawn, others, rivals(others, shots))
         rows.append(names | found | summary(images[key], real[sets]))
-    return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)), images, real
+    return excess(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=list(COLUMNS)), images, real
 
 
 def pooled(images, real, n_shot):

@@ -82,6 +82,11 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     shown = sorted({n for n, _ in rows})
     what = f"what was drawn from {', '.join(map(str, shown))} of them" if shown else "nothing drawn from them"
     sentence = f"One class, {class_name}: {most} real image{'s' * (most > 1)}, and {what}."
+    if any(n in shown for n in frames if n < most) and shown:
+        sentence += (
+            " Look from the rows of few shots to those of many: does a row repeat what stands in its frame, and do its "
+            "pictures differ from each other?"
+        )
     missing = [f"{label(method)} ({n})" for n, methods in wanted for method in methods if (method, n) not in drawn]
     if missing:
         sentence += f" Not run: {', '.join(missing)}; {study_that_moves('n_shot')}"
@@ -113,16 +118,34 @@ def _tag(ax, n, y, look):
             bbox={"facecolor": "white", "edgecolor": look[0], "linestyle": look[1], "linewidth": 1.6})  # fmt: skip
 
 
-def worst_copies(pairs, run, space="feature", side=96):
+def worst_copies(blocks, space="feature", side=96):
     """``memorisation.worst`` as pictures: above what was drawn, below the shot it is nearest to, with the distance.
 
-    run: (method, n_shot, seed).
+    blocks: ``{(method, n_shot, seed): pairs}``, one below the other.
     """
-    if pairs.empty:
+    blocks = {run: pairs for run, pairs in blocks.items() if len(pairs)}
+    if not blocks:
         return empty(f"There are no generated images, or no real ones beside the shots: {STUDY}")
-    width = max(COLUMN, 0.62 * len(pairs) + 0.5)
-    figure = PrintFigure(figsize=(width, 1.75), layout="constrained")
-    axes = figure.subplots(2, len(pairs), squeeze=False)
+    width = min(BOTH, max(COLUMN, 0.62 * max(map(len, blocks.values())) + 0.5))
+    figure = PrintFigure(figsize=(width, 1.75 * len(blocks)), layout="constrained")
+    parts, said = figure.subfigures(len(blocks), 1, squeeze=False)[:, 0], []
+    for part, (run, pairs) in zip(parts, blocks.items(), strict=True):
+        _pairs(part, pairs, side)
+        title = _pairs_title(run, len(pairs), space)
+        part.suptitle(title, fontsize=NORMAL)
+        said.append(f"{title}: distances from {pairs['distance'].min():.3f} to {pairs['distance'].max():.3f}.")
+    what = "Pairs of pictures: above a generated one, below the few-shot image nearest to it."
+    return described(figure, what, " ".join(said))
+
+
+def _pairs_title(run, count, space):
+    method, n_shot, seed = run
+    closest = f"the {'ten' if count == 10 else count} closest pairs" if count > 1 else "the closest pair"
+    return f"{label(method)}, {n_shot}-shot, seed {seed}: {closest} of a drawn picture and a shot, by {space}s"
+
+
+def _pairs(part, pairs, side):
+    axes = part.subplots(2, len(pairs), squeeze=False)
     for column, row in enumerate(pairs.itertuples()):
         for line, path in enumerate((row.path, row.shot)):
             ax = axes[line, column]
@@ -133,14 +156,3 @@ def worst_copies(pairs, run, space="feature", side=96):
         axes[0, column].set_title(f"{row.distance:.3f}", fontsize=SMALL)
     for line, words in enumerate(("drawn", "shot")):
         axes[line, 0].set_ylabel(words, fontsize=SMALL)
-    method, n_shot, seed = run
-    name, count = f"{label(method)}, {n_shot}-shot, seed {seed}", len(pairs)
-    what = f"the nearest picture to each of {count} shots" if count > 1 else "the nearest picture to a shot"
-    figure.suptitle(f"{name}: {what} ({space} distance)", fontsize=NORMAL)
-    sentence = (
-        f"{name}: {what}, of all its shots those that a picture comes nearest to; {space} distances from "
-        f"{pairs['distance'].min():.3f} to {pairs['distance'].max():.3f}."
-    )
-    return described(
-        figure, "Pairs of pictures: above a generated one, below the few-shot image nearest to it.", sentence
-    )

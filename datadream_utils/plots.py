@@ -10,14 +10,16 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
-from datadream_utils.compare import counted
+from datadream_utils.compare import NOISE, SEEDS_NOISE, between, counted, row_name
 from datadream_utils.images import read_image, written_whole
 from datadream_utils.live import is_live
 from datadream_utils.methods import METHODS
 from datadream_utils.texts import literal, markdown
 
+WIDEST = 7.0  # inches: both columns of a page
 BLUE, ORANGE = "#0072B2", "#D55E00"
 # Each at least 3 : 1 against white, as thin lines need (WCAG 1.4.11), and apart from the others for the colour-blind.
 PALETTE = ("#8A8A8A", "#000000", ORANGE, BLUE, "#1B9E4B", "#AA3377", "#1F1FA8", "#7A4A00")
@@ -152,24 +154,43 @@ def _inches(words, size):
 
 def teaser(rows, class_name, dataset):
     """The paper's first figure: one class, a row of pictures per source, ``{source: [picture, ...]}``."""
-    figure = show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=0.95)
+    names = max((_inches(literal(source), 9) for source in rows), default=0)
+    side = min(0.95, (WIDEST - names - 0.4) / max([1, *map(len, rows.values())]))
+    figure = show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=side)
     missing = [row.label for row in METHODS.values() if row.generates and row.label not in rows]
-    figure.sentence = f"One class, {class_name}; rows from the top: {', '.join(rows)}."
+    figure.sentence = f"One class, {class_name}; rows from the top: {', '.join(rows)}.{_made_how(rows)}"
     if missing:
         figure.sentence += f" Not run: {', '.join(missing)}."
     return figure
 
 
-def accuracy_bars(table, dataset):
-    """Test accuracy per method and setting, with the standard deviation over seeds."""
+def _made_how(rows):
+    """How the rows of the teaser came about, by construction of their methods: what differs between them."""
+    how = {}
+    for row in METHODS.values():
+        if row.generates and row.label in rows:
+            start = "a shot with noise added" if row.start == "shot" else "noise"
+            taught = "adapters trained on the shots" if row.adapts else "no adapter"
+            how.setdefault((start, taught), []).append(row.label)
+    said = [f"{', '.join(names)}: from {start}, {taught}" for (start, taught), names in how.items()]
+    return f" {'; '.join(said)}." if said else ""
+
+
+def accuracy_bars(table, dataset, pairs=None):
+    """Test accuracy per method and setting, with the standard deviation over seeds.
+
+    pairs: ``compare.pairs`` of the data set; what they do not tell apart from the highest mean is named beside it.
+    """
     table = table[table["dataset"] == dataset]
-    figure, axes = new_figure(1, 1, 7.5, 0.36 * len(table) + 1)
+    figure, axes = new_figure(1, 1, WIDEST, 0.36 * len(table) + 1)
     ax = axes[0, 0]
     names = [f"{METHODS[row.method].label}, {row.setting}" for row in table.itertuples()]
     names = [name.removesuffix(", none") for name in names]
     colours = [COLOURS[method] for method in table["method"]]
     spread = table["accuracy_std"]  # one seed has none
-    ax.barh(names, table["accuracy_mean"], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    bars = ax.barh(names, table["accuracy_mean"], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    for line in (*bars.errorbar.lines[1], *bars.errorbar.lines[2]):  # black on a black bar too
+        line.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread.fillna(0), strict=True)):
         ax.text(mean + std + 0.8, y, f"{mean:.1f}", va="center", fontsize=8)
     ax.invert_yaxis()
@@ -183,26 +204,40 @@ def accuracy_bars(table, dataset):
     if names:
         means = dict(zip(names, table["accuracy_mean"], strict=True))
         best, worst = max(means, key=means.get), min(means, key=means.get)
-        figure.sentence = f"Highest: {best} ({means[best]:.1f} %); lowest: {worst} ({means[worst]:.1f} %)."
+        figure.sentence = (
+            f"Highest mean: {best} ({means[best]:.1f} %){_same_as_highest(table, names, best, pairs)}; lowest: {worst} "
+            f"({means[worst]:.1f} %)."
+        )
         if len(means) == 1:
             figure.sentence = f"{best}: {means[best]:.1f} %."
         figure.alt = f"Bars: test accuracy of each method and setting. {figure.sentence}"
     return figure
 
 
+def _same_as_highest(table, names, best, pairs):
+    """Who is within noise of the highest mean, over images or over seeds, as words; "" where nothing is known of it."""
+    keys = {name: row_name(row.method, row.setting) for name, row in zip(names, table.itertuples(), strict=True)}
+    found = {name: between(pairs, keys[best], keys[name]) for name in names if name != best and pairs is not None}
+    words = ""
+    for verdict in (NOISE, SEEDS_NOISE):
+        if same := [name for name, pair in found.items() if pair and pair["verdict"] == verdict]:
+            words += f", {verdict} of it: {'; '.join(same)}"
+    return words
+
+
 def forest(order, dataset):
-    """Paired differences of ``compare.order`` with both intervals: seeds as grey dots, published as open diamonds."""
-    figure, axes = new_figure(1, 1, 8, 0.32 * len(order) + 1.5)
+    """Paired differences of ``compare.order`` with both intervals: seeds as dots below, published as open diamonds."""
+    figure, axes = new_figure(1, 1, WIDEST, 0.32 * len(order) + 1.5)
     ax = axes[0, 0]
     ax.axvline(0, color="0.5", lw=0.8)
     for y, row in enumerate(order.itertuples()):
         colour, marker = VERDICTS.get(row.verdict, ("0.4", "o"))
-        ax.plot(list(row.per_seed.values()), [y] * len(row.per_seed), ".", color="0.6", ms=3, zorder=1)
-        ax.plot([row.seeds_low, row.seeds_high], [y, y], color=colour, lw=0.6, zorder=2)
-        ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, solid_capstyle="butt", zorder=2)
+        ax.plot(list(row.per_seed.values()), [y + 0.3] * len(row.per_seed), ".", color="0.35", ms=3.5, zorder=3)
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=6, alpha=0.35, solid_capstyle="butt", zorder=1)
+        ax.plot([row.seeds_low, row.seeds_high], [y, y], "|-", color=colour, lw=0.9, ms=6, zorder=2)
         ax.plot(row.ours, y, marker, color=colour, ms=3.5, zorder=3)
         ax.plot(row.published, y, "D", mfc="none", mec="black", mew=0.8, ms=4, zorder=4)
-    looks = [("published averages", "D", "none", "black"), ("one seed", ".", "0.6", "0.6")]
+    looks = [("published averages", "D", "none", "black"), ("one seed", ".", "0.35", "0.35")]
     looks += [(f"ours: {name}", marker, colour, colour) for name, (colour, marker) in VERDICTS.items()]
     looks += [("ours: not decided", "o", "0.4", "0.4")]
     handles = [Line2D([], [], ls="", marker=m, mfc=face, mec=edge, label=label) for label, m, face, edge in looks]
@@ -210,7 +245,7 @@ def forest(order, dataset):
     ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
     ax.invert_yaxis()
     ax.set(
-        xlabel="points of accuracy, with 95 % intervals\n(thick: over test images, thin: over seeds)",
+        xlabel="points of accuracy, with 95 % intervals\n(broad and pale: over test images, thin: over seeds)",
         title=literal(f"The published order, on {dataset}"),
     )
     if order.empty:
@@ -237,11 +272,15 @@ def save_figure(figure, folder, name):
     return folder / f"{name}.png"
 
 
-def gallery(pages):
-    """A Markdown page of ``{name: figure}``, whose png lie beside it, each with its words and its sentence."""
+def gallery(pages, titles=None):
+    """A Markdown page of ``{name: figure}``, whose png lie beside it, each with its words and its sentence.
+
+    titles: ``{name: heading}``; a figure without one is headed by its name.
+    """
     lines = ["# Figures", "", "The sentence under a figure is written from its data."]
     for name, figure in pages.items():
         alt = escape(figure.alt or describe(figure))
-        lines += ["", f"## {name.replace('_', ' ')}", "", f'<img src="{name}.png" alt="{alt}">', ""]
+        heading = (titles or {}).get(name, name.replace("_", " "))
+        lines += ["", f"## {heading}", "", f'<img src="{name}.png" alt="{alt}">', ""]
         lines += [markdown(figure.sentence or describe(figure))]
     return "\n".join(lines) + "\n"

@@ -18,6 +18,8 @@ from datadream_utils import (
     ablation_figures,
     ablations,
     class_figures,
+    classwise,
+    compare,
     copy_figures,
     cost,
     diagram,
@@ -226,10 +228,17 @@ def test_the_front_is_what_nothing_beats():
     assert "No run has" in figures.pareto(_costs(), "flops").sentence
 
 
+def _summary(rows):
+    """``ablations.summary`` of (setting, method, value, accuracies of seeds 0, 1, ...; default, reference)."""
+    names = ("setting", "method", "value", "default", "reference", "seed", "accuracy")
+    named = [(*row[:3], *row[4:], seed, accuracy) for row in rows for seed, accuracy in enumerate(row[3])]
+    return ablations.summary(pd.DataFrame(named, columns=names).assign(adapted=0.0))
+
+
 def _ablation():
-    rows = [("S", "fakeit", 1, 40.0), ("S", "fakeit", 16, 44.0), ("R+S", "loft", 1, 60.0), ("R+S", "loft", 16, 75.0)]
-    table = pd.DataFrame(rows, columns=["setting", "method", "value", "accuracy_mean"])
-    return table.assign(n_seeds=3, accuracy_std=2.5, default=table["value"] == 16)
+    rows = [("S", "fakeit", 1, [37.5, 40, 42.5]), ("S", "fakeit", 16, [46.5, 44, 41.5]),
+            ("R+S", "loft", 1, [62.5, 60, 57.5]), ("R+S", "loft", 16, [72.5, 75, 77.5])]  # fmt: skip
+    return _summary([(*row, row[2] == 16, row[2] == 16) for row in rows])
 
 
 def test_ablation_draws_the_table():
@@ -239,12 +248,81 @@ def test_ablation_draws_the_table():
     whisker = right.collections[0].get_segments()[0]
     assert whisker[:, 1].tolist() == [57.5, 62.5]
     assert any(list(line.get_ydata()) == [77, 77] for line in right.lines)
-    assert figure.sentence.startswith(
-        "LoFT (R+S) moves most, from 60.0 % at 1 to 75.0 % at 16 (means of at least 3 seeds"
+    assert figure.sentence == (  # 4.303 * 5 / 3**0.5 = 12.4
+        "Real images per class, against 16 (default): FakeIt (S) -4.0 points (-16.4 to +8.4 over seeds: within noise) "
+        "at 1; LoFT (R+S) -15.0 points (-27.4 to -2.6 over seeds: more than noise) at 1."
     )
+    md = ablations.texts(_ablation(), "lora_rank")["md"]
+    assert "| 1 | 60.0 ± 2.5 | 3 | -15.0 | -27.4 to -2.6 | more than noise |" in md
+    assert "| 16 | 75.0 ± 2.5 | 3 | reference |  |  |" in md
     assert (
         "No runs differ in lora_rank alone: snakemake"
         in ablation_figures.ablation(_ablation().iloc[:0], "lora_rank").sentence
+    )
+
+
+def test_many_values_are_counted_and_one_seed_decides_nothing():
+    rows = [("S", m, v, [60 + d, 62 + d, 65 + d], v == 16, v == 16)
+            for m, d in (("loft", 0), ("fakeit", 1)) for v in (1, 2, 4, 16)]  # fmt: skip
+    rows[0] = (*rows[0][:3], [50, 51, 56], False, False)
+    sentence = ablation_figures.ablation(_summary(rows), "n_shot").sentence
+    assert sentence == (
+        "Real images per class, against 16 (default), 1 of 6 differences of the same seeds are more than noise (about "
+        "0.3 by chance): LoFT (S) 1 lower of 3."
+    )
+    one = _summary([(*row[:3], row[3][:1], *row[4:]) for row in rows])
+    assert (
+        "of 6 differences none can be told from noise with one seed" in ablation_figures.ablation(one, "rank").sentence
+    )
+    few = ablation_figures.ablation(one[one["method"] == "loft"].iloc[[0, -1]], "n_shot").sentence
+    assert few == "Real images per class, against 16 (default): LoFT (S) -10.0 points (one seed: noise not known) at 1."
+    none = _summary([(*row[:4], False, False) for row in rows])
+    assert (
+        "default value of real images per class has not been run" in ablation_figures.ablation(none, "n_shot").sentence
+    )
+
+
+def test_yes_and_no_are_words():
+    rows = [("S", "loft", False, [60, 61, 62], False, False), ("S", "loft", True, [63, 64, 68], True, True)]
+    figure = ablation_figures.ablation(_summary(rows), "train_text_encoder")
+    (ax,) = figure.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["not adapted", "adapted\n(default)"]
+    assert figure.sentence.startswith("Text encoder, against adapted (default): LoFT (S) -4.0 points (")
+    assert figure.sentence.endswith(") at not adapted.")
+    assert "| not adapted | 61.0 ± 1.0 |" in ablations.texts(_summary(rows), "train_text_encoder")["md"]
+
+
+def test_images_added_are_drawn_against_real_finetune_of_the_same_seed():
+    rows = [("R+S", "issynth", 0, [70, 80, 75], False, True), ("R+S", "issynth", 12, [71, 82, 78], False, False),
+            ("R+S", "issynth", 50, [72, 82, 74], True, False), ("S", "issynth", 12, [60, 60, 60], False, False),
+            ("S", "issynth", 50, [64, 64, 64.3], True, True)]  # fmt: skip
+    figure = ablation_figures.ablation(_summary(rows), "synthetic_per_class", 75.0)
+    left, right = figure.axes
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["24", "100\n(default)"]
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["0", "24", "100\n(default)"]
+    drawn = [list(line.get_ydata()) for line in right.lines]
+    assert drawn == [[1, 2, 3], [2, 2, -1], [0, 2, 1], [0, 0]]
+    assert right.lines[2].get_xdata()[0] == 0 and not right.collections  # no whiskers
+    assert "against 0 (Real-finetune): IsSynth (R+S) +2.0 points (-0.5 to +4.5 over seeds: within noise) at 12" in (
+        figure.sentence
+    )
+    assert "against 50 (default): IsSynth (S) -4.1 points (" in figure.sentence
+    assert figure.sentence.endswith("on real images alone (weight 1), half the image-steps.")
+
+
+def test_shots_and_epochs_are_compared_where_they_cost_the_same():
+    shots = _summary([("S", "loft", 4, [60, 61, 62], False, False), ("S", "loft", 16, [70, 70, 70], True, True)])
+    epochs = _summary([("S", "loft", 15, [65, 66, 64], False, False), ("S", "loft", 60, [70, 70, 70], True, True)])
+    costs = ablations.compute({
+        "n_shot": shots.assign(adapted=[2400.0, 9600.0]), "adapt_epochs": epochs.assign(adapted=[2400.0, 9600.0])
+    })  # fmt: skip
+    sentence = ablation_figures.compute(costs).sentence
+    assert "LoFT, real images per class: 61.0 % on 2,400 images adapted on, 70.0 % on 9,600: +9.0 points (+6.5 to" in (
+        sentence
+    )
+    assert sentence.endswith(
+        " With as many images adapted on (2,400), LoFT has 65.0 % with 16 shots for 15 epochs, 61.0 % with 4 for 60: "
+        "+4.0 points (-0.3 to +8.3 over seeds: within noise)."
     )
 
 
@@ -289,7 +367,7 @@ def _every_figure(folder):
         "confusion": lambda: class_figures.confusion_change(np.array([[2.0, -2], [-5, 5]]), ["a", "b"], "loft", "S"),
         "reliability": lambda: class_figures.reliability(bins, bins.assign(error=7.0)),
         "qualitative": lambda: picture_figures.qualitative(paths, drawn, "cost $5 or $6", "mine"),
-        "worst": lambda: picture_figures.worst_copies(memorisation.worst(near, 3), ("loft", 16, 2)),
+        "worst": lambda: picture_figures.worst_copies({("loft", 16, 2): memorisation.worst(near, 3)}),
         "diagram": lambda: diagram.method_diagram(["zero", "one $2$"], [paths[:3], paths[3:6]]),
     }
 
@@ -321,7 +399,7 @@ def test_figures_say_what_the_data_say(every_figure):
         in (says["copies"])
     )
     assert "by pixels none stands out, at most 0.5 %." in says["copies"]
-    assert "1 of 2 classes gain over Real-finetune; most one with LoFT (+9.0 points), least zero" in says["gains"]
+    assert says["gains"].startswith("3 of 4 cells (a class with a method) gain over Real-finetune, with one seed:")
     assert says["confusion"] == "With LoFT (S), b is taken for a less often (-5.0 points)."
     more = class_figures.confusion_change(np.array([[-3.0, 3], [0, 0]]), ["a", "b"], "loft", "S").sentence
     assert more == "With LoFT (S), a is taken for b more often (+3.0 points)."
@@ -331,8 +409,10 @@ def test_figures_say_what_the_data_say(every_figure):
         "DISEF (16), DataDream_dset (1), DataDream_cls (4)" in says["qualitative"]
         and "IsSynth" not in says["qualitative"]
     )
-    assert says["worst"].startswith("LoFT, 16-shot, seed 2: the nearest picture to each of 3 shots, ")
-    assert "distances from 0.100 to 0.300" in says["worst"]
+    assert says["worst"] == (
+        "LoFT, 16-shot, seed 2: the 3 closest pairs of a drawn picture and a shot, by features: distances from 0.100 "
+        "to 0.300."
+    )
     for name, figure in every_figure.items():
         assert figure.alt.endswith(figure.sentence) and len(figure.alt) > len(figure.sentence), name
 
@@ -392,6 +472,7 @@ def test_a_picture_of_the_diagram_is_frozen_or_trained(every_figure):
     (ax,) = every_figure["diagram"].axes
     trained = [patch for patch in ax.patches if patch.get_hatch()]
     words = [text.get_text() for text in ax.texts]
+    assert sum("loss $L_D$" in text for text in words) == 1 and sum("shots $x$" in text for text in words) == 1
     assert words.count("LoRA") == 4 and words.count("adapter\nall classes") == 1
     assert len(trained) == 4 + 1 + 3  # LoRA, the key, one adapter for all and one for each of two
     assert {matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in trained} == {diagram.TRAINED}
@@ -420,6 +501,7 @@ def test_the_gallery_shows_every_figure_with_its_words(every_figure):
     text = plots.gallery(every_figure)
     pictures = re.findall(r'<img src="(.+?)\.png" alt="(.+?)">\n\n(.+)', text)
     assert [name for name, *_ in pictures] == list(every_figure)
+    assert "\n## nearest\n" in text and "\n## The pairs\n" in plots.gallery(every_figure, {"worst": "The pairs"})
     for name, alt, sentence in pictures:
         assert html.unescape(alt) == every_figure[name].alt and sentence == markdown(every_figure[name].sentence)
 
@@ -445,10 +527,12 @@ def test_copies_are_told_with_their_ties_and_within_their_limits():
     table = table.assign(feature_nearer=[98.0, 60, 40, 100, 60, 60], pixel_nearer=75.0, pixel_copies=0.2)
     table = table.assign(feature_copies=[0.0, 1, 0, 8, 7, 0])
     figure = copy_figures.copies_by_shots(table)
-    assert figure.sentence.startswith(
-        "Nearer to a shot than to as many held-out real images (50 % on average without copying): DataDream_cls's "
-        "images by features 99.0 ± 1.4 % with 1; by pixels 75.0 ± 0.0 % with 1; those of FakeIt, which sees no shot, "
-        "by features 50.0 ± 14.1 % with 1; by pixels 75.0 ± 0.0 % with 1. Near copies: by features most of "
+    assert figure.sentence.startswith(  # of the same seeds 58 and 40 points more: 49 ± 12.706 * 9
+        "DataDream_cls with 1 shot: by features 4.0 % near copies, 99.0 % nearer to a shot than to as many held-out "
+        "images; against FakeIt's, which sees no shot, +49.0 points (-65.4 to +163.4 over seeds: within noise): not "
+        "decided; by pixels 0.2 % near copies, 75.0 % nearer to a shot than to as many held-out images; against "
+        "FakeIt's, which sees no shot, +0.0 points (+0.0 to +0.0 over seeds: within noise): not decided. Near copies: "
+        "by features most of "
         "DataDream_cls with 1 shot and LoFT with 1 shot (4.0 %); by pixels none stands out, at most 0.2 %. 1 % would"
     )
     assert [ax.get_xlabel() for ax in figure.axes] == [""] * 2 + ["real images per class"] * 2
@@ -457,6 +541,114 @@ def test_copies_are_told_with_their_ties_and_within_their_limits():
         assert ends.min() >= 0 and ends.max() <= 100
     none = copy_figures.copies_by_shots(table.assign(feature_nearer=np.nan, feature_copies=0.2)).sentence
     assert "a class has fewer held-out images than shots" in none and "none stands out, at most 0.2 %" in none
+
+
+def test_the_claim_of_one_shot_has_a_verdict_in_each_space():
+    table = pd.DataFrame({"method": ["datadream_cls"] * 6 + ["fakeit"] * 6, "n_shot": ([1] * 3 + [16] * 3) * 2})
+    table = table.assign(
+        seed=[0, 1, 2] * 4, feature_nearer=[99, 98, 97] + [50] * 9, pixel_nearer=[80, 75, 79] + [40] * 9
+    )
+    table = table.assign(feature_copies=[92, 95, 90] + [1] * 9, pixel_copies=[1, 2, 1] + [0] * 9)
+    found = memorisation.excess(table).set_index(["method", "n_shot", "seed"])
+    assert found["feature_excess"].iloc[:6].tolist() == [49, 48, 47, 0, 0, 0]
+    assert (
+        found["pixel_excess"].iloc[:6].tolist() == [40, 35, 39, 0, 0, 0] and found.loc["fakeit"].isna().sum().max() == 6
+    )
+    sentence = copy_figures.copies_by_shots(table).sentence
+    one, most = sentence.split("DataDream_cls with 16 shots: ")
+    assert "+48.0 points (+45.5 to +50.5 over seeds: more than noise): recreated; by pixels 1.3 % near copies" in one
+    assert one.endswith("more than noise): drawn towards its shot. ") and most.count("within noise): not decided") == 2
+    alone = copy_figures.copies_by_shots(table[table["method"] == "datadream_cls"]).sentence
+    assert "against chance, +28.0 points (" in alone  # no control: against the 50 %
+    assert (
+        copy_figures.most_copies(table) == copy_figures.most_copies(table, "datadream_cls") == ("datadream_cls", 1, 1)
+    )
+    assert copy_figures.most_copies(table, "loft") is None and copy_figures.most_copies(table[:0]) is None
+
+
+def test_the_worst_copies_of_several_runs_stand_below_each_other(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20, 20), (i * 15, 0, 0)).save(tmp_path / f"{i}.png")
+    pairs = pd.DataFrame({"path": [tmp_path / "0.png"], "shot": [tmp_path / "1.png"], "distance": [0.5]})
+    blocks = {("issynth", 16, 0): pairs, ("loft", 4, 0): pairs[:0], ("datadream_cls", 1, 0): pairs}
+    figure = picture_figures.worst_copies(blocks)
+    assert [part.get_suptitle().split(",")[0] for part in figure.subfigs] == ["IsSynth", "DataDream_cls"]
+    assert figure.sentence.count("the closest pair of a drawn picture and a shot, by features: distances") == 2
+    assert picture_figures.worst_copies({("loft", 4, 0): pairs[:0]}).empty
+
+
+def test_curves_of_nearest_shots_are_named_in_the_tables_order():
+    rng = np.random.default_rng(0)
+    near = {name: pd.DataFrame({"feature": rng.random(50) + 0.1}) for name in ("loft", "datadream_cls", "fakeit")}
+    figure = copy_figures.nearest_shots(near, pd.DataFrame({"feature": rng.random(50) + 0.1}))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["FakeIt", "DataDream_cls", "LoFT", REAL, "1 % of real images"]
+    widths = [line.get_linewidth() for line in figure.axes[0].lines[:3]]
+    assert widths == sorted(widths, reverse=True) and min(widths) > 0.5  # a curve under another shows beside it
+
+
+def test_costs_are_in_the_main_tables_order_and_say_what_memory_is(monkeypatch):
+    keys = [("loft", "R+S"), ("real", "R"), ("loft", "S"), ("clip_zeroshot", "none"), ("fakeit", "S")]
+    rows = pd.DataFrame(keys, columns=["method", "setting"]).assign(n_shot=4, classifier="clip", seed=0, accuracy=50.0)
+    numbers = [f"{kind}_{part}" for kind in ("steps", "seconds") for part in cost.KINDS]
+    rows = rows.assign(**dict.fromkeys([*numbers, "seconds"], 1.0), peak_memory_mb=[1172.0, 854, 905, 756, 928])
+    monkeypatch.setattr(cost, "costs", lambda *_: rows)
+    monkeypatch.setattr(cost, "flops_of", lambda *_: {})
+    runs = pd.DataFrame({"dataset": ["d"], "n_shot": 4, "variant": "", "classifier": "clip", "protocol": "sound",
+                         "folder": [SimpleNamespace(parent=SimpleNamespace(name="run"))]})  # fmt: skip
+    found = pd.DataFrame({"run": ["run"], "stage": ["train-none"]})
+    table = cost.of_runs(runs, found, SimpleNamespace(name="d", class_names=["a"]), 4)
+    assert [*zip(table["method"], table["setting"], strict=True)] == [keys[i] for i in (3, 4, 2, 1, 0)]
+    note = cost.texts(table)["md"].splitlines()[0]
+    assert note.endswith("say nothing. CLIP (zero-shot), which trains nothing, has 756 MB.")
+    assert cost.texts(table[table["setting"] != "none"])["md"].splitlines()[0].endswith("between rows say nothing.")
+
+
+def _bars():
+    keys = [("disef", "S", 40.0), ("real", "R", 78.0), ("issynth", "R+S", 80.0)]
+    table = pd.DataFrame(keys, columns=["method", "setting", "accuracy_mean"]).assign(dataset="d", accuracy_std=1.0)
+    rng, images = np.random.default_rng(0), np.arange(400)
+    right = {"disef": 160, "real": 312, "issynth": 320}
+    correct = {
+        (m, s): pd.DataFrame({seed: rng.permutation(images < right[m]) for seed in range(3)}) for m, s, _ in keys
+    }
+    return table, compare.pairs(correct)
+
+
+def test_the_highest_mean_is_told_with_what_is_within_noise_of_it():
+    table, pairs = _bars()
+    figure = plots.accuracy_bars(table, "d", pairs)
+    assert figure.sentence == (
+        "Highest mean: IsSynth, R+S (80.0 %), within noise of it: Real-finetune, R; lowest: DISEF, S (40.0 %)."
+    )
+    assert plots.accuracy_bars(table, "d").sentence.startswith("Highest mean: IsSynth, R+S (80.0 %); lowest: DISEF")
+    (bars,) = (part for part in figure.axes[0].containers if hasattr(part, "errorbar"))
+    lines = [*bars.errorbar.lines[1], *bars.errorbar.lines[2]]
+    assert all(line.get_path_effects() for line in lines)  # seen on a black bar
+
+
+def test_the_widest_figures_fit_a_page(every_figure):
+    labels = [method.label for method in METHODS.values() if method.generates]
+    teaser = plots.teaser({name: [np.zeros((4, 4, 3))] * 8 for name in ("Real images", *labels)}, "seven", "mnist5k")
+    table, pairs = _bars()
+    forest = plots.forest(compare.order(pairs), "d")
+    for figure in (teaser, plots.accuracy_bars(table, "d"), forest, *every_figure.values()):
+        assert figure.get_figwidth() <= figures.BOTH + 0.01
+        assert min(text.get_fontsize() for text in figure.findobj(Text)) >= figures.SMALL
+    assert (
+        "IsSynth, DISEF: from a shot with noise added, no adapter; DataDream_cls, DataDream_dset, LoFT: from noise, "
+        in (teaser.sentence)
+    )
+
+
+def test_seeds_are_seen_under_a_wide_interval_over_images():
+    _, pairs = _bars()
+    order = compare.order(pairs)
+    (ax,) = plots.forest(order, "d").axes
+    dots, broad, thin = ax.lines[1:4]
+    assert set(dots.get_ydata()) == {0.3} and sorted(dots.get_xdata()) == sorted(order["per_seed"][0].values())
+    assert broad.get_alpha() < 0.5 and thin.get_zorder() > broad.get_zorder() and thin.get_marker() == "|"
+    assert list(thin.get_xdata()) == [order["seeds_low"][0], order["seeds_high"][0]]
 
 
 # How red, green and blue of linear light look to who has no green cones (Machado et al. 2009).
@@ -505,8 +697,33 @@ def test_a_single_method_is_compared_with_none():
     assert of_one == "Precision, recall, density and coverage: LoFT 0.50, 0.50, 0.50, 0.50."
     assert of_two == "Of the generators FakeIt has the highest mean density (0.60) and coverage (0.60)."
     both, one = _gains(), _gains().query("method == 'loft'")
-    assert class_figures.class_gains(both, "R+S").sentence.startswith("On average over methods 1 of 2 classes gain")
-    assert class_figures.class_gains(one, "R+S").sentence.startswith("With LoFT 2 of 2 classes gain")
+    assert class_figures.class_gains(both, "R+S").sentence.startswith("3 of 4 cells (a class with a method) gain over")
+    assert class_figures.class_gains(one, "R+S").sentence.startswith("2 of 2 cells")
+
+
+def test_gains_of_classes_are_told_by_what_is_more_than_noise():
+    seeds = {("fakeit", 0): [-8.0, -9, -10], ("fakeit", 1): [7.1, -4.9, -28.9], ("loft", 0): [3.0, 3, 3],
+             ("loft", 1): [1e-14, 0, 0]}  # fmt: skip
+    rows = [(m, i, "ab"[i], s, gain) for (m, i), gains in seeds.items() for s, gain in enumerate(gains)]
+    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "seed", "gain"])
+    gains = gains.assign(setting="R+S", accuracy=50.0)
+    marked = classwise.marked(gains).drop_duplicates(["method", "label"])
+    assert marked["verdict"].tolist() == ["below 0", compare.NOISE, "above 0", compare.NOISE]
+    assert marked["low"].tolist()[0] == pytest.approx(-9 - 4.302653 / 3**0.5) and marked["gain_mean"].tolist()[0] == -9
+    figure = class_figures.class_gains(gains, "R+S")
+    assert figure.sentence == (
+        "2 of 4 cells (a class with a method) differ from Real-finetune by more than noise over seeds (about 0.2 by "
+        "chance): 1 up, most a with LoFT (+3.0 points); 1 down, most a with FakeIt (-9.0 points)."
+    )
+    assert [text.get_text() for text in figure.axes[0].texts] == ["-9*", "+3*", "-9", "0"]
+    assert "*: more than noise over seeds" in figure.axes[0].get_title()
+    one = class_figures.class_gains(gains[gains["seed"] == 0], "R+S")
+    assert "with one seed: how much of that is noise is not known, and none is marked." in one.sentence
+    assert not any("*" in text.get_text() for text in one.axes[0].texts) and "*" not in one.axes[0].get_title()
+    assert (
+        classwise.marked(gains[:0]).empty
+        and "| above 0 |" in headings.texts("class_gains", classwise.marked(gains))["md"]
+    )
 
 
 def test_who_is_most_diverse_is_told_with_the_seeds_noise():

@@ -37,11 +37,11 @@ def generate(p, folder, seconds, adapters=None):
     data, shots = inputs(p)
     check_images(flatten(shots)[0])
     check_made(adapters.parent, "01_adapt_sd")
-    pipe, stage = load_pipeline(p, seconds), Stage("generate", folder, {})
+    pipe, stage = load_pipeline(p, seconds), Stage("generate", folder, {}, {"shard": p.shard})
     with timed(seconds, "work"):
         stage.begin()
         recipe = Recipe(p.system, data, shots, p.seed)
         generate_all(pipe, recipe, p, stage, Stage("adapt", adapters.parent, {}), None, silent)
-        images = flatten(generated_files(stage, len(shots)))[0]
+        images = [] if p.shard else flatten(generated_files(stage, len(shots)))[0]
         model = model_identity(p.sd_model, p.sd_revision)
         stage.finish(choose_device(p.device), model=model, images_sha256=digest(images))

@@ -287,7 +287,7 @@ def test_growth_measures_every_stage_at_every_size(tmp_path):
 def test_stages_are_measured_in_processes_of_their_own(tmp_path):
     worlds.write_pictures(tmp_path / "noise", classes=2, train=2, test=2, side=32)
     changes = SMALL | {"dataset": str(tmp_path / "noise")}
-    found = stages.measure(("adapt_cls", "evaluate"), tmp_path / "work", changes, repeats=1)
+    found = stages.measure(("adapt_cls", "generate", "evaluate"), tmp_path / "work", changes, repeats=1)
     many, images = {"train_epochs": 1, "images_per_class": 2}, tmp_path / "noise" / "train"
     found |= stages.measure(("train",), tmp_path / "other", changes, 1, others=many, images=images)
     assert not (tmp_path / "other" / "made").exists()  # it reads the given pictures
@@ -297,5 +297,5 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
             assert seconds["total"] > seconds["load"] + seconds["work"]
         assert sides["limits"]["flops_per_second"] > 0
     lines = tables.TABLES["tiny"]({stage: sides | {"repeats": 1, "set": {}} for stage, sides in found.items()})
-    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| adapt_cls", "| evaluate", "| train"]
+    assert [line.split(" | ")[0] for line in lines[2:6]] == ["| adapt_cls", "| generate", "| evaluate", "| train"]
     assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class

@@ -19,13 +19,13 @@ def peak_memory(device):
     return peak
 
 
+# How torch says it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
+FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
 def is_full(error):
     """Whether an error says that memory is full: torch.OutOfMemoryError, a RuntimeError too, which MPS raises bare."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
-
-
-# How torch says it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
-FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 @contextmanager

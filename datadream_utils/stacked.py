@@ -24,8 +24,10 @@ class StackedLinear(torch.nn.Module):
 
     def forward(self, x):
         by_adapter = x.unflatten(0, (-1, len(self.down))).to(self.down.dtype)  # (b, K, tokens, in)
-        change = by_adapter @ self.down.mT @ self.up.mT * self.scale
-        return self.base(x) + change.flatten(0, 1).to(x.dtype)
+        low = (by_adapter @ self.down.mT).flatten(0, 1)
+        up = (self.up.mT * self.scale).repeat(len(by_adapter), 1, 1)
+        base = self.base(x)
+        return torch.baddbmm(base, low.to(base.dtype), up.to(base.dtype))
 
 
 class Stack:

@@ -56,14 +56,19 @@ def tokenize(pipe, prompts):
 class Shots:
     """The few images as latents: resized, cropped at random, encoded by the VAE.
 
-    Where every picture is square a crop has nothing to choose, and the VAE runs once for all of training.
+    Every batch crops anew, as published; the VAE is then two fifths of a step's arithmetic at full size. ``crops`` > 0:
+    so many of each shot are cut with ``generator`` and encoded here, once, and a batch takes any of them. Where every
+    picture is square a crop has nothing to choose: one is enough.
     """
 
-    def __init__(self, pipe, paths, resolution):
+    def __init__(self, pipe, paths, resolution, crops=0, generator=None):
         self.vae, self.resolution = pipe.vae, resolution
         self.pictures = [to_tensor(resize_shortest(read_image(path), resolution)) for path in paths]
         square = all(picture.shape[1:] == (resolution, resolution) for picture in self.pictures)
-        self.moments = self._encode(torch.stack(self.pictures)) if square else None
+        every = range(len(self.pictures))
+        cut = self.pictures if square else [self._random_crop(i, generator) for i in every for _ in range(crops)]
+        # (n, crops, 2 c, h, w), or None: new crops in every batch
+        self.moments = self._encode(cut).unflatten(0, (len(self.pictures), -1)) if cut else None
 
     def __len__(self):
         return len(self.pictures)
@@ -74,10 +79,11 @@ class Shots:
         ``part``: a slice of them, the same as it is of all of them.
         """
         if self.moments is None:
-            crops = [self._random_crop(i, generator) for i in indices]
-            moments = self._encode(torch.stack(crops[part]))
+            moments = self._encode([self._random_crop(i, generator) for i in indices][part])
         else:
-            moments = self.moments[indices[part]]
+            crops, n = self.moments.shape[1], len(indices)
+            one = torch.randint(0, crops, (n,), generator=generator) if crops > 1 else torch.zeros(n, dtype=torch.int64)
+            moments = self.moments[indices, one][part]
         posterior = DiagonalGaussianDistribution(moments)
         shape = (len(indices), *posterior.mean.shape[1:])
         noise = torch.randn(shape, generator=generator)[part].to(moments)
@@ -91,11 +97,8 @@ class Shots:
     @torch.no_grad()
     def _encode(self, pictures):
         device, dtype = self.vae.device, self.vae.dtype
-        chunks = [
-            self.vae.encode((chunk / 127.5 - 1).to(device, dtype)).latent_dist.parameters
-            for chunk in pictures.float().split(8)
-        ]
-        return torch.cat(chunks)
+        chunks = (torch.stack(pictures[i : i + 8]).float() / 127.5 - 1 for i in range(0, len(pictures), 8))
+        return torch.cat([self.vae.encode(chunk.to(device, dtype)).latent_dist.parameters for chunk in chunks])
 
 
 class Batches:
@@ -108,8 +111,9 @@ class Batches:
 
     def __init__(self, pipe, adapter, p, share=lambda n: (ALL, 1.0)):
         self.seed = stable_seed("adapt", p.seed, adapter.name)
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.shots, self.p, self.share = Shots(pipe, adapter.paths, p.resolution), p, share
+        self.generator, self.p, self.share = torch.Generator().manual_seed(self.seed), p, share
+        cutting = torch.Generator().manual_seed(stable_seed("crops", p.seed, adapter.name))
+        self.shots = Shots(pipe, adapter.paths, p.resolution, p.crops_per_shot, cutting)
         self.times = noise_scheduler(pipe).config.num_train_timesteps
         self.weight = 1.0
         self.step, self.order = 0, torch.zeros(0, dtype=torch.int64)

@@ -127,6 +127,7 @@ class AdaptParams(RunParams):
     adapt_epochs: Count
     adapt_batch_size: Count
     adapters_together: Count
+    crops_per_shot: Annotated[int, Field(ge=0, le=10**4)]
     adapt_lr: Positive
     adapt_warmup_steps: Annotated[int, Field(ge=0)]
     adapt_weight_decay: NonNegative

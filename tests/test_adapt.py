@@ -9,9 +9,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import adapt, adapter_folder, plan_adapters, read_losses, train_adapter
+from datadream_utils.adapt import Adapter, adapt, adapter_folder, plan_adapters, read_losses, train_adapter
 from datadream_utils.datasets import few_shot, flatten
-from datadream_utils.denoising import Shots, denoising_loss, noise_scheduler, tokenize
+from datadream_utils.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.generate import sample
 from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora, detach_lora, fused_lora, save_lora
 from datadream_utils.methods import get_method
@@ -226,6 +226,45 @@ def test_pictures_that_are_not_square_are_cropped_anew(pipe, tmp_path):
     assert draw(wide, 0).shape == (1, 4, 8, 8) and torch.equal(draw(wide, 0), draw(wide, 0))
     assert wide.moments is None and square.moments is not None
     assert (draw(wide, 0) - draw(wide, 1)).abs().mean() > 2 * (draw(square, 0) - draw(square, 1)).abs().mean()
+
+
+def test_crops_of_a_shot_are_encoded_once(pipe, tmp_path):
+    paths = [tmp_path / "wide.png", tmp_path / "tall.png"]
+    rng = np.random.default_rng(0)
+    for path, size in zip(paths, [(32, 64), (64, 32)], strict=True):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    cut = lambda seed: Shots(pipe, paths, 32, 3, torch.Generator().manual_seed(seed))  # noqa: E731
+    shots, anew = cut(0), Shots(pipe, paths, 32)
+    assert shots.moments.shape == (2, 3, 8, 8, 8) and torch.equal(shots.moments, cut(0).moments)
+    assert not torch.equal(shots.moments, cut(1).moments)
+    for i, picture in enumerate(anew.pictures):  # each is what the VAE makes of a crop of that shot
+        crops = [picture[:, n : n + 32] if i else picture[:, :, n : n + 32] for n in range(33)]
+        apart = (shots.moments[i][:, None] - anew._encode(crops)).abs().flatten(2).amax(-1)
+        assert apart.min(1).values.max() < 1e-4 and len(set(apart.argmin(1).tolist())) > 1
+    draws = lambda part: [shots.latents([0, 1, 0], generator, part) for _ in range(9)]  # noqa: E731
+    generator = torch.Generator().manual_seed(1)
+    whole, generator = draws(slice(None)), torch.Generator().manual_seed(1)
+    assert torch.equal(torch.stack(whole)[:, :2], torch.stack(draws(slice(0, 2))))  # a part is the same as of all
+    means = shots.moments[0].chunk(2, dim=1)[0] * pipe.vae.config.scaling_factor
+    apart = (torch.stack(whole)[:, 0, None] - means).square().flatten(2).sum(-1)
+    assert len({means[k].sum().item() for k in apart.argmin(1)}) == len({mean.sum().item() for mean in means})
+
+
+def test_fixed_crops_are_the_same_after_a_kill(pipe, make_params, tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    p = make_params("adapt", crops_per_shot=2, adapt_epochs=3, adapt_batch_size=1)
+    adapter = Adapter("wide", tuple(sorted(folder.iterdir())), ("a photo of noise",) * 2)
+    whole, again = list(Batches(pipe, adapter, p)), Batches(pipe, adapter, p)
+    first = [batch for _, batch in zip(range(2), again, strict=False)]
+    resumed = Batches(pipe, adapter, p)
+    resumed.step, resumed.order = again.step, again.order
+    resumed.generator.set_state(again.generator.get_state())
+    for ours, theirs in zip([*first, *resumed], whole, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_noise_schedule_is_the_base_models(pipe):

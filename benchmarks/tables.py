@@ -2,9 +2,10 @@
 
 import json
 import re
-from statistics import median
+from statistics import mean, median, stdev
 
 from datadream_utils.images import written_whole
+from datadream_utils.noise import against_noise, told
 from datadream_utils.params import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -127,6 +128,25 @@ def frechet_table(result):
     return lines
 
 
+def crops_table(result):
+    """Adaptation's seconds and validation accuracy for each number of crops, and its paired difference to new ones."""
+    lines = ["| crops of a shot | adaptation, s | validation accuracy | against new crops |", "|---|--:|--:|--:|"]
+    accuracy = {(run["crops"], run["seed"]): run["accuracy"] for run in result["runs"]}
+    for crops in dict.fromkeys(run["crops"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["crops"] == crops]
+        seconds, percent = median(run["adapt"] for run in runs), [run["accuracy"] for run in runs]
+        gained = [run["accuracy"] - accuracy[0, run["seed"]] for run in runs]
+        cells = [
+            str(crops) if crops else "new ones in every step",
+            f"{seconds:.1f}",
+            f"{mean(percent):.1f} ± {stdev(percent):.1f}",
+            told(against_noise(gained)) if crops else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    share = f"At full size the VAE's encoder is {100 * result['share']:.0f} % of a step's floating-point operations."
+    return [*lines, "", share]
+
+
 def _machine(noted):
     m = noted["machine"]
     return ["", f"{_where(m)}; commit {_commit(m)}, load {m['load']:.1f}."]
@@ -157,6 +177,7 @@ TABLES = {
     "full": _stages,
     "growth": lambda r: [*growth_table(r), *_machine(r)],
     "frechet": lambda r: [*frechet_table(r), *_machine(r)],
+    "crops": lambda r: [*crops_table(r), *_machine(r)],
     "frechet_gpu": lambda r: [*frechet_table(r), *_machine(r)],
 }
 

@@ -84,12 +84,17 @@ def inputs(p):
 def write_stable_diffusion(folder, sizes):
     """A pipeline with random weights in half precision."""
     torch.manual_seed(0)
+    stable_diffusion(sizes).to(dtype=torch.float16).save_pretrained(folder)
+
+
+def stable_diffusion(sizes):
+    """A pipeline with random weights, with the tiny world's vocabulary."""
     tokenizer = _tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), max_position_embeddings=TOKENS, hidden_act="gelu", **_ids(tokenizer), **sizes["text"]
     )
     levels = len(sizes["vae"]["block_out_channels"])
-    pipe = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         unet=UNet2DConditionModel(**sizes["unet"]),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
@@ -112,7 +117,6 @@ def write_stable_diffusion(folder, sizes):
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(dtype=torch.float16).save_pretrained(folder)
 
 
 def write_clip(folder, sizes):

@@ -68,8 +68,8 @@ def measure(run, dataset, folder, changes):
 def share_of_encoding(sizes, side):
     """The VAE encoder's share of an adaptation step's floating-point operations, of one picture of ``side`` pixels.
 
-    Counted, not computed. The step: text encoder and U-Net forward, and back to their inputs, as where all weights are frozen. LoRA's own
-    products are left out.
+    Counted, not computed. The step: text encoder and U-Net forward, and back to their inputs, as where all weights are
+    frozen. LoRA's own products are left out.
     """
     with torch.device("meta"):
         pipe = stable_diffusion(sizes)

@@ -8,13 +8,11 @@ import csv
 import hashlib
 import json
 import shutil
-import traceback
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.checkpoint import Checkpoint
@@ -22,7 +20,7 @@ from datadream_utils.datasets import flatten, stable_seed, write_shots
 from datadream_utils.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS, attach_lora, detach_lora, save_lora
-from datadream_utils.memory import enough_memory, is_full
+from datadream_utils.memory import clear, enough_memory, is_full
 from datadream_utils.models import DTYPES, model_identity
 from datadream_utils.prompts import class_prompt
 from datadream_utils.run import digest
@@ -237,9 +235,8 @@ def _train_and_save(pipe, groups, p, stage, team):
             except (RuntimeError, MemoryError) as error:
                 if len(part) == 1 or team or not is_full(error):
                     raise
-                traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+                clear(error)
                 together = len(part) // 2
-                clear_device_cache(garbage_collection=True)
                 print(f"{len(part)} adapters at once do not fit into memory: going on with {together}.")
 
 

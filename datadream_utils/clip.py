@@ -65,6 +65,12 @@ class ClipClassifier(torch.nn.Module):
         """Logits (n, classes)."""
         return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
 
+    def spare_memory(self):
+        """From now on keep no block's activations for the backward pass but compute them again: the same gradients."""
+        print("A step does not fit into memory: going on with activations computed twice, to the same result.")
+        self.clip.activation_checkpointing_enable()
+        return True
+
     def save(self, folder):
         """The adapter, in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
         for config in self.clip.peft_config.values():

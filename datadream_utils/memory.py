@@ -6,6 +6,7 @@ import traceback
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from datadream_utils.errors import InputError
 
@@ -26,6 +27,33 @@ FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 def is_full(error):
     """Whether an error says that memory is full: torch.OutOfMemoryError, a RuntimeError too, which MPS raises bare."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
+
+
+def clear(error):
+    """Give back the memory that ``error``, which says that it is full, was raised in."""
+    traceback.clear_frames(error.__traceback__)  # they hold what filled it
+    clear_device_cache(garbage_collection=True)
+
+
+def begun_again(start, parameters, spare):
+    """The rows of the generator ``start()``; of another one after ``spare()`` where the first does not fit into memory.
+
+    parameters: what it changes, to be put back; ``spare()``: whether there is a way to need less.
+    """
+    kept = [(parameter, parameter.detach().clone()) for parameter in parameters if parameter.requires_grad]
+    rows = start()
+    try:
+        first = next(rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error) or not spare():
+            raise
+        clear(error)
+        for parameter, value in kept:
+            parameter.data.copy_(value)
+        rows = start()
+        first = next(rows)
+    yield first
+    yield from rows
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class ResNetClassifier(torch.nn.Module):
         """Logits (n, classes)."""
         return self.resnet(pixel_values).logits
 
+    def spare_memory(self):
+        """There is no way to."""
+        return False
+
     def save(self, folder):
         """In transformers' own format, safetensors."""
         with written_whole(folder) as temporary:

@@ -21,7 +21,7 @@ from datadream_utils.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.datasets import flatten, stable_seed
 from datadream_utils.errors import InputError
 from datadream_utils.images import centre_square, read_image, to_tensor
-from datadream_utils.memory import enough_memory
+from datadream_utils.memory import begun_again, enough_memory
 from datadream_utils.models import DTYPES, load_clip
 from datadream_utils.resnet import ResNetClassifier, resnet_config
 
@@ -36,8 +36,7 @@ class Pictures(torch.utils.data.Dataset):
     """
 
     def __init__(self, paths, transform):
-        self.paths, self.transform, self.kept = list(paths), transform, {}
-        self.room = None
+        self.paths, self.transform, self.kept, self.room = list(paths), transform, {}, None
 
     def __len__(self):
         return len(self.paths)
@@ -73,8 +72,7 @@ def evaluation_pictures(paths, processor):
 def mixed_loss(logits, targets, real_weight):
     """real_weight CE(real) + (1 - real_weight) CE(synthetic); one kind alone counts whole.
 
-    logits, targets: dicts with "real" and/or "synthetic"; each (n, classes), targets as
-    probabilities.
+    logits, targets: dicts with "real" and/or "synthetic"; each (n, classes), targets as probabilities.
     """
     losses = {kind: F.cross_entropy(logits[kind], targets[kind]) for kind in logits}
     if len(losses) == 1:
@@ -218,8 +216,10 @@ def _train(classifier, processor, data, sets, p, image_size, watch, progress):
     history, predictions = [], None
     if sets:
         p_watch = p.model_copy(update={"val_every": 1}) if published else p
-        rows = fit(classifier, processor, sets, p_watch, image_size, len(data.class_names), watch)
-        for row in progress(rows, total=train_steps(p, len(data.class_names))[1], label=f"training {p.setting}"):
+        n = len(data.class_names)
+        start = lambda: fit(classifier, processor, sets, p_watch, image_size, n, watch)  # noqa: E731
+        rows = begun_again(start, classifier.parameters(), classifier.spare_memory)
+        for row in progress(rows, total=train_steps(p, n)[1], label=f"training {p.setting}"):
             looked = row.pop("predictions", None)
             if published and looked is not None and row["val_accuracy"] > max(_accuracies(history), default=-1):
                 predictions = looked

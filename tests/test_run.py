@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from datadream_utils.memory import enough_memory
 from datadream_utils.methods import get_method
 from datadream_utils.run import Stage, check_made, digest, needs
 from datadream_utils.run import stage as run_stage
+from datadream_utils.train import make_classifier, train_and_test, training_sets
 
 HOLDER = """
 import sys, time
@@ -358,6 +360,44 @@ def test_too_little_memory_names_what_to_lower(mnist, pipe, make_params, monkeyp
     for a in adapters:
         files = [adapter_folder(s, a.name) / WEIGHTS for s in (stage, other)]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("full_at, kind", [(0, "clip"), (1, "clip"), (0, "models/tiny-resnet")])
+def test_a_classifier_that_does_not_fit_into_memory(full_at, kind, clip, mnist, make_params, monkeypatch, capsys):
+    """Full in the very first step: it computes activations twice, to the same result. In a later one there is none."""
+    few = replace(mnist, files={split: [files[:4] for files in mnist.files[split]] for split in ("train", "test")})
+    changes = dict(method="real", setting="R", classifier=kind, n_shot=2, images_per_class=4, train_epochs=2)
+    p, found = make_params("train", train_batch_size=20, **changes), []
+    for short in (False, True):
+        model, steps, blocks = make_classifier(clip[0], clip[1], few, p), [], []
+        if kind == "clip":
+            model.clip.text_model.encoder.layers[0].mlp.register_forward_pre_hook(
+                lambda *_, blocks=blocks: blocks.append(1)
+            )
+        forward = type(model).forward
+
+        def full(self, *args, steps=steps, forward=forward):
+            steps.append(1)
+            if len(steps) == full_at + 1:
+                next(x for x in self.parameters() if x.requires_grad).data.add_(1.0)  # a step that was half done
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return forward(self, *args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "forward", full if short else forward)
+            run = lambda model=model: train_and_test(  # noqa: E731
+                model, clip[2], few, training_sets("R", few_shot(few, 2, 0), None, p, 32), p, 32, same_progress
+            )
+            if short and (full_at or kind != "clip"):
+                with pytest.raises(InputError, match=r"lower train_batch_size \(20\)"):
+                    run()
+                return
+            table, history = run()
+        found.append((table["probability"].tolist(), [row["loss"] for row in history], len(blocks)))
+    assert capsys.readouterr().out.count("activations computed twice, to the same result") == 1
+    (once, again), steps = found, len(found[0][1])
+    assert once[:2] == again[:2] and steps == 4
+    assert again[2] - once[2] == steps + 1  # the first block once more in every step, and once before it was full
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ counted on torch's meta device: the share of a step's floating-point operations 
 
 import multiprocessing
 import os
+import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -37,9 +38,11 @@ WIDTH, AWAY = 42, 4  # of a picture with a digit of 28 pixels, and how far from 
 def write_wide_digits(data, root):
     """The pictures of ``data`` as a folder data set, each somewhere near the middle of a wider black one."""
     rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.copy(data.root / "dataset.yaml", root)
     for split, files in data.files.items():
         for label, paths in enumerate(files):
-            (folder := root / split / data.class_dir(label)).mkdir(parents=True)
+            (folder := root / split / data.folders[label]).mkdir(parents=True)
             for path in paths:
                 with Image.open(path) as digit:
                     wide = Image.new("RGB", (WIDTH, digit.height))

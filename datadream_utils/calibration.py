@@ -19,6 +19,7 @@ from datadream_utils.captions import read_captions
 from datadream_utils.clip import ClipClassifier
 from datadream_utils.datasets import Dataset
 from datadream_utils.generate import Recipe, generate, load_judge
+from datadream_utils.memory import begun_again
 from datadream_utils.models import load_clip, load_stable_diffusion, weight_dtype
 from datadream_utils.run import Stage, set_threads
 from datadream_utils.train import (
@@ -105,8 +106,9 @@ class Bench:
         seconds, saved = 0.0, 0.0
         classifier = make_classifier(clip, tokenizer, data, p) if sets else ClipClassifier(clip, tokenizer, data).eval()
         if sets:
-            ticks = []
-            for _ in zip(range(STEPS), _ticking(ticks)(fit(classifier, processor, sets, p, side, n)), strict=False):
+            ticks, start = [], lambda: fit(classifier, processor, sets, p, side, n)
+            rows = begun_again(start, classifier.parameters(), classifier.spare_memory)
+            for _ in zip(range(STEPS), _ticking(ticks)(rows), strict=False):
                 pass
             seconds = _per_tick(ticks)
             folder = self._stage().folder / "classifier"

@@ -62,16 +62,17 @@ class Shots:
     """
 
     def __init__(self, pipe, paths, resolution, crops=0, generator=None):
-        self.vae, self.resolution = pipe.vae, resolution
+        self.vae, self.resolution, self.count = pipe.vae, resolution, len(paths)
         self.pictures = [to_tensor(resize_shortest(read_image(path), resolution)) for path in paths]
         square = all(picture.shape[1:] == (resolution, resolution) for picture in self.pictures)
-        every = range(len(self.pictures))
+        every, self.moments = range(len(paths)), None
         cut = self.pictures if square else [self._random_crop(i, generator) for i in every for _ in range(crops)]
-        # (n, crops, 2 c, h, w), or None: new crops in every batch
-        self.moments = self._encode(cut).unflatten(0, (len(self.pictures), -1)) if cut else None
+        if cut:  # (n, crops, 2 c, h, w), in the computer's memory: of many shots they are gigabytes
+            encoded = torch.cat([moments.cpu() for moments in self._encode(cut)])
+            self.moments, self.pictures = encoded.unflatten(0, (len(paths), -1)), None
 
     def __len__(self):
-        return len(self.pictures)
+        return self.count
 
     def latents(self, indices, generator, part=ALL):
         """Latents (n, c, h, w) of these shots, sampled from the VAE's posterior with ``generator``.
@@ -79,14 +80,14 @@ class Shots:
         ``part``: a slice of them, the same as it is of all of them.
         """
         if self.moments is None:
-            moments = self._encode([self._random_crop(i, generator) for i in indices][part])
+            moments = torch.cat(list(self._encode([self._random_crop(i, generator) for i in indices][part])))
         else:
             crops, n = self.moments.shape[1], len(indices)
             one = torch.randint(0, crops, (n,), generator=generator) if crops > 1 else torch.zeros(n, dtype=torch.int64)
             moments = self.moments[indices, one][part]
-        posterior = DiagonalGaussianDistribution(moments)
+        posterior = DiagonalGaussianDistribution(moments.to(self.vae.device))
         shape = (len(indices), *posterior.mean.shape[1:])
-        noise = torch.randn(shape, generator=generator)[part].to(moments)
+        noise = torch.randn(shape, generator=generator)[part].to(posterior.mean)
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
 
     def _random_crop(self, index, generator):
@@ -96,9 +97,10 @@ class Shots:
 
     @torch.no_grad()
     def _encode(self, pictures):
-        device, dtype = self.vae.device, self.vae.dtype
-        chunks = (torch.stack(pictures[i : i + 8]).float() / 127.5 - 1 for i in range(0, len(pictures), 8))
-        return torch.cat([self.vae.encode(chunk.to(device, dtype)).latent_dist.parameters for chunk in chunks])
+        """The VAE's moments of a few pictures at a time."""
+        for i in range(0, len(pictures), 8):
+            chunk = torch.stack(pictures[i : i + 8]).float() / 127.5 - 1
+            yield self.vae.encode(chunk.to(self.vae.device, self.vae.dtype)).latent_dist.parameters
 
 
 class Batches:

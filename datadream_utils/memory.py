@@ -52,6 +52,7 @@ def begun_again(start, parameters, spare):
             parameter.data.copy_(value)
         rows = start()
         first = next(rows)
+    kept.clear()
     yield first
     yield from rows
 

@@ -28,7 +28,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.images import remove, written_whole
 from datadream_utils.locks import hold, release
 from datadream_utils.memory import peak_memory
-from datadream_utils.params import NOT_IDENTITY, ROOT, resolve
+from datadream_utils.params import NOT_IDENTITY, ROOT, SINCE, resolve
 from datadream_utils.texts import read_json
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
@@ -179,7 +179,7 @@ def stage(p, name):
     begun = folder / "parameters.json"
     if found.finished or begun.exists():
         before = found.manifest()["parameters"] if found.finished else _read_json(begun)
-        before = {k: v for k, v in before.items() if k not in NOT_IDENTITY}
+        before = SINCE.get(name, {}) | {k: v for k, v in before.items() if k not in NOT_IDENTITY}
         now = found.parameters
         changed = [k for k in [*now, *sorted(before.keys() - now.keys())] if now.get(k) != before.get(k)]
         if changed:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
-from datadream_utils.params import resolve
+from datadream_utils.params import SINCE, resolve
 
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
                  "n_real", "parameters", "digest", "folder")  # fmt: skip
@@ -31,7 +31,7 @@ def load_stages(output_root):
 def _row(path):
     try:
         manifest = json.loads(path.read_text())
-        parameters = manifest["parameters"]
+        parameters = SINCE.get(manifest["stage"], {}) | manifest["parameters"]
         return {
             "run": path.parent.parent.name,
             "stage": manifest["stage"],

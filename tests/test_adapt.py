@@ -17,7 +17,7 @@ from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
 from datadream_utils.run import stage as run_stage
-from datadream_utils.stacked import stacked_lora
+from datadream_utils.stacked import StackedLinear, stacked_lora
 
 
 def _batch(pipe, n=3):
@@ -183,6 +183,26 @@ def test_gradients_are_clipped_for_each_adapter_on_its_own(pipe):
     assert norms == pytest.approx([0.0, 1e-6 * size, 1.0], rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype, apart", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("scale", [0.3, torch.tensor([0.5, 1.0, 0.0]).reshape(3, 1, 1)])
+def test_a_stacked_layer_is_each_adapters_own(dtype, apart, scale):
+    """In mixed precision too: W x in half precision, A and B in float32, and so their gradients."""
+    torch.manual_seed(0)
+    base, x = torch.nn.Linear(6, 5).requires_grad_(False), torch.randn(3 * 2, 4, 6)
+    layer = StackedLinear(base, torch.randn(3, 2, 6), torch.randn(3, 5, 2), scale)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        out = layer(x)
+    out.float().square().sum().backward()
+    assert out.dtype == dtype and out.shape == (6, 4, 5)
+    for k in range(3):
+        down, up = (part.detach()[k].clone().requires_grad_() for part in (layer.down, layer.up))
+        own = scale if isinstance(scale, float) else scale[k]
+        expected = base(x[k::3]) + own * x[k::3] @ down.T @ up.T
+        expected.square().sum().backward()
+        for actual, wanted in ((out[k::3], expected), (layer.down.grad[k], down.grad), (layer.up.grad[k], up.grad)):
+            assert (actual.float() - wanted).norm() <= apart * wanted.norm() + 1e-6
+
+
 def test_stacked_adapters_leave_the_base_as_it_was(pipe):
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
     with pytest.raises(RuntimeError, match="stop"), stacked_lora(pipe, 2, 2.0, [1, 2]):
@@ -239,12 +259,12 @@ def test_crops_of_a_shot_are_encoded_once(pipe, tmp_path):
     assert not torch.equal(shots.moments, cut(1).moments)
     for i, picture in enumerate(anew.pictures):  # each is what the VAE makes of a crop of that shot
         crops = [picture[:, n : n + 32] if i else picture[:, :, n : n + 32] for n in range(33)]
-        apart = (shots.moments[i][:, None] - anew._encode(crops)).abs().flatten(2).amax(-1)
+        apart = (shots.moments[i][:, None] - torch.cat(list(anew._encode(crops)))).abs().flatten(2).amax(-1)
         assert apart.min(1).values.max() < 1e-4 and len(set(apart.argmin(1).tolist())) > 1
-    draws = lambda part: [shots.latents([0, 1, 0], generator, part) for _ in range(9)]  # noqa: E731
+    draws = lambda part: [shots.latents([0, 1, 0, 1], generator, part) for _ in range(9)]  # noqa: E731
     generator = torch.Generator().manual_seed(1)
     whole, generator = draws(slice(None)), torch.Generator().manual_seed(1)
-    assert torch.equal(torch.stack(whole)[:, :2], torch.stack(draws(slice(0, 2))))  # a part is the same as of all
+    assert torch.equal(torch.stack(whole)[:, 1:3], torch.stack(draws(slice(1, 3))))  # a part is the same as of all
     means = shots.moments[0].chunk(2, dim=1)[0] * pipe.vae.config.scaling_factor
     apart = (torch.stack(whole)[:, 0, None] - means).square().flatten(2).sum(-1)
     assert len({means[k].sum().item() for k in apart.argmin(1)}) == len({mean.sum().item() for mean in means})
@@ -259,6 +279,8 @@ def test_fixed_crops_are_the_same_after_a_kill(pipe, make_params, tmp_path):
     p = make_params("adapt", crops_per_shot=2, adapt_epochs=3, adapt_batch_size=1)
     adapter = Adapter("wide", tuple(sorted(folder.iterdir())), ("a photo of noise",) * 2)
     whole, again = list(Batches(pipe, adapter, p)), Batches(pipe, adapter, p)
+    other = Batches(pipe, adapter, make_params("adapt", crops_per_shot=2, seed=1))
+    assert again.shots.moments.shape[:2] == (2, 2) and not torch.equal(again.shots.moments, other.shots.moments)
     first = [batch for _, batch in zip(range(2), again, strict=False)]
     resumed = Batches(pipe, adapter, p)
     resumed.step, resumed.order = again.step, again.order

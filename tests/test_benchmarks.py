@@ -1,5 +1,9 @@
 """Benchmarks: both sides come to the same result, and what is measured is what it is called."""
 
+import itertools
+import json
+from dataclasses import replace
+
 import hub_worlds
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from safetensors.torch import save_file
 
 from benchmarks import (
     clock,
+    crops,
     growth,
     limits,
     ours_diffusion,
@@ -220,6 +225,23 @@ def test_the_full_worlds_files_are_read_by_the_package(tmp_path):
     assert pipe.tokenizer.model_max_length == worlds.TOKENS == pipe.text_encoder.config.max_position_embeddings
     assert load_clip(changes["clip_model"])[2].crop_size["height"] == 32
     assert worlds.SIZES["unet"]["block_out_channels"] == hub_worlds.WIDTHS
+
+
+def test_wide_digits_and_the_share_of_encoding(mnist, tmp_path):
+    few = replace(mnist, files={split: [files[:2] for files in mnist.files[split]] for split in mnist.files})
+    crops.write_wide_digits(few, tmp_path)
+    wide, places = load_dataset(str(tmp_path)), set()
+    assert wide.class_names == mnist.class_names
+    for split, label in itertools.product(("train", "val", "test"), range(10)):
+        for path, digit in zip(wide.files[split][label], few.files[split][label], strict=True):
+            picture, own = (np.asarray(Image.open(x).convert("RGB")) for x in (path, digit))
+            assert picture.shape == (28, crops.WIDTH, 3)
+            found = [x for x in range(crops.WIDTH - 27) if np.array_equal(picture[:, x : x + 28], own)]
+            places |= {found[0]} if len(found) == 1 else set()
+    assert places == set(range(7 - crops.AWAY, 7 + crops.AWAY + 1))
+    assert crops.share_of_encoding(worlds.SIZES, 512) == pytest.approx(
+        json.loads((ROOT / "benchmarks" / "results" / "crops.json").read_text())["share"]
+    )
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS)

@@ -25,8 +25,10 @@ from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS
 from datadream_utils.memory import enough_memory
 from datadream_utils.methods import get_method
+from datadream_utils.params import SINCE
 from datadream_utils.run import Stage, check_made, digest, needs
 from datadream_utils.run import stage as run_stage
+from datadream_utils.stages import load_stages
 from datadream_utils.train import make_classifier, train_and_test, training_sets
 
 HOLDER = """
@@ -190,6 +192,23 @@ def test_a_manifest_says_how_the_stage_was_made(make_params):
     assert {"torch", "diffusers"} <= set(manifest["versions"]) and manifest["device"].startswith("cpu")
     assert {"git", "python", "seconds", "finished", "resumed", "model", "num_threads"} <= set(manifest)
     assert os.uname().nodename not in json.dumps(manifest)
+
+
+def test_a_stage_from_before_a_parameter_goes_on_where_its_value_changes_nothing(make_params):
+    p = make_params("adapt", n_shot=2)
+    stage = run_stage(p, "adapt")
+    assert stage.begin()
+    for name in ("parameters.json", "manifest.json"):
+        for parameter in SINCE["adapt"]:
+            noted = json.loads((stage.folder / name).read_text())
+            assert (noted["parameters"] if name == "manifest.json" else noted).pop(parameter) == 0
+            (stage.folder / name).write_text(json.dumps(noted))
+        run_stage(p, "adapt")
+        with pytest.raises(InputError, match="was made with crops_per_shot=0, not 8"):
+            run_stage(make_params("adapt", n_shot=2, crops_per_shot=8), "adapt")
+        if name == "parameters.json":
+            stage.finish()
+    assert load_stages(p.output_root)["parameters"][0]["crops_per_shot"] == 0
 
 
 def test_other_parameters_are_refused_even_when_the_note_of_them_is_gone(make_params):

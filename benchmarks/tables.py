@@ -130,7 +130,10 @@ def frechet_table(result):
 
 def crops_table(result):
     """Adaptation's seconds and validation accuracy for each number of crops, and its paired difference to new ones."""
-    lines = ["| crops of a shot | adaptation, processor s of work | validation accuracy | against new crops |", "|---|--:|--:|--:|"]
+    lines = [
+        "| crops of a shot | adaptation, processor s of work | validation accuracy | against new crops |",
+        "|---|--:|--:|--:|",
+    ]
     accuracy = {(run["crops"], run["seed"]): run["accuracy"] for run in result["runs"]}
     for crops in dict.fromkeys(run["crops"] for run in result["runs"]):
         runs = [run for run in result["runs"] if run["crops"] == crops]

@@ -30,9 +30,6 @@ Shard = Annotated[str, AfterValidator(check_shard)]
 # Where a run is kept and what computes it does not change what it computes.
 NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers", "checkpoint_every", "shard")
 
-# Parameters that a stage had not always: the value that says what it did before.
-SINCE = {"adapt": {"crops_per_shot": 0}}
-
 
 def resolve(path):
     """An absolute path: as given, or relative to the project's folder."""

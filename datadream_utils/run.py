@@ -28,12 +28,15 @@ from datadream_utils.errors import InputError
 from datadream_utils.images import remove, written_whole
 from datadream_utils.locks import hold, release
 from datadream_utils.memory import peak_memory
-from datadream_utils.params import NOT_IDENTITY, ROOT, SINCE, resolve
+from datadream_utils.params import NOT_IDENTITY, ROOT, resolve
 from datadream_utils.texts import read_json
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
 
 SECONDS = ("seconds", "processor_seconds")  # of a stage, as its manifest names them
+
+# Parameters that a stage had not always, each with the value that says what it did before.
+SINCE = {"adapt": {"crops_per_shot": 0}}
 
 
 def write_json(path, value):

@@ -7,7 +7,8 @@ import pandas as pd
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
-from datadream_utils.params import SINCE, resolve
+from datadream_utils.params import resolve
+from datadream_utils.run import SINCE
 
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
                  "n_real", "parameters", "digest", "folder")  # fmt: skip

@@ -25,8 +25,7 @@ from datadream_utils.images import written_whole
 from datadream_utils.lora import WEIGHTS
 from datadream_utils.memory import enough_memory
 from datadream_utils.methods import get_method
-from datadream_utils.params import SINCE
-from datadream_utils.run import Stage, check_made, digest, needs
+from datadream_utils.run import SINCE, Stage, check_made, digest, needs
 from datadream_utils.run import stage as run_stage
 from datadream_utils.stages import load_stages
 from datadream_utils.train import make_classifier, train_and_test, training_sets

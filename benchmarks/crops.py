@@ -6,6 +6,7 @@ counted on torch's meta device: the share of a step's floating-point operations 
 ``benchmarks/results/crops.json`` and its table in the README.
 """
 
+import argparse
 import multiprocessing
 import os
 import shutil
@@ -80,21 +81,18 @@ def share_of_encoding(sizes, side):
         time = torch.zeros(1).long()
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
-
-    def step(latents):
-        words = pipe.text_encoder.get_input_embeddings()(tokens).requires_grad_()
-        pipe.text_encoder.get_input_embeddings().forward = lambda _: words
-        context = pipe.text_encoder(tokens).last_hidden_state
-        pipe.unet(latents.requires_grad_(), time, context).sample.sum().backward()
-
+    pipe.text_encoder.get_input_embeddings().requires_grad_()  # so that gradients go back to the words
     with FlopCounterMode(display=False) as encoding:
         latents = pipe.vae.encode(picture).latent_dist.mean
     with FlopCounterMode(display=False) as rest:
-        step(latents)
+        context = pipe.text_encoder(tokens).last_hidden_state
+        pipe.unet(latents.requires_grad_(), time, context).sample.sum().backward()
     return encoding.get_total_flops() / (encoding.get_total_flops() + rest.get_total_flops())
 
 
-def main():
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder, changes = Path(temporary), prepare("tiny", Path(temporary))
         p = parameters("train", changes)

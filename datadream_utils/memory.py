@@ -68,7 +68,7 @@ def enough_memory(p, *names):
     except (RuntimeError, MemoryError) as error:
         if not is_full(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
+        clear(error)
         values = {name: getattr(p, name) for name in names}
         fixes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
         fixes += [f"set {name} to true" for name, value in values.items() if value is False]

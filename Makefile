@@ -64,4 +64,4 @@ results: .venv/installed
 	@cat figures/tiny/main_results.md
 
 pretrain: .venv/installed
-	$(BIN)/python -m datadream_utils.pretrain --output models
+	$(BIN)/python -m models.pretraining.pretrain --output models

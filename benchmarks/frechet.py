@@ -17,17 +17,17 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from benchmarks.stages import machine, read_own
 from benchmarks.tables import write_readme
 from benchmarks.worlds import inputs, parameters, prepare
-from datadream_utils.adapt import adapt, plan_adapters
-from datadream_utils.clip import image_features
-from datadream_utils.datasets import flatten
-from datadream_utils.features import load_encoder
-from datadream_utils.fidelity import frechet
-from datadream_utils.generate import Recipe, class_adapters, sample_draws
-from datadream_utils.images import read_image
-from datadream_utils.models import load_stable_diffusion, weight_dtype
-from datadream_utils.notebook import quiet_libraries
+from datadream_utils.analysis.alignment import frechet
+from datadream_utils.analysis.features import load_encoder
+from datadream_utils.backbones.clip import image_features
+from datadream_utils.backbones.load import load_stable_diffusion, weight_dtype
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import read_image
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.generate import Recipe, class_adapters, sample_draws
+from datadream_utils.interactive.setup import quiet_libraries
 from datadream_utils.params import ROOT
-from datadream_utils.run import Stage, choose_device, set_threads, write_json
+from datadream_utils.runs.stage import Stage, choose_device, set_threads, write_json
 
 SAMPLERS = (
     ("DDIM", DDIMScheduler, 50),

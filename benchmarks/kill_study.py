@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from datadream_utils.checksums import sha256s
 from datadream_utils.params import NOTEBOOKS, ROOT, run_name
-from datadream_utils.verify import table
+from datadream_utils.runs.checksums import sha256s
+from workflow.scripts.verify import table
 
 METHODS = ("datadream_cls", "datadream_dset")
 VALUES = {  # on top of params/smoke.yaml: long enough that a kill lands inside a stage

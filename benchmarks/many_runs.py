@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from datadream_utils.checksums import write_checksums
+from datadream_utils.analysis.results import load_results
 from datadream_utils.params import ROOT
-from datadream_utils.results import load_results
+from datadream_utils.runs.checksums import write_checksums
 
 SMALL = ("predictions.parquet", "history.csv", "shots.txt")  # of a train stage, copied as they are
 

@@ -4,11 +4,18 @@ from peft import PeftModel
 
 from benchmarks.clock import timed
 from benchmarks.worlds import inputs
-from datadream_utils.clip import ClipClassifier
-from datadream_utils.datasets import check_images, flatten
-from datadream_utils.models import load_clip, model_identity
-from datadream_utils.run import Stage, choose_device, digest
-from datadream_utils.train import clip_image_size, evaluated_set, fit, make_classifier, predict, training_sets
+from datadream_utils.backbones.clip import ClipClassifier
+from datadream_utils.backbones.load import load_clip, model_identity
+from datadream_utils.classifier.train import (
+    clip_image_size,
+    evaluated_set,
+    fit,
+    make_classifier,
+    predict,
+    training_sets,
+)
+from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.runs.stage import Stage, choose_device, digest
 
 
 def train(p, folder, seconds, synthetic=None):

@@ -2,13 +2,13 @@
 
 from benchmarks.clock import timed
 from benchmarks.worlds import inputs
-from datadream_utils.adapt import adapt as adapt_all
-from datadream_utils.adapt import finish_adapt, plan_adapters
-from datadream_utils.datasets import check_images, flatten
-from datadream_utils.generate import Recipe, generated_files
-from datadream_utils.generate import generate as generate_all
-from datadream_utils.models import load_stable_diffusion, model_identity, weight_dtype
-from datadream_utils.run import Stage, check_made, choose_device, digest
+from datadream_utils.backbones.load import load_stable_diffusion, model_identity, weight_dtype
+from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.diffusion.adapt import adapt as adapt_all
+from datadream_utils.diffusion.adapt import finish_adapt, plan_adapters
+from datadream_utils.diffusion.generate import Recipe, generated_files
+from datadream_utils.diffusion.generate import generate as generate_all
+from datadream_utils.runs.stage import Stage, check_made, choose_device, digest
 
 
 def silent(iterable, total=None, label=""):

@@ -13,13 +13,13 @@ from PIL import Image
 from benchmarks.clock import timed
 from benchmarks.reference_pictures import PictureAugment
 from benchmarks.worlds import inputs
-from datadream_utils.augment import Mix
-from datadream_utils.clip import ClipClassifier
-from datadream_utils.datasets import flatten, stable_seed
-from datadream_utils.models import DTYPES, load_clip
+from datadream_utils.backbones.clip import ClipClassifier
+from datadream_utils.backbones.load import DTYPES, load_clip
+from datadream_utils.classifier.augment import Mix
+from datadream_utils.classifier.train import learning_rate_factor, make_classifier, train_steps
+from datadream_utils.data.dataset import flatten, stable_seed
 from datadream_utils.prompts import class_prompt
-from datadream_utils.run import choose_device
-from datadream_utils.train import learning_rate_factor, make_classifier, train_steps
+from datadream_utils.runs.stage import choose_device
 
 EVAL_BATCH = 8
 

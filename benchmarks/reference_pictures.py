@@ -10,7 +10,7 @@ import random
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from datadream_utils.images import to_tensor
+from datadream_utils.data.images import to_tensor
 
 BINS = 30  # RandAugment's strengths go from 0 to 30
 

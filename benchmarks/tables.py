@@ -4,8 +4,8 @@ import json
 import re
 from statistics import mean, median, stdev
 
-from datadream_utils.images import written_whole
-from datadream_utils.noise import against_noise, told
+from datadream_utils.analysis.noise import against_noise, told
+from datadream_utils.data.images import written_whole
 from datadream_utils.params import ROOT
 
 FOLDER = ROOT / "benchmarks"

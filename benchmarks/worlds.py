@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from datadream_utils.datasets import few_shot, load_dataset
-from datadream_utils.images import written_whole
+from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.images import written_whole
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 WORLDS = ("tiny", "full")

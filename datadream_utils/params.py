@@ -15,11 +15,19 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, nearest, suggest
+from datadream_utils.files import plain, read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
-from datadream_utils.shards import check_shard
-from datadream_utils.texts import plain, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
+
+
+def check_shard(shard):
+    """``shard`` itself; ValueError unless it is "" or k/n with 1 <= k <= n."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    if shard and not (found and 1 <= int(found[1]) <= int(found[2])):
+        raise ValueError(f"shard {shard!r} is no part of the work: write '2/4' for the second of four, '' for all")
+    return shard
+
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]

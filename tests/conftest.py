@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datadream_utils.datasets import load_dataset
-from datadream_utils.models import load_clip, load_stable_diffusion
+from datadream_utils.backbones.load import load_clip, load_stable_diffusion
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 torch.set_num_threads(1)

@@ -9,15 +9,23 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import Adapter, adapt, adapter_folder, plan_adapters, read_losses, train_adapter
-from datadream_utils.datasets import few_shot, flatten
-from datadream_utils.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
-from datadream_utils.generate import sample
-from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, count_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.data.dataset import few_shot, flatten
+from datadream_utils.diffusion.adapt import Adapter, adapt, adapter_folder, plan_adapters, read_losses, train_adapter
+from datadream_utils.diffusion.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
+from datadream_utils.diffusion.generate import sample
+from datadream_utils.diffusion.lora import (
+    WEIGHTS,
+    adapted_parts,
+    attach_lora,
+    count_lora,
+    detach_lora,
+    fused_lora,
+    save_lora,
+)
+from datadream_utils.diffusion.stacked import StackedLinear, stacked_lora
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
-from datadream_utils.run import stage as run_stage
-from datadream_utils.stacked import StackedLinear, stacked_lora
+from datadream_utils.runs.stage import stage as run_stage
 
 
 def _batch(pipe, n=3):

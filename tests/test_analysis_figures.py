@@ -14,27 +14,22 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from datadream_utils import (
-    ablation_figures,
-    ablations,
-    class_figures,
-    classwise,
-    compare,
-    copy_figures,
-    cost,
-    diagram,
-    fidelity,
-    figures,
-    headings,
-    memorisation,
-    picture_figures,
-    plots,
-    stages,
-)
+from datadream_utils.analysis import ablations, compare, cost, stages
+from datadream_utils.analysis import alignment as fidelity
+from datadream_utils.analysis import copies as memorisation
+from datadream_utils.analysis import per_class as classwise
+from datadream_utils.analysis import tables as headings
+from datadream_utils.analysis.alignment import MEASURES, REAL
 from datadream_utils.errors import InputError
-from datadream_utils.fidelity import MEASURES, REAL
+from datadream_utils.files import markdown
 from datadream_utils.methods import METHODS
-from datadream_utils.texts import markdown
+from datadream_utils.plots import ablations as ablation_figures
+from datadream_utils.plots import copies as copy_figures
+from datadream_utils.plots import diagram
+from datadream_utils.plots import per_class as class_figures
+from datadream_utils.plots import pictures as picture_figures
+from datadream_utils.plots import results as figures
+from datadream_utils.plots import style as plots
 
 SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
 

@@ -26,14 +26,14 @@ from benchmarks import (
     worker,
     worlds,
 )
-from datadream_utils import train
-from datadream_utils.adapt import adapt, plan_adapters
-from datadream_utils.datasets import few_shot, flatten, load_dataset
-from datadream_utils.images import centre_square, to_tensor
-from datadream_utils.lora import WEIGHTS, detach_lora, save_lora
-from datadream_utils.models import load_clip
+from datadream_utils.backbones.load import load_clip
+from datadream_utils.classifier import train
+from datadream_utils.data.dataset import few_shot, flatten, load_dataset
+from datadream_utils.data.images import centre_square, to_tensor
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.lora import WEIGHTS, detach_lora, save_lora
 from datadream_utils.params import ROOT
-from datadream_utils.run import Stage
+from datadream_utils.runs.stage import Stage
 
 SMALL = dict(
     device="cpu",  # cuDNN's convolutions round to TF32

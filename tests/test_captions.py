@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datadream_utils import typeset
-from datadream_utils.captions import COLOURS, load_captioner, one_line
+from datadream_utils.diffusion.captions import COLOURS, load_captioner, one_line
 from datadream_utils.errors import InputError
+from models.pretraining import typeset
 
 WRITERS = {"blip": hub_worlds.write_blip, "llava": hub_worlds.write_llava}
 

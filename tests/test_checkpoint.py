@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datadream_utils import adapt as adapt_module
-from datadream_utils.adapt import Training, adapt, plan_adapters
-from datadream_utils.checkpoint import Checkpoint
-from datadream_utils.datasets import few_shot
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.diffusion import adapt as adapt_module
+from datadream_utils.diffusion.adapt import Training, adapt, plan_adapters
+from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.params import NOT_IDENTITY
-from datadream_utils.run import stage as run_stage
+from datadream_utils.runs.stage import stage as run_stage
 
 CASES = {
     "one adapter": dict(method="datadream_cls", adapters_together=1, adapt_batch_size=2, adapt_epochs=2),

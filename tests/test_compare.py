@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from datadream_utils import compare, plots
+from datadream_utils.analysis import compare
+from datadream_utils.analysis.results import load_results
 from datadream_utils.errors import InputError
-from datadream_utils.results import load_results
+from datadream_utils.plots import style as plots
 
 
 def _random(share, n_images=2000, seeds=3, seed=0):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream_utils.datasets import check_images, few_shot, flatten, load_dataset, stable_seed, write_shots
+from datadream_utils.data.dataset import check_images, few_shot, flatten, load_dataset, stable_seed, write_shots
+from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
-from datadream_utils.images import read_image
 
 
 def test_mnist_has_the_splits_it_promises(mnist):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from datadream_utils import calibration, estimate
-from datadream_utils.calibration import Measured
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
-from datadream_utils.study import make_study, read_study
+from workflow.scripts import calibration, estimate
+from workflow.scripts.calibration import Measured
+from workflow.scripts.study import make_study, read_study
 
 SMALL = {
     "parameters": "params/smoke.yaml",

@@ -11,12 +11,11 @@ from conftest import same_progress
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from datadream_utils.adapt import adapt, adapter_folder, plan_adapters
-from datadream_utils.captions import read_captions
-from datadream_utils.clip import clip_judge
-from datadream_utils.datasets import few_shot
-from datadream_utils.errors import InputError
-from datadream_utils.generate import (
+from datadream_utils.backbones.clip import clip_judge
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters
+from datadream_utils.diffusion.captions import read_captions
+from datadream_utils.diffusion.generate import (
     Recipe,
     class_adapters,
     class_prompts,
@@ -29,10 +28,11 @@ from datadream_utils.generate import (
     sample_draws,
     start_picture,
 )
+from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS, get_method
 from datadream_utils.params import ROOT
-from datadream_utils.run import needs
-from datadream_utils.run import stage as run_stage
+from datadream_utils.runs.stage import needs
+from datadream_utils.runs.stage import stage as run_stage
 
 
 def _pixels(image):
@@ -194,8 +194,8 @@ def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, 
 
 
 def test_the_judge_is_zero_shot_clip(clip, mnist):
-    from datadream_utils.clip import ClipClassifier
-    from datadream_utils.train import evaluation_pictures, predict
+    from datadream_utils.backbones.clip import ClipClassifier
+    from datadream_utils.classifier.train import evaluation_pictures, predict
 
     paths = [files[0] for files in mnist.files["val"]]
 

@@ -10,10 +10,14 @@ from PIL import Image
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from datadream_utils import classwise, compare, features, fidelity, figures, memorisation, results, significance
-from datadream_utils.datasets import few_shot, load_dataset
+from datadream_utils.analysis import alignment as fidelity
+from datadream_utils.analysis import compare, features, results, significance
+from datadream_utils.analysis import copies as memorisation
+from datadream_utils.analysis import per_class as classwise
+from datadream_utils.analysis.features import Encoded, Encoder, encode, encoder_of
+from datadream_utils.data.dataset import few_shot, load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.features import Encoded, Encoder, encode, encoder_of
+from datadream_utils.plots import results as figures
 
 
 def _gaussian(n, d, mean, scale, seed):

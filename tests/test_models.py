@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from datadream_utils.backbones.load import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity, weight_dtype
 from datadream_utils.errors import InputError
-from datadream_utils.models import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity, weight_dtype
 from datadream_utils.params import ROOT, read_params_file
-from datadream_utils.run import choose_device
+from datadream_utils.runs.stage import choose_device
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
@@ -279,7 +279,7 @@ CLIENT = """
 import json, sys
 from huggingface_hub import constants
 from datadream_utils.errors import InputError
-from datadream_utils.models import load_clip, load_stable_diffusion, model_identity
+from datadream_utils.backbones.load import load_clip, load_stable_diffusion, model_identity
 
 def attempt(load, *arguments):
     try:

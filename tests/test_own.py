@@ -8,9 +8,16 @@ import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from datadream_utils.datasets import load_dataset
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.own import EXAMPLE_CLASSES, OwnImagesParams, describe_folder, doubled, gain, write_example
+from datadream_utils.interactive.own_images import (
+    EXAMPLE_CLASSES,
+    OwnImagesParams,
+    describe_folder,
+    doubled,
+    gain,
+    write_example,
+)
 from datadream_utils.params import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "05_your_own_images.ipynb"

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import Adapter, train_adapter
-from datadream_utils.denoising import denoising_loss, noise_scheduler, tokenize
-from datadream_utils.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
-from datadream_utils.models import load_stable_diffusion, model_identity
+from datadream_utils.backbones.load import load_stable_diffusion, model_identity
+from datadream_utils.diffusion.adapt import Adapter, train_adapter
+from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler, tokenize
+from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 PUBLISHED = {  # parameters in millions

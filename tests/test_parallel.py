@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.adapt import plan_adapters
-from datadream_utils.datasets import few_shot
-from datadream_utils.denoising import Batches
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.diffusion.adapt import plan_adapters
+from datadream_utils.diffusion.denoising import Batches
 from datadream_utils.errors import InputError
-from datadream_utils.launch import read_command
 from datadream_utils.params import ROOT
-from datadream_utils.team import Team
+from workflow.scripts.launch import read_command
+from workflow.scripts.team import Team
 
 
 def _teams(size, reduce=None):
@@ -94,7 +94,7 @@ def test_two_processes_train_the_adapters_of_one(tmp_path, method):
     }.items():
         folders = dict(output_root=str(tmp_path / name), data_root=str(tmp_path / "data"))
         flags = [word for key, value in (values | folders).items() for word in ("-p", key, str(value))]
-        subprocess.run([*start, "-m", "datadream_utils.launch", *flags], cwd=ROOT, check=True)
+        subprocess.run([*start, "-m", "workflow.scripts.launch", *flags], cwd=ROOT, check=True)
         (folder,) = (tmp_path / name).glob("*/adapt")
         weights = {path.parent.name: load_file(path) for path in folder.glob("adapters/*/*.safetensors")}
         losses = {path.stem: path.read_text() for path in folder.glob("losses/*.csv")}

@@ -21,16 +21,16 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from scipy.io import savemat
 
-from datadream_utils.compare import paired
-from datadream_utils.datasets import Dataset, few_shot, load_dataset, write_shots
+from datadream_utils.analysis.compare import paired
+from datadream_utils.analysis.results import to_latex, to_markdown, wilson_interval
+from datadream_utils.data.archives import read_known, safe_dir
+from datadream_utils.data.dataset import Dataset, few_shot, load_dataset, write_shots
+from datadream_utils.data.images import SUFFIXES, centre_square, read_image
+from datadream_utils.data.splits import SplitFile, apply_split, read_shots, read_split_file, stable_seed
 from datadream_utils.errors import InputError
-from datadream_utils.images import SUFFIXES, centre_square, read_image
+from datadream_utils.files import inside, plain
 from datadream_utils.methods import METHODS, for_method
 from datadream_utils.params import STAGES, read_params_file
-from datadream_utils.results import to_latex, to_markdown, wilson_interval
-from datadream_utils.sources import read_known, safe_dir
-from datadream_utils.splits import SplitFile, apply_split, read_shots, read_split_file, stable_seed
-from datadream_utils.texts import inside, plain
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from datadream_utils import published
+from datadream_utils.analysis import published
+from datadream_utils.analysis.results import paper_layout, to_markdown, write_tables
 from datadream_utils.methods import METHODS
-from datadream_utils.results import paper_layout, to_markdown, write_tables
 
 TRAINED = [(m, "S") for m in ("issynth", "disef", "datadream_cls", "datadream_dset")] + [("real", "R")]
 TRAINED += [(m, "R+S") for m in ("issynth", "disef", "datadream_cls", "datadream_dset")]

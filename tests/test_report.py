@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import yaml
 from PIL import Image
 
-from datadream_utils.locks import hold, release
-from datadream_utils.report import write_report
-from datadream_utils.study import read_study
+from datadream_utils.runs.locks import hold, release
+from workflow.scripts.report import write_report
+from workflow.scripts.study import read_study
 
 
 class Page(HTMLParser):

@@ -8,11 +8,7 @@ import pandas as pd
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from datadream_utils import plots, training_figures
-from datadream_utils.datasets import load_dataset
-from datadream_utils.errors import InputError
-from datadream_utils.methods import METHODS
-from datadream_utils.results import (
+from datadream_utils.analysis.results import (
     at_n_shot,
     confusion,
     example_pictures,
@@ -27,7 +23,12 @@ from datadream_utils.results import (
     write_results,
     write_tables,
 )
-from datadream_utils.run import stage as run_stage
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.errors import InputError
+from datadream_utils.methods import METHODS
+from datadream_utils.plots import style as plots
+from datadream_utils.plots import training as training_figures
+from datadream_utils.runs.stage import stage as run_stage
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (7, 10), (350, 3500), (3500, 3500)])

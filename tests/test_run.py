@@ -15,25 +15,25 @@ from conftest import same_progress
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils import locks
-from datadream_utils.adapt import adapt, adapter_folder, plan_adapters, read_losses
-from datadream_utils.checksums import LIST, changed_files, made_files, sha256
-from datadream_utils.datasets import few_shot, load_dataset
+from datadream_utils.analysis.stages import load_stages
+from datadream_utils.classifier.train import make_classifier, train_and_test, training_sets
+from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.images import written_whole
+from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters, read_losses
+from datadream_utils.diffusion.generate import Recipe, generate
+from datadream_utils.diffusion.lora import WEIGHTS
 from datadream_utils.errors import InputError
-from datadream_utils.generate import Recipe, generate
-from datadream_utils.images import written_whole
-from datadream_utils.lora import WEIGHTS
-from datadream_utils.memory import enough_memory
 from datadream_utils.methods import get_method
-from datadream_utils.run import SINCE, Stage, check_made, digest, needs
-from datadream_utils.run import stage as run_stage
-from datadream_utils.stages import load_stages
-from datadream_utils.train import make_classifier, train_and_test, training_sets
+from datadream_utils.runs import locks
+from datadream_utils.runs.checksums import LIST, changed_files, made_files, sha256
+from datadream_utils.runs.device import enough_memory
+from datadream_utils.runs.stage import SINCE, Stage, check_made, digest, needs
+from datadream_utils.runs.stage import stage as run_stage
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from datadream_utils.locks import hold
+from datadream_utils.runs.locks import hold
 locks = hold(Path(sys.argv[1]), sys.argv[2])
 print("held", flush=True)
 time.sleep(60)

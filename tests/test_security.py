@@ -13,18 +13,19 @@ from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils import plots, training_figures
-from datadream_utils.adapt import adapt, plan_adapters
-from datadream_utils.datasets import few_shot, load_dataset, write_shots
+from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_results, write_tables
+from datadream_utils.classifier.train import make_classifier, stage_name, train_and_test, training_sets
+from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.data.images import read_image
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.generate import Recipe, generate, generated_files
 from datadream_utils.errors import InputError
-from datadream_utils.generate import Recipe, generate, generated_files
-from datadream_utils.images import read_image
+from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
-from datadream_utils.results import example_pictures, load_results, main_results, write_results, write_tables
-from datadream_utils.run import Stage
-from datadream_utils.run import stage as run_stage
-from datadream_utils.texts import literal, read_yaml
-from datadream_utils.train import make_classifier, stage_name, train_and_test, training_sets
+from datadream_utils.plots import style as plots
+from datadream_utils.plots import training as training_figures
+from datadream_utils.runs.stage import Stage
+from datadream_utils.runs.stage import stage as run_stage
 
 
 def refuses(match, function, *arguments):

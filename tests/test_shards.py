@@ -8,13 +8,13 @@ import papermill
 import pytest
 from conftest import same_progress
 
-from datadream_utils.adapt import adapt, finish_adapt, plan_adapters
-from datadream_utils.datasets import few_shot
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.diffusion.adapt import adapt, finish_adapt, plan_adapters
+from datadream_utils.diffusion.generate import Recipe, generate, metadata
 from datadream_utils.errors import InputError
-from datadream_utils.generate import Recipe, generate, metadata
 from datadream_utils.params import NOTEBOOKS, ROOT, read_params_file
-from datadream_utils.run import stage as run_stage
-from datadream_utils.shards import part_of
+from datadream_utils.runs.shards import part_of
+from datadream_utils.runs.stage import stage as run_stage
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 10, 17])

@@ -11,13 +11,13 @@ from conftest import same_progress
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
-from datadream_utils.adapt import adapt, plan_adapters
-from datadream_utils.checksums import write_checksums
-from datadream_utils.datasets import few_shot, load_dataset, write_shots
+from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.generate import Recipe, generate
 from datadream_utils.errors import InputError
-from datadream_utils.generate import Recipe, generate
-from datadream_utils.run import stage as run_stage
-from datadream_utils.share import _origin, share
+from datadream_utils.runs.checksums import write_checksums
+from datadream_utils.runs.stage import stage as run_stage
+from workflow.scripts.share import _origin, share
 
 
 @pytest.fixture

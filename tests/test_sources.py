@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from datadream_utils.datasets import few_shot, load_dataset
+from datadream_utils.data.archives import FOLDER, known_names, read_known
+from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.images import read_image
+from datadream_utils.data.splits import hold_out, own_split
 from datadream_utils.errors import InputError
-from datadream_utils.images import read_image
 from datadream_utils.params import ROOT
 from datadream_utils.prompts import class_prompt, generation_prompt
-from datadream_utils.sources import FOLDER, known_names, read_known
-from datadream_utils.splits import hold_out, own_split
 
 SHARED = ROOT.parent / "shared" / "paper"  # public split files and the authors' class names, where they are at hand
 CLASSES = {

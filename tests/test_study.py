@@ -11,7 +11,7 @@ import yaml
 
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
-from datadream_utils.study import make_study, read_study
+from workflow.scripts.study import make_study, read_study
 
 SMALL = {
     "parameters": "params/smoke.yaml",

@@ -7,10 +7,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from datadream_utils import typeset
-from datadream_utils.architectures import make_tokenizer
 from datadream_utils.params import ROOT
-from datadream_utils.pretrain import contrastive_loss
+from models.pretraining import typeset
+from models.pretraining.architectures import make_tokenizer
+from models.pretraining.pretrain import contrastive_loss
 
 CLIP, SD = ROOT / "models" / "tiny-clip", ROOT / "models" / "tiny-stable-diffusion"
 

@@ -10,9 +10,7 @@ import torch
 from conftest import same_progress
 from PIL import Image
 
-from datadream_utils import train
-from datadream_utils.augment import Augment, Mix
-from datadream_utils.clip import (
+from datadream_utils.backbones.clip import (
     ClipClassifier,
     attach_clip_lora,
     class_logits,
@@ -20,11 +18,11 @@ from datadream_utils.clip import (
     text_features,
     tokenize,
 )
-from datadream_utils.datasets import few_shot
-from datadream_utils.errors import InputError
-from datadream_utils.models import load_clip
-from datadream_utils.resnet import resnet_config
-from datadream_utils.train import (
+from datadream_utils.backbones.load import load_clip
+from datadream_utils.classifier import train
+from datadream_utils.classifier.augment import Augment, Mix
+from datadream_utils.classifier.resnet import resnet_config
+from datadream_utils.classifier.train import (
     MIN_LR,
     _batches,
     evaluated_split,
@@ -40,6 +38,8 @@ from datadream_utils.train import (
     training_sets,
     validation_set,
 )
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.errors import InputError
 
 
 def _pixels(clip, mnist):

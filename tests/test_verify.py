@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from datadream_utils import verify
 from datadream_utils.params import NOTEBOOKS, ROOT
-from datadream_utils.run import Stage
+from datadream_utils.runs.stage import Stage
+from workflow.scripts import verify
 
 
 def _finish(folder, files, device="cpu"):
@@ -113,7 +113,7 @@ def test_a_real_run_is_made_again_to_the_same_bytes_and_a_flipped_adapter_is_fou
         command = ["papermill", "-k", "python3", f"notebooks/{notebook}.ipynb", tmp_path / f"{notebook}.ipynb"]
         options = ["-f", "params/smoke.yaml", "-p", "output_root", outputs]
         subprocess.run([sys.executable, "-m", *command, *options], check=True, cwd=ROOT, capture_output=True)
-    command = [sys.executable, "-m", "datadream_utils.verify", outputs]
+    command = [sys.executable, "-m", "workflow.scripts.verify", outputs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("the same") == 3, done.stdout + done.stderr
     (folder,) = outputs.glob("*/train-R+S")

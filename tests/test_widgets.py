@@ -10,20 +10,23 @@ import torch
 from conftest import notebook_defaults, same_progress
 from PIL import Image
 
-from datadream_utils import figures, plots, probe, widgets
-from datadream_utils.adapt import adapt, plan_adapters
-from datadream_utils.clip import attach_clip_lora
-from datadream_utils.datasets import few_shot
-from datadream_utils.denoising import Shots, noise_scheduler, tokenize
+from datadream_utils.backbones.clip import attach_clip_lora
+from datadream_utils.backbones.load import load_clip
+from datadream_utils.classifier.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
+from datadream_utils.data.dataset import few_shot
+from datadream_utils.diffusion import probe
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize
+from datadream_utils.diffusion.generate import example_recipe, sample
+from datadream_utils.diffusion.lora import adapted_layers, fused_lora, read_lora
 from datadream_utils.errors import InputError
-from datadream_utils.generate import example_recipe, sample
-from datadream_utils.lora import adapted_layers, fused_lora, read_lora
-from datadream_utils.models import load_clip
+from datadream_utils.interactive import widgets
+from datadream_utils.interactive.widget_figures import effective_rank
 from datadream_utils.params import AdaptParams
-from datadream_utils.plots import describe, show_grid
-from datadream_utils.run import stage as run_stage
-from datadream_utils.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
-from datadream_utils.widget_figures import effective_rank
+from datadream_utils.plots import results as figures
+from datadream_utils.plots import style as plots
+from datadream_utils.plots.style import describe, show_grid
+from datadream_utils.runs.stage import stage as run_stage
 
 KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.ToggleButtons, ipywidgets.ToggleButton, ipywidgets.Button,
             ipywidgets.FileUpload)  # fmt: skip

@@ -1,0 +1,153 @@
+"""CLIP features of pictures, for measures of likeness; kept on disk, named by a checksum of pictures and model."""
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from datadream_utils.backbones.clip import image_features
+from datadream_utils.backbones.load import load_clip, model_identity
+from datadream_utils.classifier.train import evaluation_pictures
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import written_whole
+from datadream_utils.diffusion.generate import generated_files
+from datadream_utils.errors import InputError
+from datadream_utils.params import resolve
+from datadream_utils.runs.stage import choose_device, digest
+
+BATCH = 256
+MOST = 20_000  # pictures of one set that are looked at, in equal shares of the classes, but at least ``LEAST`` of each
+LEAST = 40
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An untrained-on CLIP that turns pictures into features; ``identity``: its folder or hub commit."""
+
+    clip: torch.nn.Module
+    processor: object
+    identity: dict
+
+    @property
+    def name(self):
+        """``CLIP features (tiny-clip)``: what a figure calls the space."""
+        return f"CLIP features ({Path(self.identity.get('folder') or self.identity['hub']).name})"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures in feature space: paths (n), labels (n,), features (n, d) of unit length."""
+
+    paths: tuple
+    labels: np.ndarray
+    features: np.ndarray
+
+    def of(self, label):
+        """The pictures of one class."""
+        return self.where(self.labels == label)
+
+    def where(self, mask):
+        """The pictures where ``mask`` (n,) is true."""
+        chosen = np.flatnonzero(mask)
+        return Encoded(tuple(self.paths[i] for i in chosen), self.labels[chosen], self.features[chosen])
+
+    def without(self, files):
+        """The pictures that are not in ``files[label]`` (paths)."""
+        left_out = {path for paths in files for path in paths}
+        return self.where(np.array([path not in left_out for path in self.paths], bool))
+
+    def some(self, count, seed):
+        """``count`` pictures of every class (or all, where there are fewer), drawn by ``seed``."""
+        rank, rng = np.zeros(len(self.labels), int), np.random.default_rng(seed)
+        for label in np.unique(self.labels):
+            rank[self.labels == label] = rng.permutation((self.labels == label).sum())
+        return self.where(rank < count)
+
+
+def load_encoder(clip_model, clip_revision="", device="auto"):
+    """The ``Encoder`` of a CLIP as it was before any training (a folder or a hub id)."""
+    clip, _, processor = load_clip(clip_model, clip_revision, choose_device(device))
+    return Encoder(clip, processor, model_identity(clip_model, clip_revision))
+
+
+def encoder_of(runs, device="auto"):
+    """The ``Encoder`` of the CLIP that the classifiers in ``runs`` (``results.load_results``) started from.
+
+    InputError when they started from several.
+    """
+    models = {(p["clip_model"], p["clip_revision"]) for p in runs["parameters"]}
+    if len(models) != 1:
+        names = ", ".join(sorted(model for model, _ in models)) or "none"
+        raise InputError(f"the runs have not one clip_model but {names}: set output_root to a folder of one kind.")
+    return load_encoder(*models.pop(), device)
+
+
+def try_encoder(runs, device="auto"):
+    """``(encoder_of, "")``, or None and a sentence where that CLIP cannot be loaded: it may be on another machine."""
+    try:
+        return encoder_of(runs, device), ""
+    except InputError as error:
+        return None, f"Nothing is measured on images here: {error}"
+
+
+def encode(encoder, files, cache, checksum=""):
+    """The pictures ``files[label]`` as ``Encoded``, from ``cache`` (a folder) if they were there before.
+
+    checksum: of the pictures' contents, where it is known already; else they are read for it. InputError names a
+    picture or a kept file that cannot be read.
+    """
+    paths, labels = flatten(files)
+    if not paths:
+        return Encoded((), np.zeros(0, int), np.zeros((0, 1), np.float32))
+    key = json.dumps([encoder.identity, checksum or digest(paths), len(paths)])
+    place = Path(cache) / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    features = _read(place, len(paths)) if place.exists() else _compute(encoder, paths, place)
+    return Encoded(tuple(paths), np.array(labels), features)
+
+
+def encode_generated(encoder, stage, n_classes):
+    """The first pictures (``MOST``) of a generate stage (``stages.generated``), kept in the run's ``analysis/``."""
+    files = [paths[: share(n_classes)] for paths in generated_files(stage, n_classes)]
+    return encode(encoder, files, stage.folder.parent / "analysis", stage.digest)
+
+
+def encode_real(encoder, files, output_root, every=False):
+    """Real pictures ``files[label]``, kept in ``output_root``'s ``analysis/``; of many some (``MOST``) or ``every``."""
+    most = max(map(len, files)) if every else share(len(files))
+    few = [sorted(random.Random(label).sample(paths, most)) if len(paths) > most else paths
+           for label, paths in enumerate(files)]  # fmt: skip
+    return encode(encoder, few, resolve(output_root) / "analysis")
+
+
+def share(n_classes):
+    """How many pictures of each of ``n_classes`` classes are looked at."""
+    return max(LEAST, MOST // n_classes)
+
+
+@torch.inference_mode()
+def _compute(encoder, paths, place):
+    pictures = evaluation_pictures(paths, encoder.processor)
+    pictures.room = 0  # each is looked at once
+    device = next(encoder.clip.parameters()).device
+    batches = torch.utils.data.DataLoader(pictures, BATCH, generator=torch.Generator())
+    features = torch.cat([image_features(encoder.clip, batch.to(device)).float().cpu() for batch in batches]).numpy()
+    with written_whole(place) as temporary:
+        save_file({"features": features}, temporary)
+    return features
+
+
+def _read(place, n):
+    try:
+        with safe_open(place, "np") as file:
+            features = file.get_tensor("features")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{place} cannot be read ({error}): delete it, it is made again.") from None
+    if features.ndim != 2 or len(features) != n:
+        raise InputError(f"{place} holds {features.shape}, not the features of {n} pictures: delete it.")
+    return features

@@ -1,0 +1,93 @@
+"""CLIP as a classifier: picture and text features, logits, LoRA. Hides what transformers 5 returns."""
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+
+from datadream_utils.data.images import written_whole
+from datadream_utils.prompts import class_prompt
+
+CLIP_TARGETS = ("q_proj", "v_proj")  # of both towers, all blocks, as in the authors' code
+
+
+def image_features(clip, pixel_values):
+    """Unit-length picture features (n, d) of preprocessed pixels (n, 3, h, w)."""
+    return F.normalize(clip.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+
+
+def text_features(clip, tokens):
+    """Unit-length text features (n, d) of a tokenizer's output."""
+    features = clip.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    return F.normalize(features.pooler_output, dim=-1)
+
+
+def tokenize(tokenizer, prompts, device):
+    """Tokens of the class prompts, padded to the longest of them.
+
+    The authors pad to CLIP's 77. The text tower is causal and its output is read at the end-of-text token, so what
+    follows changes no feature; it would only be computed, for every class in every step.
+    """
+    tokens = tokenizer(list(prompts), padding="longest", truncation=True, return_tensors="pt")
+    return tokens.to(device)
+
+
+def class_logits(clip, pictures, texts):
+    """exp(logit scale) cos(picture, text): (n, classes) from unit-length features.
+
+    Radford et al. 2021.
+    """
+    return clip.logit_scale.exp() * pictures @ texts.T
+
+
+def attach_clip_lora(clip, rank, alpha, dropout, seed):
+    """LoRA on the query and value projections of both towers; everything else stays frozen. A PEFT model."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(CLIP_TARGETS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(clip, config)
+
+
+class ClipClassifier(torch.nn.Module):
+    """CLIP as a classifier of a data set's classes; the weight of a class is its sentence's features."""
+
+    kind = "clip"
+
+    def __init__(self, clip, tokenizer, data):
+        super().__init__()
+        prompts = [class_prompt(name, data.domain) for name in data.class_names]
+        self.clip, self.tokens = clip, tokenize(tokenizer, prompts, next(clip.parameters()).device)
+
+    def class_weights(self):
+        """(classes, d): one pass through the text tower, to be done once per step or evaluation."""
+        return text_features(self.clip, self.tokens)
+
+    def forward(self, pixel_values, class_weights):
+        """Logits (n, classes)."""
+        return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
+
+    def spare_memory(self):
+        """From now on keep no block's activations for the backward pass but compute them again: the same gradients."""
+        print("A step does not fit into memory: going on with activations computed twice, to the same result.")
+        self.clip.activation_checkpointing_enable()
+        return True
+
+    def save(self, folder):
+        """The adapter, in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
+        for config in self.clip.peft_config.values():
+            config.target_modules = sorted(config.target_modules)
+        with written_whole(folder) as temporary:
+            self.clip.save_pretrained(temporary, save_embedding_layers=False)  # "auto" asks the hub
+
+
+def clip_judge(clip, tokenizer, processor, data):
+    """``judge(images) -> labels``: the class that zero-shot CLIP assigns to each PIL image (DISEF's filter)."""
+    classifier = ClipClassifier(clip, tokenizer, data).eval()
+
+    @torch.inference_mode()
+    def judge(images):
+        pixels = torch.stack([torch.from_numpy(processor(images=image).pixel_values[0]) for image in images])
+        return classifier(pixels.to(clip.device), weights).argmax(-1).tolist()
+
+    with torch.inference_mode():
+        weights = classifier.class_weights()
+    return judge

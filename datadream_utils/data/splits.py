@@ -1,0 +1,228 @@
+"""How the pictures of a data set are divided into train, val and test: by a fixed permutation or by a split file.
+
+CoOp (Zhou et al. 2022) divides most of its data sets 50/20/30 per class and has published who went where; the paper
+uses those files. Without one the same proportions are drawn here by a permutation that is the same on every machine.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datadream_utils.data.images import written_whole
+from datadream_utils.errors import InputError
+from datadream_utils.files import MAX_BYTES, read_bytes
+from datadream_utils.params import resolve
+
+TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class; the rest is test
+OWN_SPLIT = "own split: 50 % train, 20 % val, 30 % test of each class by a fixed permutation (no split file given)"
+HELD_OUT = "val is 20 % of each class's train by a fixed permutation (no split file given)"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A split file as read: its rows ``(place, split, file name, class name or "")`` and what to call it."""
+
+    rows: tuple
+    where: str  # path or URL as given
+    sha256: str
+
+    def __str__(self):
+        return f"split file {self.where} (sha256 {self.sha256})"
+
+
+def stable_seed(*parts):
+    """A 63-bit seed from anything printable, the same on every machine: sha256 of the parts as JSON."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+
+
+def own_split(folders, files):
+    """Divide per-class sorted ``files`` 50/20/30: ``{"train": ..., "val": ..., "test": ...}``, each sorted again.
+
+    Sizes are rounded as CoOp rounds them. InputError for a class of fewer than four images.
+    """
+    divided = {split: [] for split in SPLITS}
+    for folder, paths in zip(folders, files, strict=True):
+        if len(paths) < 4:
+            raise InputError(
+                f"class {folder!r} has {len(paths)} images, and dividing it into train, val and test takes at least 4: "
+                "add images, or put them into train/<class>/ and test/<class>/ yourself."
+            )
+        order = _permuted(paths, "split", folder)
+        n_train, n_val = round(len(paths) * TRAIN_SHARE), round(len(paths) * VAL_SHARE)
+        divided["train"].append(sorted(order[:n_train]))
+        divided["val"].append(sorted(order[n_train : n_train + n_val]))
+        divided["test"].append(sorted(order[n_train + n_val :]))
+    return divided
+
+
+def hold_out(folders, files):
+    """Take 20 % of each class of a train split for validation: ``(train, val)``, each a list per class, sorted."""
+    train, val = [], []
+    for folder, paths in zip(folders, files, strict=True):
+        n_val = round(len(paths) * VAL_SHARE)
+        if not n_val:
+            raise InputError(f"train class {folder!r} has {len(paths)} images, too few for a val split: it takes 3.")
+        order = _permuted(paths, "hold_out", folder)
+        val.append(sorted(order[:n_val]))
+        train.append(sorted(order[n_val:]))
+    return train, val
+
+
+def _permuted(paths, *key):
+    generator = torch.Generator().manual_seed(stable_seed(*key))
+    return [paths[i] for i in torch.randperm(len(paths), generator=generator)]
+
+
+def read_split_file(where, data_root):
+    """Read CoOp's split as JSON, or as CSV with the columns ``split,filename[,class]``, from a path or a URL.
+
+    A URL is fetched once and kept under ``data_root/split_files``. InputError names the file, the line and the fix.
+    """
+    content = _fetch(where, resolve(data_root) / "split_files") if re.match(r"https?://", where) else _read(where)
+    try:
+        text = content.decode("utf-8-sig")
+        rows = _json_rows(text, where) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, where)
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise InputError(f"{where} cannot be read as a CSV or JSON split file: {error}") from None
+    for place, split, _, _ in rows:
+        if split not in SPLITS:
+            raise InputError(f"{where}, {place}: split {split!r} must be one of {', '.join(SPLITS)}.")
+    return SplitFile(tuple(rows), where, hashlib.sha256(content).hexdigest())
+
+
+def _read(where):
+    try:
+        return read_bytes(resolve(where))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"split file {where} cannot be read ({reason}): give its path or a URL.") from None
+
+
+def _fetch(url, folder):
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", url.rpartition("/")[2])[-60:]
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}_{name}"
+    if not path.exists():
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                content = answer.read(MAX_BYTES + 1)
+        except (OSError, ValueError, urllib.error.URLError) as error:
+            raise InputError(f"{url} cannot be fetched ({error}): download it and give the file's path.") from None
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{url} is larger than {MAX_BYTES // 2**20} MB: that is no split file.")
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content)
+    return path.read_bytes()
+
+
+def _csv_rows(text, where):
+    table = csv.DictReader(io.StringIO(text))
+    if not {"split", "filename"} <= set(table.fieldnames or ()):
+        raise InputError(f"{where} must have the columns split,filename[,class], not {table.fieldnames}.")
+    return [(f"line {table.line_num}", row["split"], row["filename"] or "", row.get("class") or "") for row in table]
+
+
+def _json_rows(text, where):
+    content = json.loads(text)
+    if not isinstance(content, dict) or not all(isinstance(entries, list) for entries in content.values()):
+        raise InputError(f"{where} must hold {{'train': [[file, label, class name], ...], 'val': ..., 'test': ...}}.")
+    rows = []
+    for split, entries in content.items():
+        for i, entry in enumerate(entries):
+            if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+                raise InputError(f"{where}, {split} entry {i}: {entry!r} must be [file, label, class name].")
+            rows.append((f"{split} entry {i}", split, entry[0], str(entry[2])))
+    return rows
+
+
+def apply_split(split_file, images, folders, files):
+    """Divide the pictures as a split file says: ``{"train": [[path, ...], ...], ...}``, sorted within each class.
+
+    images: the folder that the file's names are relative to; ``<class folder>/<name>`` is understood as well. files:
+    every picture, ``{any split: [[path, ...] per class]}``. InputError for a picture that is missing or named twice,
+    a class without train or test, class names at odds with the folders.
+    """
+    where, lookup = split_file.where, by_name(images, folders, files)
+    missing = [(place, name) for place, _, name, _ in split_file.rows if lookup.get(name) is None]
+    if missing:
+        place, name = missing[0]
+        raise InputError(
+            f"{where} names {len(missing)} images that are not in {images} ({place}: {name!r}): use the whole original "
+            "archive; copies from the hub may not keep the original file names."
+        )
+    seen, called = {}, {}
+    divided = {split: [[] for _ in folders] for split in SPLITS}
+    for place, split, name, class_name in split_file.rows:
+        path, label = lookup[name]
+        if path in seen:
+            raise InputError(f"{where}: {name!r} stands there twice ({seen[path]} and {place}): keep one.")
+        seen[path] = place
+        if class_name and called.setdefault(class_name, label) != label:
+            other = folders[called[class_name]]
+            raise InputError(f"{where}, {place}: {name!r} is of {folders[label]!r}, but {class_name!r} was {other!r}.")
+        divided[split][label].append(path)
+    for split in ("train", "test"):
+        for folder, paths in zip(folders, divided[split], strict=True):
+            if not paths:
+                raise InputError(f"{where} has no {split} image of class {folder!r}: is it of another data set?")
+    if not any(divided["val"]):
+        del divided["val"]
+    return {split: [sorted(paths) for paths in classes] for split, classes in divided.items()}
+
+
+def by_name(images, folders, files):
+    """Every picture under the names a list may use; None for a name that means two pictures."""
+    lookup, cut = {}, len(str(images)) + 1
+    for classes in files.values():
+        for label, (folder, paths) in enumerate(zip(folders, classes, strict=True)):
+            for path in paths:
+                for name in {Path(str(path)[cut:]).as_posix(), f"{folder}/{path.name}"}:
+                    lookup[name] = None if name in lookup else (path, label)
+    return lookup
+
+
+def read_shots(where, data, n_shot):
+    """Read a few-shot list: per class the first ``n_shot`` paths that the text file names, in its order.
+
+    A line is ``<class folder>/<file>`` or a path relative to ``data.root``; lines that start with # are comments.
+    InputError naming file and line for a picture that is not of the train split or named twice, and for a class with
+    fewer than ``n_shot``.
+    """
+    try:
+        lines = read_bytes(resolve(where)).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"shots file {where} cannot be read ({error}): give the path of a text file.") from None
+    train = by_name(data.root, data.folders, {"train": data.files["train"]})
+    others = by_name(data.root, data.folders, {k: v for k, v in data.files.items() if k != "train"})
+    shots, seen = [[] for _ in data.folders], {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        found = train.get(name.removeprefix("./"))
+        if found is None:
+            why = "belongs to val or test" if name.removeprefix("./") in others else "is not there"
+            raise InputError(
+                f"{where}, line {number}: {name!r} {why}, it must be a train image of {data.name}: "
+                "remove the line, or use the data set and split that the list was made from."
+            )
+        path, label = found
+        if path in seen:
+            raise InputError(f"{where}, line {number}: {name!r} stands there twice (line {seen[path]}): remove one.")
+        seen[path] = number
+        shots[label].append(path)
+    for folder, paths in zip(data.folders, shots, strict=True):
+        if len(paths) < n_shot:
+            raise InputError(
+                f"{where} lists {len(paths)} images of class {folder!r}, fewer than n_shot={n_shot}: "
+                f"add lines or set n_shot to {len(paths)} or less."
+            )
+    return [paths[:n_shot] for paths in shots]

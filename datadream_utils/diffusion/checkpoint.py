@@ -1,0 +1,101 @@
+"""Checkpoints inside a long adaptation: one safetensors file with everything that the next step depends on.
+
+Its tensors: the LoRA matrices, AdamW's moments, losses and learning rates so far, and of each adapter the generator's
+state and the order of the current epoch. Its metadata: the states of schedule and gradient scaler, what the training is
+made from, and the sha256 of all of it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from datadream_utils.data.images import written_whole
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of one training is kept, what the training is made from, and every how many steps (0: never)."""
+
+    path: Path
+    made_from: str
+    every: int
+
+    def save_now_and_then(self, training, batches):
+        """Write the state when the step just made is one of those that are kept."""
+        if not self.every or len(training.rows) % self.every:
+            return
+        tensors = {f"parameters.{i}": parameter for i, parameter in enumerate(training.parameters)}
+        for i, of_parameter in training.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in of_parameter.items()}
+        for k, of_adapter in enumerate(batches):
+            tensors |= {f"generator.{k}": of_adapter.generator.get_state(), f"order.{k}": of_adapter.order}
+        _, losses, rates = zip(*training.rows, strict=True)
+        tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
+        tensors |= {"rates": torch.tensor(rates, dtype=torch.float64)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        states = {"schedule": training.schedule.state_dict(), "scaler": training.scaler.state_dict()}
+        text = json.dumps({"made_from": self.made_from, **states})
+        with written_whole(self.path) as temporary:
+            save_file(tensors, temporary, {"state": text, "sha256": _digest(tensors, text)})
+
+    def load(self, training, batches):
+        """Bring everything to where the file was written; say so, and change nothing, when it cannot be trusted."""
+        if not self.path.exists():
+            return
+        try:
+            tensors, states = self._read()
+            found = [tensors[f"parameters.{i}"] for i in range(len(training.parameters))]
+            if [tensor.shape for tensor in found] != [parameter.shape for parameter in training.parameters]:
+                raise ValueError("its matrices have other shapes")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            print(f"{self.path} is not used ({error}): its training starts anew.")
+            return
+        with torch.no_grad():
+            for parameter, value in zip(training.parameters, found, strict=True):
+                parameter.copy_(value)
+        training.schedule.load_state_dict(states["schedule"])
+        training.scaler.load_state_dict(states["scaler"])
+        _load_optimizer(training, tensors)
+        losses, rates = tensors["losses"].tolist(), tensors["rates"].tolist()
+        training.rows = [(step, *row) for step, row in enumerate(zip(losses, rates, strict=True))]
+        for k, of_adapter in enumerate(batches):
+            of_adapter.generator.set_state(tensors[f"generator.{k}"])
+            of_adapter.order, of_adapter.step = tensors[f"order.{k}"], len(rates)
+        print(f"Going on at step {len(rates)} of the checkpoint {self.path}.")
+
+    def _read(self):
+        with safe_open(self.path, "pt") as file:
+            note = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        if note["sha256"] != _digest(tensors, note["state"]):
+            raise ValueError("its contents have changed since it was written")
+        states = json.loads(note["state"])
+        if states["made_from"] != self.made_from:
+            raise ValueError("it was made with other parameters")
+        return tensors, states
+
+
+def _load_optimizer(training, tensors):
+    """AdamW's moments, and the learning rate of the next step in its groups."""
+    state = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, of_parameter = name.split(".")
+            state.setdefault(int(i), {})[of_parameter] = value
+    groups = training.optimizer.state_dict()["param_groups"]
+    rates = training.schedule.get_last_lr()
+    groups = [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _digest(tensors, text):
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

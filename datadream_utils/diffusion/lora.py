@@ -1,0 +1,168 @@
+"""LoRA on Stable Diffusion: attach, save, load, fuse. The one module that knows the libraries' key formats.
+
+A linear layer W becomes W + (alpha / rank) B A with A (rank, in) drawn from a normal distribution and B (out, rank)
+zero, so that training starts at the base model (Hu et al. 2022). Targets as in the authors' code (paper, appendix A).
+"""
+
+import json
+import re
+from contextlib import contextmanager
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+
+from datadream_utils.data.images import written_whole
+
+UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+DOWN_TO_UP = {"lora_A": "lora_B", "lora.down": "lora.up", "lora_linear_layer.down": "lora_linear_layer.up"}
+DOWN = re.compile(rf"(unet|text_encoder)\.(.+)\.({'|'.join(map(re.escape, DOWN_TO_UP))})(\.weight)")
+WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights(folder) looks for
+
+
+def attach_lora(pipe, rank, alpha, seed, text_encoder=True):
+    """Put a fresh adapter on the U-Net and, if asked, the text encoder; return its parameters, in float32.
+
+    The initial A matrices come from ``seed`` alone; torch's global generator is left as it was.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        for model, targets in adapted_parts(pipe, text_encoder):
+            model.add_adapter(lora_config(rank, alpha, targets))
+    parts = [model for model, _ in adapted_parts(pipe, text_encoder)]
+    cast_training_params(parts, dtype=torch.float32)
+    for model in parts:
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.data.copy_(first_lora_a(*parameter.shape, generator))
+    return [parameter for model in parts for parameter in model.parameters() if parameter.requires_grad]
+
+
+def lora_config(rank, alpha, targets):
+    """PEFT's configuration of an adapter."""
+    return LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+
+
+def first_lora_a(rank, in_features, generator):
+    """A before training, (rank, in): normal with standard deviation 1 / rank, PEFT's "gaussian"."""
+    return torch.randn(rank, in_features, generator=generator) / rank
+
+
+def adapted_parts(pipe, text_encoder=True):
+    """``[(model, names of its target layers), ...]``."""
+    return [(pipe.unet, UNET_TARGETS)] + ([(pipe.text_encoder, TEXT_TARGETS)] if text_encoder else [])
+
+
+def adapted_layers(pipe, text_encoder=True):
+    """``[(model, layer name, linear layer), ...]`` of a pipeline without adapters."""
+    return [
+        (model, name, layer)
+        for model, targets in adapted_parts(pipe, text_encoder)
+        for name, layer in model.named_modules()
+        if name.endswith(targets) and hasattr(layer, "in_features")
+    ]
+
+
+def detach_lora(pipe):
+    """Take the adapter off: the base model is back, bit for bit."""
+    pipe.unload_lora_weights()
+
+
+def save_lora(pipe, folder, text_encoder=True):
+    """Write the attached adapter so that plain diffusers' ``pipe.load_lora_weights(folder)`` reads it."""
+    parts = [model for model, _ in adapted_parts(pipe, text_encoder)]
+    states = [get_peft_model_state_dict(model) for model in parts]
+    write_lora(folder, states, [model.peft_config["default"] for model in parts])
+
+
+def write_lora(folder, states, configs):
+    """Write PEFT's state dicts and configurations of [U-Net, text encoder or nothing] as diffusers' LoRA file.
+
+    Rank and alpha go into the file's metadata. The text encoder's keys carry ``text_model.``, which old and new
+    releases of transformers both read.
+    """
+    layers = {"unet_lora_layers": _diffusers_names(states[0]), "unet_lora_adapter_metadata": _metadata(configs[0])}
+    if len(states) > 1:
+        state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in _diffusers_names(states[1]).items()}
+        layers |= {"text_encoder_lora_layers": state, "text_encoder_lora_adapter_metadata": _metadata(configs[1])}
+    with written_whole(folder) as temporary:
+        StableDiffusionPipeline.save_lora_weights(temporary, weight_name=WEIGHTS, **layers)
+        _sort_metadata(temporary / WEIGHTS)
+
+
+def read_lora(folder):
+    """An adapter's matrices, ``{(of the U-Net, layer name): (A (rank, in), (alpha / rank) B (out, rank))}``."""
+    layers = {}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            if found := DOWN.fullmatch(key):
+                part, name, down, end = found.groups()
+                scale = config[f"{part}.lora_alpha"] / config[f"{part}.r"]
+                up = file.get_tensor(f"{part}.{name}.{DOWN_TO_UP[down]}{end}")
+                layers[part == "unet", name.removeprefix("text_model.")] = (file.get_tensor(key), up * scale)
+    return layers
+
+
+@contextmanager
+def fused_lora(pipe, folder):
+    """Sample with the adapter in ``folder`` added into the weights (as fast as the base); afterwards the base is back.
+
+    ``folder=None`` leaves the base model as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors
+    behind; here the base's own weights are put back, bit for bit.
+    """
+    if folder is None:
+        yield pipe
+        return
+    with torch.no_grad():
+        before = {(model, name): layer.weight.detach().clone() for model, name, layer in adapted_layers(pipe)}
+        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        try:
+            yield pipe
+        finally:
+            for (model, name), weight in before.items():
+                model.get_submodule(name).weight.copy_(weight)
+
+
+def _diffusers_names(state):
+    return {k: v.contiguous().cpu() for k, v in sorted(convert_state_dict_to_diffusers(state).items())}
+
+
+def _metadata(config):
+    """An adapter's configuration, sets as sorted lists and without paths: the same bytes every time, anywhere."""
+    values = config.to_dict() | {"base_model_name_or_path": None}
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
+
+def count_lora(pipe, rank, text_encoder=True):
+    """What LoRA would train, as rows of a table: part, layers adapted, their weights' and LoRA's parameters."""
+    rows = []
+    for model, _ in adapted_parts(pipe, text_encoder):
+        layers = [layer for other, _, layer in adapted_layers(pipe, text_encoder) if other is model]
+        rows.append(
+            {
+                "part": type(model).__name__,
+                "adapted layers": len(layers),
+                "parameters of the part": sum(parameter.numel() for parameter in model.parameters()),
+                "LoRA parameters": sum(rank * (layer.in_features + layer.out_features) for layer in layers),
+            }
+        )
+    return rows
+
+
+def _sort_metadata(path):
+    """Rewrite a safetensors file's header with sorted metadata: the library writes it in a random order."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])

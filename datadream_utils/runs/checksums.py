@@ -1,0 +1,119 @@
+"""Checksums of the files that a stage has made: ``checksums.txt``, whose own digest stands in the stage's manifest.
+
+The list has the format of ``sha256sum``, so ``sha256sum -c checksums.txt`` in the stage's folder checks it too.
+"""
+
+import hashlib
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from datadream_utils.data.images import written_whole
+from datadream_utils.errors import InputError
+from datadream_utils.files import inside
+
+LIST = "checksums.txt"
+RECORDS = {"parameters.json", "manifest.json", LIST}  # what a stage says of itself: nothing that it was asked to make
+PASSING = {"shards", "checkpoints"}  # folders of a stage at work
+
+
+def sha256(path):
+    """The sha256 of a file's content, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256s(paths):
+    """The sha256 of each file, in order, on all cores (hashing leaves the interpreter free); None where there is none.
+
+    InputError names a file that cannot be read.
+    """
+    paths = list(paths)
+    size = 1 + len(paths) // (8 * os.cpu_count())  # many small files at a time: a task costs more than hashing one
+    parts = [paths[i : i + size] for i in range(0, len(paths), size)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [found for part in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for found in part]
+
+
+def made_files(folder):
+    """What a stage has made, as sorted names relative to its folder; hidden files and its own records left out."""
+    folder, names = str(folder), []
+    for root, folders, files in os.walk(folder):
+        inner = os.path.relpath(root, folder).replace(os.sep, "/")
+        top = inner == "."
+        folders[:] = [name for name in folders if name[0] != "." and not (top and name in PASSING)]
+        kept = [name for name in files if name[0] != "." and not (top and name in RECORDS)]
+        names += kept if top else [f"{inner}/{name}" for name in kept]
+    return sorted(names)
+
+
+def write_checksums(folder):
+    """Write the list of a stage's files and return its digest, for the manifest."""
+    text = _list_text(folder)
+    with written_whole(Path(folder) / LIST) as temporary:
+        temporary.write_text(text)
+    return _digest(text.encode())
+
+
+def read_checksums(folder):
+    """``{file name: sha256}`` of a stage's list, and the list's own digest; ``(None, digest)`` for a torn list.
+
+    InputError for a name that leads out of the folder.
+    """
+    folder = Path(folder)
+    path = folder / LIST
+    content = path.read_bytes() if path.is_file() else b""
+    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in content.decode(errors="replace").splitlines()]
+    listed = {line[2]: line[1] for line in found} if all(found) else None
+    for name in listed or ():
+        inside(folder, name, path)
+    return listed, _digest(content)
+
+
+def changed_files(folder, noted, names=None):
+    """The files (of ``names``, or all) that are not what they were when the list's digest was ``noted``, sorted.
+
+    The list itself is named when only it is damaged. InputError when the list is damaged and files are too, so that
+    nobody can tell which.
+    """
+    listed, digest = read_checksums(folder)
+    if digest == noted:
+        return _differing(folder, listed, names)
+    if _digest(_list_text(folder).encode()) == noted or (listed and not _differing(folder, listed)):
+        return [LIST]  # every file is as it was; the list, or the note of its digest, is not
+    raise InputError(
+        f"{Path(folder) / LIST} is missing or has changed, and so has what it lists: nobody can tell which files of "
+        f"{folder} are still good. Delete that folder and run its notebook again."
+    )
+
+
+def torn_files(folder):
+    """The files of a stage without manifest that are not what its list, if it has one, says; a torn list itself."""
+    listed, _ = read_checksums(folder)
+    return [LIST] if listed is None else _differing(folder, listed)
+
+
+def _differing(folder, listed, names=None):
+    wanted = sorted(name for name in listed if names is None or name in names)
+    now = sha256s([Path(folder) / name for name in wanted])
+    return [name for name, found in zip(wanted, now, strict=True) if found != listed[name]]
+
+
+def _list_text(folder):
+    names = made_files(folder)
+    digests = sha256s([Path(folder) / name for name in names])
+    return "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
+
+
+def _sha256_if_there(path):
+    try:
+        return sha256(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give it back, or delete it.") from None
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()

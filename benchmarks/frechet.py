@@ -25,9 +25,10 @@ from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import Recipe, class_adapters, sample_draws
+from datadream_utils.files import write_json
 from datadream_utils.interactive.setup import quiet_libraries
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import Stage, choose_device, set_threads, write_json
+from datadream_utils.runs.stage import Stage, choose_device, set_threads
 
 SAMPLERS = (
     ("DDIM", DDIMScheduler, 50),

@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.stages import READS, STAGES, machine, start
 from benchmarks.tables import write_readme
 from benchmarks.worlds import parameters, prepare, write_pictures
+from datadream_utils.files import write_json
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import write_json
 
 SMALL = dict(
     n_shot=1,

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from datadream_utils.files import sha256s
 from datadream_utils.params import NOTEBOOKS, ROOT, run_name
-from datadream_utils.runs.checksums import sha256s
 from workflow.scripts.verify import table
 
 METHODS = ("datadream_cls", "datadream_dset")

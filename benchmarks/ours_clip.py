@@ -15,7 +15,8 @@ from datadream_utils.classifier.train import (
     training_sets,
 )
 from datadream_utils.data.dataset import check_images, flatten
-from datadream_utils.runs.stage import Stage, choose_device, digest
+from datadream_utils.files import digest
+from datadream_utils.runs.stage import Stage, choose_device
 
 
 def train(p, folder, seconds, synthetic=None):

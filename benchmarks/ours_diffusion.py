@@ -8,7 +8,8 @@ from datadream_utils.diffusion.adapt import adapt as adapt_all
 from datadream_utils.diffusion.adapt import finish_adapt, plan_adapters
 from datadream_utils.diffusion.generate import Recipe, generated_files
 from datadream_utils.diffusion.generate import generate as generate_all
-from datadream_utils.runs.stage import Stage, check_made, choose_device, digest
+from datadream_utils.files import digest
+from datadream_utils.runs.stage import Stage, check_made, choose_device
 
 
 def silent(iterable, total=None, label=""):

@@ -24,8 +24,9 @@ from PIL import Image
 from benchmarks.tables import write_readme
 from benchmarks.worlds import WORLDS, inputs, parameters, prepare, write_pictures
 from datadream_utils.diffusion.lora import WEIGHTS, read_lora
+from datadream_utils.files import write_json
 from datadream_utils.params import ROOT, parameter_names
-from datadream_utils.runs.stage import PACKAGES, choose_device, cpu_name, device_name, git_state, write_json
+from datadream_utils.runs.stage import PACKAGES, choose_device, cpu_name, device_name, git_state
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")

@@ -5,7 +5,7 @@ import re
 from statistics import mean, median, stdev
 
 from datadream_utils.analysis.noise import against_noise, told
-from datadream_utils.data.images import written_whole
+from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -195,5 +195,5 @@ def write_readme():
         text, found = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
         if not found:
             raise ValueError(f"{FOLDER / 'README.md'} has no marks <!-- {name} --> ... <!-- /{name} -->")
-    with written_whole(FOLDER / "README.md") as temporary:
+    with atomic_write(FOLDER / "README.md") as temporary:
         temporary.write_text(text)

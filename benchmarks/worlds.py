@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from datadream_utils.data.dataset import few_shot, load_dataset
-from datadream_utils.data.images import written_whole
+from datadream_utils.files import atomic_write
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 WORLDS = ("tiny", "full")
@@ -143,7 +143,7 @@ def _ids(tokenizer):
 def write_pictures(root, classes, train, test, side):
     """A folder data set of noise: ``classes`` classes with so many pictures of ``side`` pixels in each split."""
     rng = np.random.default_rng(0)
-    with written_whole(Path(root)) as temporary:
+    with atomic_write(Path(root)) as temporary:
         for split, count in {"train": train, "test": test}.items():
             for label in range(classes):
                 folder = temporary / split / f"class {label:04d}"

@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from datadream_utils.analysis.stages import load_stages
 from datadream_utils.classifier.train import make_classifier, train_and_test, training_sets
 from datadream_utils.data.dataset import few_shot, load_dataset
-from datadream_utils.data.images import written_whole
 from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters, read_losses
 from datadream_utils.diffusion.generate import Recipe, generate
 from datadream_utils.diffusion.lora import WEIGHTS
 from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write, digest, sha256
 from datadream_utils.methods import get_method
 from datadream_utils.runs import locks
-from datadream_utils.runs.checksums import LIST, changed_files, made_files, sha256
+from datadream_utils.runs.checksums import LIST, changed_files, made_files
 from datadream_utils.runs.device import enough_memory
-from datadream_utils.runs.stage import SINCE, Stage, check_made, digest, needs
+from datadream_utils.runs.stage import SINCE, Stage, check_made, needs
 from datadream_utils.runs.stage import stage as run_stage
 
 HOLDER = """
@@ -103,7 +103,7 @@ def _finished(folder, parameters=None, **facts):
     stage = Stage("adapt", folder, parameters or {"seed": 0})
     assert stage.begin()
     for name in ("a.txt", "deep/b c.txt", "deep/é.txt"):
-        with written_whole(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(name * 50)
     stage.finish(**facts)
     return stage
@@ -302,7 +302,7 @@ def test_every_kind_of_file_says_that_the_disk_is_full(tmp_path):
     with _small_disk(tmp_path / "disk") as disk:
         for kind in ("png", "parquet", "safetensors", "txt"):
             with pytest.raises(InputError, match=f"x.{kind} cannot be written: the disk is full"):  # noqa: SIM117
-                with written_whole(disk / f"x.{kind}") as temporary:
+                with atomic_write(disk / f"x.{kind}") as temporary:
                     _fill_up(kind, temporary)
         assert list(disk.iterdir()) == []
 
@@ -314,15 +314,15 @@ def test_a_read_only_folder_is_named_before_any_work(tmp_path):
         with pytest.raises(InputError, match="run/adapt cannot be written .*Read-only.*set output_root"):
             Stage("adapt", disk / "run" / "adapt", {}).begin()
         with pytest.raises(InputError, match="x.txt cannot be written: the disk is read-only"):  # noqa: SIM117
-            with written_whole(disk / "x.txt") as temporary:
+            with atomic_write(disk / "x.txt") as temporary:
                 temporary.write_text("x")
         assert not stage.begin()  # finished: reading it needs no lock
 
 
 def test_errors_about_other_files_are_left_alone(tmp_path):
-    with pytest.raises(PermissionError), written_whole(tmp_path / "inner" / "x"):
+    with pytest.raises(PermissionError), atomic_write(tmp_path / "inner" / "x"):
         raise PermissionError(13, "Permission denied", "/elsewhere/source.png")
-    with pytest.raises(OSError, match="strange"), written_whole(tmp_path / "x"):
+    with pytest.raises(OSError, match="strange"), atomic_write(tmp_path / "x"):
         raise OSError("strange")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

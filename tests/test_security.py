@@ -303,7 +303,7 @@ def test_hostile_metrics_are_refused(tmp_path, changes):
 # -- what the project writes
 
 
-SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
+SUFFIXES = {".py", ".json", ".jsonl", ".csv", ".txt", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
 UNWANTED = {b"PK\x03\x04": "zip, as torch.save writes", b"\x80": "pickle", b"\x1f\x8b": "gzip", b"\x7fELF": "a program"}
 
 

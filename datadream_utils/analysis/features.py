@@ -15,11 +15,11 @@ from datadream_utils.backbones.clip import image_features
 from datadream_utils.backbones.load import load_clip, model_identity
 from datadream_utils.classifier.train import evaluation_pictures
 from datadream_utils.data.dataset import flatten
-from datadream_utils.data.images import written_whole
 from datadream_utils.diffusion.generate import generated_files
 from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write, digest
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import choose_device, digest
+from datadream_utils.runs.stage import choose_device
 
 BATCH = 256
 MOST = 20_000  # pictures of one set that are looked at, in equal shares of the classes, but at least ``LEAST`` of each
@@ -137,7 +137,7 @@ def _compute(encoder, paths, place):
     device = next(encoder.clip.parameters()).device
     batches = torch.utils.data.DataLoader(pictures, BATCH, generator=torch.Generator())
     features = torch.cat([image_features(encoder.clip, batch.to(device)).float().cpu() for batch in batches]).numpy()
-    with written_whole(place) as temporary:
+    with atomic_write(place) as temporary:
         save_file({"features": features}, temporary)
     return features
 

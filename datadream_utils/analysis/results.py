@@ -8,12 +8,11 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from datadream_utils.analysis.published import load as load_published
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import inside, latex, markdown, read_json
+from datadream_utils.files import atomic_write, inside, latex, markdown, read_json, write_json
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import check_made, write_json
+from datadream_utils.runs.stage import check_made
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
@@ -63,10 +62,10 @@ def write_results(stage, p, data, predictions, history):
         "per_class": {data.class_names[label]: round(100 * share, 4) for label, share in per_class.items()},
         "parameters": p.identity(),
     }
-    with written_whole(stage.folder / "predictions.parquet") as temporary:
+    with atomic_write(stage.folder / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary, index=False)
     if history:
-        with written_whole(stage.folder / "history.csv") as temporary:
+        with atomic_write(stage.folder / "history.csv") as temporary:
             pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
     write_json(stage.folder / "metrics.json", metrics)
     return metrics
@@ -266,7 +265,7 @@ def write_tables(table, folder, name="main_results", title=""):
 def write_texts(folder, name, texts):
     """``<name>.<kind>`` in ``folder`` for each kind and text; returns their paths."""
     for kind, text in texts.items():
-        with written_whole(Path(folder) / f"{name}.{kind}") as temporary:
+        with atomic_write(Path(folder) / f"{name}.{kind}") as temporary:
             temporary.write_text(text)
     return [Path(folder) / f"{name}.{kind}" for kind in texts]
 

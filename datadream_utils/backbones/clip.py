@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
-from datadream_utils.data.images import written_whole
+from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
 
 CLIP_TARGETS = ("q_proj", "v_proj")  # of both towers, all blocks, as in the authors' code
@@ -75,7 +75,7 @@ class ClipClassifier(torch.nn.Module):
         """The adapter, in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
         for config in self.clip.peft_config.values():
             config.target_modules = sorted(config.target_modules)
-        with written_whole(folder) as temporary:
+        with atomic_write(folder) as temporary:
             self.clip.save_pretrained(temporary, save_embedding_layers=False)  # "auto" asks the hub
 
 

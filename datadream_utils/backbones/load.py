@@ -12,8 +12,8 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from datadream_utils.errors import InputError
+from datadream_utils.files import digest
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import digest
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -6,8 +6,8 @@ It sees the same pictures as CLIP: the same size, augmentation and normalisation
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write
 from datadream_utils.params import resolve
 
 
@@ -36,7 +36,7 @@ class ResNetClassifier(torch.nn.Module):
 
     def save(self, folder):
         """In transformers' own format, safetensors."""
-        with written_whole(folder) as temporary:
+        with atomic_write(folder) as temporary:
             self.resnet.save_pretrained(temporary)
 
 

@@ -8,11 +8,8 @@ Stanford Cars keep their labels in Matlab files and have a reader each.
 import functools
 import os
 import re
-import secrets
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import yaml
@@ -91,27 +88,6 @@ def _forms(name):
 def safe_dir(label, class_name):
     """A folder name for a class: safe on every file system, unique, never a path."""
     return f"{label:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', class_name).strip('_')[:60]}"
-
-
-@contextmanager
-def folder_whole(path):
-    """Give a temporary folder beside ``path`` to fill; it takes the name only when complete.
-
-    When another process was first, its folder stays and this one is dropped.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def list_pictures(directory):

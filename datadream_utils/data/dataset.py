@@ -23,7 +23,7 @@ import torch
 from datadream_utils.data.archives import known_names, read_archive, read_known, safe_dir
 from datadream_utils.data.folders import list_files, pictures_of, read_classes, read_info, refuse_links_out, subfolders
 from datadream_utils.data.hub import export_hub, export_parquet, has_parquet
-from datadream_utils.data.images import read_image, written_whole
+from datadream_utils.data.images import read_image
 from datadream_utils.data.mnist import write_mnist5k
 from datadream_utils.data.splits import (
     HELD_OUT,
@@ -37,7 +37,7 @@ from datadream_utils.data.splits import (
     stable_seed,
 )
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import plain
+from datadream_utils.files import atomic_write, plain
 from datadream_utils.params import resolve
 
 
@@ -194,7 +194,7 @@ def write_shots(data, shots, path):
             short = f"{folder}/{file.name}"
             name = short if known_as.get(short) == (file, label) else file.relative_to(data.root).as_posix()
             lines.append(f"./{name}" if name[0] == "#" or name != name.strip() else name)
-    with written_whole(resolve(path)) as temporary:
+    with atomic_write(resolve(path)) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

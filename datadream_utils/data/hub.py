@@ -12,11 +12,11 @@ import yaml
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
-from datadream_utils.data.archives import folder_whole, list_pictures, safe_dir
+from datadream_utils.data.archives import list_pictures, safe_dir
 from datadream_utils.data.images import FORMATS, SUFFIXES
 from datadream_utils.data.splits import HELD_OUT, hold_out
 from datadream_utils.errors import InputError
-from datadream_utils.files import plain
+from datadream_utils.files import atomic_folder, plain
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{i}" for device in ("com", "lpt") for i in range(10))}  # on Windows
 THEIRS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -72,7 +72,7 @@ def _export(loaded, target, known, origin):
     splits = _splits(loaded, hub, origin)
     folders, names, labels = _classes(loaded[splits["train"]], columns, known, origin)
     words = "; ".join([origin, *(f"{ours} is its {theirs}" for ours, theirs in splits.items())])
-    with folder_whole(target) as temporary:
+    with atomic_folder(target) as temporary:
         for ours, theirs in splits.items():
             _write_split(loaded[theirs], columns, temporary / ours, folders, labels, f"{origin}, {theirs}")
         if "val" not in splits and (not known or known.facts.get("hold_out", True)):

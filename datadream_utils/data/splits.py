@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError
-from datadream_utils.files import MAX_BYTES, read_bytes
+from datadream_utils.files import MAX_BYTES, atomic_write, read_bytes
 from datadream_utils.params import resolve
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class; the rest is test
@@ -118,7 +117,7 @@ def _fetch(url, folder):
             raise InputError(f"{url} cannot be fetched ({error}): download it and give the file's path.") from None
         if len(content) > MAX_BYTES:
             raise InputError(f"{url} is larger than {MAX_BYTES // 2**20} MB: that is no split file.")
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     return path.read_bytes()
 

@@ -17,15 +17,14 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.backbones.load import DTYPES, model_identity
 from datadream_utils.data.dataset import flatten, stable_seed, write_shots
-from datadream_utils.data.images import written_whole
 from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.lora import WEIGHTS, attach_lora, detach_lora, save_lora
 from datadream_utils.diffusion.stacked import stacked_lora
+from datadream_utils.files import atomic_write, digest
 from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import clear, enough_memory, is_full
 from datadream_utils.runs.shards import part_of
-from datadream_utils.runs.stage import digest
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def _train_group(pipe, group, p, stage, checkpoint, team):
 
 
 def _write_losses(stage, adapter, rows):
-    with written_whole(_losses_file(stage, adapter)) as temporary, open(temporary, "w") as file:
+    with atomic_write(_losses_file(stage, adapter)) as temporary, open(temporary, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", "loss", "learning_rate"])
         writer.writerows([step, f"{loss:.6f}", f"{rate:.3e}"] for step, loss, rate in rows)

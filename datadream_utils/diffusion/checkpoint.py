@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from datadream_utils.data.images import written_whole
+from datadream_utils.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Checkpoint:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         states = {"schedule": training.schedule.state_dict(), "scaler": training.scaler.state_dict()}
         text = json.dumps({"made_from": self.made_from, **states})
-        with written_whole(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             save_file(tensors, temporary, {"state": text, "sha256": _digest(tensors, text)})
 
     def load(self, training, batches):

@@ -21,11 +21,11 @@ from PIL import Image
 from datadream_utils.backbones.clip import clip_judge
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.data.dataset import Dataset, stable_seed
-from datadream_utils.data.images import centre_square, read_image, write_png, written_whole
+from datadream_utils.data.images import centre_square, read_image, write_png
 from datadream_utils.diffusion.adapt import adapter_folder, adapter_names
 from datadream_utils.diffusion.lora import fused_lora
 from datadream_utils.diffusion.stacked import own_adapters
-from datadream_utils.files import inside
+from datadream_utils.files import atomic_write, inside
 from datadream_utils.methods import Method
 from datadream_utils.prompts import generation_prompt
 from datadream_utils.runs.device import enough_memory
@@ -207,7 +207,7 @@ def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
         _metadata_row(recipe, label, index, path(label, index), stage.folder / "images")
         for label, index in itertools.product(range(len(recipe.shots)), range(count))
     ]
-    with written_whole(stage.folder / "images" / "metadata.jsonl") as temporary:
+    with atomic_write(stage.folder / "images" / "metadata.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 
-from datadream_utils.data.images import written_whole
+from datadream_utils.files import atomic_write
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -90,7 +90,7 @@ def write_lora(folder, states, configs):
     if len(states) > 1:
         state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in _diffusers_names(states[1]).items()}
         layers |= {"text_encoder_lora_layers": state, "text_encoder_lora_adapter_metadata": _metadata(configs[1])}
-    with written_whole(folder) as temporary:
+    with atomic_write(folder) as temporary:
         StableDiffusionPipeline.save_lora_weights(temporary, weight_name=WEIGHTS, **layers)
         _sort_metadata(temporary / WEIGHTS)
 

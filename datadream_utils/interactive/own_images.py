@@ -8,10 +8,9 @@ import papermill
 
 from datadream_utils.analysis.compare import paired
 from datadream_utils.data.dataset import load_dataset
-from datadream_utils.data.images import read_image, written_whole
-from datadream_utils.files import read_json
+from datadream_utils.data.images import read_image
+from datadream_utils.files import atomic_write, read_json, sha256
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, Count, RunParams, read_params_file, resolve
-from datadream_utils.runs.checksums import sha256
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -34,7 +33,7 @@ def write_example(folder, data_root):
     if resolve(folder).exists():
         return
     digits = load_dataset("mnist5k", data_root)
-    with written_whole(resolve(folder)) as temporary:
+    with atomic_write(resolve(folder)) as temporary:
         for name in EXAMPLE_CLASSES:
             (temporary / name).mkdir(parents=True)
             for path in digits.files["train"][digits.class_names.index(name)]:

@@ -14,8 +14,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
 from datadream_utils.analysis.compare import NOISE, SEEDS_NOISE, between, counted, row_name
-from datadream_utils.data.images import read_image, written_whole
-from datadream_utils.files import literal, markdown
+from datadream_utils.data.images import read_image
+from datadream_utils.files import atomic_write, literal, markdown
 from datadream_utils.methods import METHODS
 from datadream_utils.plots.live import is_live
 
@@ -267,7 +267,7 @@ def save_figure(figure, folder, name):
     kinds = {"png": ({"Software": None}, "Description"), "pdf": ({"CreationDate": None, "Producer": None}, "Subject")}
     for suffix, (metadata, key) in kinds.items():
         metadata |= {key: figure.alt} if figure.alt else {}
-        with written_whole(folder / f"{name}.{suffix}") as temporary:
+        with atomic_write(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
     return folder / f"{name}.png"
 

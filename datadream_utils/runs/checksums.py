@@ -6,34 +6,14 @@ The list has the format of ``sha256sum``, so ``sha256sum -c checksums.txt`` in t
 import hashlib
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError
-from datadream_utils.files import inside
+from datadream_utils.files import atomic_write, inside, sha256s
 
 LIST = "checksums.txt"
 RECORDS = {"parameters.json", "manifest.json", LIST}  # what a stage says of itself: nothing that it was asked to make
 PASSING = {"shards", "checkpoints"}  # folders of a stage at work
-
-
-def sha256(path):
-    """The sha256 of a file's content, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256s(paths):
-    """The sha256 of each file, in order, on all cores (hashing leaves the interpreter free); None where there is none.
-
-    InputError names a file that cannot be read.
-    """
-    paths = list(paths)
-    size = 1 + len(paths) // (8 * os.cpu_count())  # many small files at a time: a task costs more than hashing one
-    parts = [paths[i : i + size] for i in range(0, len(paths), size)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [found for part in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for found in part]
 
 
 def made_files(folder):
@@ -51,7 +31,7 @@ def made_files(folder):
 def write_checksums(folder):
     """Write the list of a stage's files and return its digest, for the manifest."""
     text = _list_text(folder)
-    with written_whole(Path(folder) / LIST) as temporary:
+    with atomic_write(Path(folder) / LIST) as temporary:
         temporary.write_text(text)
     return _digest(text.encode())
 
@@ -104,15 +84,6 @@ def _list_text(folder):
     names = made_files(folder)
     digests = sha256s([Path(folder) / name for name in names])
     return "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
-
-
-def _sha256_if_there(path):
-    try:
-        return sha256(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give it back, or delete it.") from None
 
 
 def _digest(content):

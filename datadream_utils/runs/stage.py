@@ -11,9 +11,7 @@ A stage writes ``parameters.json`` when it starts; when all else is on disk ``ch
 has vanished or changed is made again. Other parameters never overwrite: they need another ``variant``.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -23,11 +21,10 @@ from pathlib import Path
 
 import torch
 
-from datadream_utils.data.images import remove, written_whole
 from datadream_utils.errors import InputError
-from datadream_utils.files import read_json
+from datadream_utils.files import digest, read_json, remove, write_json
 from datadream_utils.params import NOT_IDENTITY, ROOT, resolve
-from datadream_utils.runs.checksums import LIST, changed_files, sha256s, torn_files, write_checksums
+from datadream_utils.runs.checksums import LIST, changed_files, torn_files, write_checksums
 from datadream_utils.runs.device import peak_memory
 from datadream_utils.runs.locks import hold, release
 
@@ -37,11 +34,6 @@ SECONDS = ("seconds", "processor_seconds")  # of a stage, as its manifest names 
 
 # Parameters that a stage had not always, each with the value that says what it did before.
 SINCE = {"adapt": {"crops_per_shot": 0}}
-
-
-def write_json(path, value):
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _clocks():
@@ -276,8 +268,3 @@ def git_state():
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.stdout.strip() or None
-
-
-def digest(paths):
-    """One sha256 of the contents of many files, in order: what a stage was given."""
-    return hashlib.sha256("".join(sha256s(paths)).encode()).hexdigest()

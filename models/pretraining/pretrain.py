@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from datadream_utils.runs.checksums import sha256
+from datadream_utils.files import sha256
 from models.pretraining import typeset
 from models.pretraining.architectures import make_clip, make_scheduler, make_tokenizer, make_unet, make_vae, tokenize
 

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import jinja2
 
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write
 from datadream_utils.params import NOTEBOOKS, resolve
 from datadream_utils.runs.locks import held
 from workflow.scripts.study import read_study
@@ -81,7 +81,7 @@ def write_report(study):
         stages=[row | {"seconds": "" if row["seconds"] is None else f"{row['seconds']:.0f}"} for row in rows],
         failed=[row for row in rows if row["state"] == "failed"],
     )
-    with written_whole(out / "report.html") as temporary:
+    with atomic_write(out / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out / "report.html"
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from datadream_utils.data.images import written_whole
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import read_json
+from datadream_utils.files import atomic_write, read_json, sha256s
 from datadream_utils.params import NOTEBOOKS, ROOT
-from datadream_utils.runs.checksums import made_files, sha256s
+from datadream_utils.runs.checksums import made_files
 from datadream_utils.runs.stage import Stage
 
 STAGES = ("adapt", "generate", "train-*")  # in the order in which they are made
@@ -63,7 +62,7 @@ def make_again(stage, output_root):
     how |= {"num_threads": manifest["num_threads"], "output_root": str(output_root)}
     notebook = NOTEBOOKS[stage.name.split("-")[0]]
     file, executed = output_root / f"{stage.name}.yaml", output_root / f"{stage.name}.ipynb"
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(yaml.safe_dump(manifest["parameters"] | how, allow_unicode=True))
     source = ROOT / "notebooks" / f"{notebook}.ipynb"
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-f", file, source, executed]

@@ -14,7 +14,8 @@ from datadream_utils.classifier.train import (
     predict,
     training_sets,
 )
-from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import check_images
 from datadream_utils.files import digest
 from datadream_utils.runs.stage import Stage, choose_device
 

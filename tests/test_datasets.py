@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datadream_utils.data.dataset import check_images, few_shot, flatten, load_dataset, stable_seed, write_shots
-from datadream_utils.data.images import read_image
+from datadream_utils.data.dataset import flatten, load_dataset
+from datadream_utils.data.images import check_images, read_image
+from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.errors import InputError
+from datadream_utils.seeds import stable_seed
 
 
 def test_mnist_has_the_splits_it_promises(mnist):

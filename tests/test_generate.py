@@ -12,7 +12,7 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from datadream_utils.backbones.clip import clip_judge
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
 from datadream_utils.diffusion.generate import (

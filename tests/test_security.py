@@ -15,8 +15,9 @@ from PIL import Image
 
 from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_results, write_tables
 from datadream_utils.classifier.train import make_classifier, stage_name, train_and_test, training_sets
-from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
+from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import Recipe, generate, generated_files
 from datadream_utils.errors import InputError

@@ -8,7 +8,7 @@ import papermill
 import pytest
 from conftest import same_progress
 
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, finish_adapt, plan_adapters
 from datadream_utils.diffusion.generate import Recipe, generate, metadata
 from datadream_utils.errors import InputError

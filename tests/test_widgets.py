@@ -13,7 +13,7 @@ from PIL import Image
 from datadream_utils.backbones.clip import attach_clip_lora
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import probe
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize

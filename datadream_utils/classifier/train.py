@@ -20,10 +20,11 @@ from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import DTYPES, load_clip
 from datadream_utils.classifier.augment import Augment, Mix
 from datadream_utils.classifier.resnet import ResNetClassifier, resnet_config
-from datadream_utils.data.dataset import flatten, stable_seed
+from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import centre_square, read_image, to_tensor
 from datadream_utils.errors import InputError
 from datadream_utils.runs.device import begun_again, enough_memory
+from datadream_utils.seeds import stable_seed
 
 MIN_LR = 1e-8  # where the warm-up starts and the cosine ends
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size

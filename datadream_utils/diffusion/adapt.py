@@ -16,7 +16,8 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.backbones.load import DTYPES, model_identity
-from datadream_utils.data.dataset import flatten, stable_seed, write_shots
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.denoising import Batches, adapter_steps, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.lora import WEIGHTS, attach_lora, detach_lora, save_lora
@@ -25,6 +26,7 @@ from datadream_utils.files import atomic_write, digest
 from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import clear, enough_memory, is_full
 from datadream_utils.runs.shards import part_of
+from datadream_utils.seeds import stable_seed
 
 
 @dataclass(frozen=True)

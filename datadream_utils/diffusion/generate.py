@@ -20,7 +20,7 @@ from PIL import Image
 
 from datadream_utils.backbones.clip import clip_judge
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.data.dataset import Dataset, stable_seed
+from datadream_utils.data.dataset import Dataset
 from datadream_utils.data.images import centre_square, read_image, write_png
 from datadream_utils.diffusion.adapt import adapter_folder, adapter_names
 from datadream_utils.diffusion.lora import fused_lora
@@ -30,6 +30,7 @@ from datadream_utils.methods import Method
 from datadream_utils.prompts import generation_prompt
 from datadream_utils.runs.device import enough_memory
 from datadream_utils.runs.shards import part_of
+from datadream_utils.seeds import stable_seed
 
 TOGETHER = 4 * 512**2  # pixels of the examples drawn in one batch: as many as four pictures of a full-size model
 

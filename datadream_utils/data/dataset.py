@@ -19,7 +19,15 @@ from pathlib import Path
 
 from datadream_utils.data.archives import find_archive, read_archive
 from datadream_utils.data.classes import name_classes, read_info
-from datadream_utils.data.folders import class_folders, find_splits, list_class, refuse_links_out, safe_dir, subfolders
+from datadream_utils.data.folders import (
+    class_folders,
+    count_unread,
+    find_splits,
+    list_class,
+    refuse_links_out,
+    safe_dir,
+    subfolders,
+)
 from datadream_utils.data.hub import export_hub, export_parquet, has_parquet
 from datadream_utils.data.known import known_names, read_known
 from datadream_utils.data.mnist import write_mnist5k
@@ -58,6 +66,10 @@ class Dataset:
     def class_dir(self, label):
         """A folder name for class ``label``'s outputs: safe on every file system, unique, never a path."""
         return safe_dir(label, self.class_names[label])
+
+    def count_unread(self, label):
+        """How many files in the folders of class ``label`` are not read: no pictures by suffix, or a folder deeper."""
+        return sum(map(count_unread, {path.parent for classes in self.files.values() for path in classes[label]}))
 
 
 def load_dataset(dataset, data_root="data", split_file=""):

@@ -17,8 +17,11 @@ JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume informa
 
 def subfolders(folder):
     """The names of the folders in a folder, sorted, without hidden ones and ``JUNK``."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return sorted(name for name in names if name[0] != "." and name.lower() not in JUNK)
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_visible(entry.name))
+
+
+def _is_visible(name):
+    return name[0] != "." and name.lower() not in JUNK
 
 
 def find_splits(root):
@@ -84,6 +87,15 @@ def list_class(directory):
         heic = " ('pip install pillow-heif' makes .heic readable)" if {".heic", ".heif"} & {*others} else ""
         raise InputError(f"{reason}, only {', '.join(others)}: convert them{heic} or remove the folder.")
     raise InputError(f"{reason}: add some or remove the folder.")
+
+
+def count_unread(directory):
+    """How many visible files of a class's folder are not read: of other suffixes, or in folders within it."""
+    visible = 0
+    for _, folders, files in os.walk(directory):
+        folders[:] = filter(_is_visible, folders)
+        visible += sum(map(_is_visible, files))
+    return visible - len(list_pictures(directory))
 
 
 def safe_dir(label, class_name):

@@ -36,6 +36,7 @@ TURNS = {  # EXIF's Orientation: how the stored picture becomes upright
     8: Image.Transpose.ROTATE_90,
 }
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``read_image`` refuses such pictures
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL.TiffImagePlugin")  # of damaged EXIF data
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # bytes; Pillow's own limit of 1 MB refuses PNGs that every viewer shows
 
 

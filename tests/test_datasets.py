@@ -202,9 +202,16 @@ def test_what_systems_leave_beside_classes_is_skipped(photos, class_folders):
 
 def test_one_level_too_high_names_the_folder_below(photos):
     root = photos("photos/cat", "photos/dog")
-    with pytest.raises(InputError, match="has no images .* only folders: did you mean the data set '.*photos/photos'"):
+    with pytest.raises(
+        InputError, match="photos holds one folder of folders: did you mean the data set '.*photos/photos'"
+    ):
         load_dataset(str(root))
     assert load_dataset(str(root / "photos")).class_names == ("cat", "dog")
+    (root / "photos" / "cat" / "black").mkdir()
+    for path in (root / "photos" / "cat").glob("*.png"):
+        path.rename(path.parent / "black" / path.name)
+    with pytest.raises(InputError, match="cat has no images .* only folders: move the pictures out of them"):
+        load_dataset(str(root / "photos"))
 
 
 @pytest.mark.parametrize(

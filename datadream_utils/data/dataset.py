@@ -24,6 +24,7 @@ from datadream_utils.data.folders import (
     count_unread,
     find_splits,
     list_class,
+    list_pictures,
     refuse_links_out,
     safe_dir,
     subfolders,
@@ -171,6 +172,9 @@ def _from_archive(root, files, known):
 def _read_class_folders(root, known):
     """A folder with a folder per class and no splits: all its files are in the split "all"."""
     info, folders = read_info(root), class_folders(root)
+    first = next(iter(folders.values()))
+    if len(folders) == 1 and subfolders(first) and not list_pictures(first):
+        raise InputError(f"{root} holds one folder of folders: did you mean the data set {str(first)!r}?")
     if all(any(name.lower() in names for names in SPLIT_NAMES.values()) for name in folders):
         raise InputError(
             f"{root} holds {' and '.join(folders)} without class folders in them: put each class's images in "

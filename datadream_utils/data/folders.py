@@ -16,8 +16,16 @@ JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume informa
 
 
 def subfolders(folder):
-    """The names of the folders in a folder, sorted, without hidden ones and ``JUNK``."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_visible(entry.name))
+    """The names of the folders in a folder, sorted, without hidden ones and ``JUNK``; InputError when unreadable."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if _is_visible(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder, error):
+    return InputError(f"folder {folder} cannot be read ({error.strerror}): put it back or allow reading it.")
 
 
 def _is_visible(name):
@@ -69,7 +77,7 @@ def list_pictures(directory):
             pictures = [e for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
         broken = next((entry for entry in pictures if not entry.is_file()), None)
     except OSError as error:
-        raise InputError(f"folder {directory} cannot be read ({error.strerror}): put it back.") from None
+        raise _unreadable(directory, error) from None
     if broken:
         raise InputError(f"{directory}: {broken.name!r} is called as a picture but is no file: remove it.")
     return [directory / plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in pictures)]
@@ -81,7 +89,7 @@ def list_class(directory):
         return paths
     reason = f"{directory} has no images ({', '.join(SUFFIXES)})"
     if subfolders(directory):
-        raise InputError(f"{reason}, only folders: did you mean the data set {str(directory)!r}?")
+        raise InputError(f"{reason}, only folders: move the pictures out of them.")
     others = sorted({path.suffix.lower() for path in directory.iterdir() if path.name[0] != "."} - {""})
     if others:
         heic = " ('pip install pillow-heif' makes .heic readable)" if {".heic", ".heif"} & {*others} else ""

@@ -37,7 +37,7 @@ from datadream_utils.classifier.train import (
     training_sets,
     validation_set,
 )
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import notebook_defaults
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -31,7 +30,7 @@ from datadream_utils.data.splits import SplitFile, apply_split, read_shots, read
 from datadream_utils.errors import InputError
 from datadream_utils.files import inside, plain
 from datadream_utils.methods import METHODS, for_method
-from datadream_utils.params import STAGES, read_params_file
+from datadream_utils.params import STAGES, notebook_defaults, read_params_file
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
 

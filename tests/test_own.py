@@ -14,7 +14,7 @@ from datadream_utils.interactive.own_images import (
     EXAMPLE_CLASSES,
     OwnImagesParams,
     describe_folder,
-    doubled,
+    duplicates,
     gain,
     write_example,
 )
@@ -41,11 +41,11 @@ def test_the_example_is_a_folder_as_a_user_has_it(example):
 
 
 def test_a_picture_in_train_and_test_is_found(folder_dataset):
-    assert doubled(load_dataset(str(folder_dataset))) == []
+    assert duplicates(load_dataset(str(folder_dataset))) == []
     source = folder_dataset / "train" / "apple_pie" / "0.png"
     copy = folder_dataset / "test" / "crème brûlée" / "again.png"
     shutil.copy(source, copy)
-    assert doubled(load_dataset(str(folder_dataset))) == [(source, copy)]
+    assert duplicates(load_dataset(str(folder_dataset))) == [(source, copy)]
 
 
 def test_the_gain_is_that_of_the_same_images():

@@ -56,21 +56,21 @@ def describe_folder(data):
     return pd.DataFrame(rows)
 
 
-def doubled(data):
+def duplicates(data):
     """Pairs (train, other) of test and val pictures that are, byte for byte, also in train."""
     seen = {sha256(path): path for paths in data.files["train"] for path in paths}
     others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
     return [(seen[key], path) for path in others if (key := sha256(path)) in seen]
 
 
-def run_notebook(stage, values):
-    """Run the notebook of ``stage`` with its checked parameters; returns the run's folder, where its copy is kept."""
-    folder, name = resolve(values.output_root) / values.run_name, f"{NOTEBOOKS[stage]}.ipynb"
+def run_notebook(params):
+    """Run the notebook of a stage with its checked parameters; returns the run's folder, where its copy is kept."""
+    folder, name = params.run_folder, f"{NOTEBOOKS[params.stage.partition('-')[0]]}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(ROOT / "notebooks" / name),
         str(folder / name),
-        values.model_dump(),
+        params.model_dump(),
         kernel_name="python3",
         progress_bar=False,
         cwd=str(ROOT),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from datadream_utils.classifier import evaluate as evaluate_module
 from datadream_utils.classifier import pictures as pictures_module
 from datadream_utils.classifier import train
 from datadream_utils.classifier.augment import Augment, Mix
-from datadream_utils.classifier.build import load_classifier, make_classifier, resnet_config
+from datadream_utils.classifier.build import ResNetClassifier, load_classifier, make_classifier, resnet_config
 from datadream_utils.classifier.evaluate import evaluate, predict, read_results, save_results
 from datadream_utils.classifier.pictures import (
     evaluation_pictures,
@@ -284,6 +285,38 @@ def test_full_memory_names_what_to_change(few, make_run, monkeypatch, full_at):
         fit(model, sets, run)
     assert not run.stage.finished and len(steps) == full_at + 1
     assert len(fit(make_classifier(run), sets, run)) == 4  # there is memory again: it goes through
+
+
+def test_a_resnet_is_not_told_to_compute_activations_twice(few, make_run, monkeypatch):
+    def fill(self, *args):
+        raise MemoryError
+
+    run = make_run("train", data=few, classifier="models/tiny-resnet", **BRIEF)
+    monkeypatch.setattr(ResNetClassifier, "forward", fill)
+    with pytest.raises(InputError, match="lower train_batch_size") as raised:
+        fit(make_classifier(run), training_sets(run, 32), run)
+    assert "gradient_checkpointing" not in str(raised.value)
+
+
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+def test_training_begins_anew_after_an_interruption(few, make_run, classifier):
+    @contextmanager
+    def interrupted(total, label):
+        def advance(n=1):
+            steps.append(n)
+            if len(steps) == 3:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    run, steps = make_run("train", data=few, classifier=classifier, **BRIEF), []
+    model, sets = make_classifier(run), training_sets(run, 32)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, sets, replace(run, progress=interrupted))
+    histories = [fit(one, sets, run) for one in (model, model, make_classifier(run))]  # once more, twice, undisturbed
+    assert len(steps) == 3 and len(histories[0]) == 4
+    for history in histories[1:]:
+        pd.testing.assert_frame_equal(history, histories[0])
 
 
 def test_evaluation_counts_every_test_picture_once(mnist, make_run, make_params):

@@ -78,7 +78,7 @@ def run_notebook(stage, values):
     papermill.execute_notebook(
         str(ROOT / "notebooks" / name),
         str(folder / name),
-        values.model_dump(),
+        params.model_dump(),
         kernel_name="python3",
         progress_bar=False,
         cwd=str(ROOT),

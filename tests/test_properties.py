@@ -32,7 +32,7 @@ from datadream_utils.data.splits import SplitFile, apply_split, read_split_file
 from datadream_utils.errors import InputError
 from datadream_utils.files import inside, plain
 from datadream_utils.methods import METHODS, for_method
-from datadream_utils.params import STAGES, read_params_file
+from datadream_utils.params import STAGES, notebook_defaults, read_params_file
 from datadream_utils.seeds import stable_seed
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))

@@ -155,7 +155,9 @@ def main():
         torn = [name for name in names if name.endswith(".part")]
     header = ["method", "stage", "seconds of its work", "kills", "seconds into it"]
     verdict = f"differ: {', '.join(differing[:5])}" if differing else "all have the same bytes"
-    text = f"{pd.DataFrame(rows, columns=header).to_markdown(index=False)}\n\n{sum(row[3] for row in rows)} kills in all. "
+    text = (
+        f"{pd.DataFrame(rows, columns=header).to_markdown(index=False)}\n\n{sum(row[3] for row in rows)} kills in all. "
+    )
     text += f"{len(names)} files compared, {len(differing)} different: {verdict}; {len(torn)} torn files left.\n"
     print(text)
     if options.output:

@@ -61,7 +61,11 @@ def describe_stage(output_root, run, stage):
     notebook = f"{home.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
     logs = [*output_root.glob(f"{notebook}-*-of-*.log"), *output_root.glob(f"{notebook}.log")]
     state = "finished" if manifest else "running" if held(folder) else "failed" if logs else "waiting"
-    files = {"notebook": f"{notebook}.ipynb", "log": f"{notebook}.log", "manifest": f"{home.name}/{stage}/manifest.json"}
+    files = {
+        "notebook": f"{notebook}.ipynb",
+        "log": f"{notebook}.log",
+        "manifest": f"{home.name}/{stage}/manifest.json",
+    }
     megabytes = manifest.get("peak_gpu_memory_mb") or manifest.get("peak_memory_mb")
     return {
         "run": run.name,

@@ -186,7 +186,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--to", required=True, help="a new folder")
-    parser.add_argument("--data-root", default="data", help="the folder of the data sets, as in the parameter data_root")
+    parser.add_argument(
+        "--data-root", default="data", help="the folder of the data sets, as in the parameter data_root"
+    )
     arguments = parser.parse_args()
     try:
         print(share_run(arguments.run, arguments.to, arguments.data_root))

@@ -134,7 +134,8 @@ class Study(BaseModel):
 
     def parts(self, run, stage):
         """In how many jobs a stage is made, before the one that finishes it; 1: that one makes it."""
-        return self.shards if stage == "generate" or run.system.adapter in ("class", "image") else 1
+        divides = stage == "generate" or (stage == "adapt" and run.system.adapter in ("class", "image"))
+        return self.shards if divides else 1
 
     def checked(self, run, stage):
         """A run's checked parameters for one stage ("adapt", "generate", "train-R+S", ...)."""

@@ -108,14 +108,14 @@ def plan_tasks(study, sizes):
         plan_task(study, run, stage, sizes[run.dataset])
         for run in study.runs().values()
         for stage in study.stages(run)
-        if run.home(stage) == run
+        if run.owner(stage) == run
     ]
 
 
 def plan_task(study, run, stage, size):
     """The ``Task`` of one stage ("adapt", "generate", "train-S", ...) of a run."""
-    p, kind, n_classes = study.checked(run, stage), stage.partition("-")[0], len(size.class_names)
-    parts = study.parts(run, stage)
+    p, kind, n_classes = study.params(run, stage), stage.partition("-")[0], len(size.class_names)
+    parts = study.count_parts(run, stage)
     jobs = parts + 1 if parts > 1 else 1  # the last job finishes what the parts have made
     ignored = SAME_COST_EVERYWHERE | {*SAME_COST[kind]}
     key = (kind, *((name, value) for name, value in p.model_dump().items() if name not in ignored))

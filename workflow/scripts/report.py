@@ -54,17 +54,17 @@ def describe_stage(output_root, run, stage):
 
     The state is "finished", "running" (a process holds the folder's lock), "failed" (there is a log) or "waiting".
     """
-    home = run.home(stage)
-    folder = output_root / home.name / stage
+    owner = run.owner(stage)
+    folder = output_root / owner.name / stage
     manifest = _read_json(folder / "manifest.json")
     kind, _, setting = stage.partition("-")
-    notebook = f"{home.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
+    notebook = f"{owner.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
     logs = [*output_root.glob(f"{notebook}-*-of-*.log"), *output_root.glob(f"{notebook}.log")]
     state = "finished" if manifest else "running" if held(folder) else "failed" if logs else "waiting"
     files = {
         "notebook": f"{notebook}.ipynb",
         "log": f"{notebook}.log",
-        "manifest": f"{home.name}/{stage}/manifest.json",
+        "manifest": f"{owner.name}/{stage}/manifest.json",
     }
     megabytes = manifest.get("peak_gpu_memory_mb") or manifest.get("peak_memory_mb")
     return {
@@ -72,7 +72,7 @@ def describe_stage(output_root, run, stage):
         "stage": stage,
         "kind": kind,
         "state": state,
-        "borrowed": home != run,
+        "borrowed": owner != run,
         "seconds": manifest.get("seconds"),
         "gigabytes": megabytes / 1000 if megabytes else None,
         "accuracy": _read_json(folder / "metrics.json").get("accuracy") if manifest else None,

@@ -149,7 +149,7 @@ def _list_facts(manifest, *names):
 
 
 def _name_model(model):
-    """The name of a model for a card: a hub id or a path within the project as it is, else the last part of the path."""
+    """A model's name for a card: a hub id or a path within the project as it is, else the last part of the path."""
     path = Path(model)
     if path.is_absolute() or ".." in path.parts:
         return path.name
@@ -157,7 +157,7 @@ def _name_model(model):
 
 
 def _check_for_paths(folder, run, parameters):
-    """InputError for a file in ``folder`` that holds a path of this machine: the project's, the user's, a parameter's."""
+    """InputError for a file that holds a path of this machine: the project's, the user's or a parameter's."""
     places = {f"{path.absolute()}/" for path in (ROOT, run, Path.home()) if path != Path("/")}
     places |= {value for value in parameters.values() if isinstance(value, str) and Path(value).is_absolute()}
     alternatives = b"|".join(re.escape(place.encode()) for place in sorted(places))

@@ -1,9 +1,9 @@
 """Make a run again elsewhere and compare it with the files on disk: ``python -m workflow.scripts.verify outputs``.
 
 First the checksums of every finished stage are verified. Then one run, drawn at random or named, is made again: its
-notebooks run through papermill with the parameters in its manifests, and the files are compared byte by byte. Bytes are
-compared only if both runs used the same CPU model. On a GPU, or on another device than the first time, rounding differs,
-and the accuracies are compared within a tolerance. The exit status is 1 if anything differs.
+notebooks run through papermill with the parameters in its manifests, and the files are compared byte by byte. On a GPU,
+or on another device or CPU than the first time, rounding differs, and accuracies are compared within a tolerance. The
+exit status is 1 if anything differs.
 """
 
 import argparse

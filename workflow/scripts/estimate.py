@@ -25,7 +25,7 @@ from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import choose_device
 from workflow.scripts.measure import DataSize, measure_start, measure_unit_costs
 from workflow.scripts.study import read_study
 
@@ -60,7 +60,7 @@ SAME_COST = {
     "generate": ("images_per_class",),
     "train": ("method", "n_shot", "setting", "images_per_class", "train_epochs", "real_weight"),
 }
-SAME_COST_EVERYWHERE = {"dataset", "split_file", "shots_file", "seed", "variant", "output_root", "data_root", "shard"}
+SAME_COST_EVERYWHERE = {"dataset", "split_file", "shots_file", "seed", "variant", "output_root", "data_root"}
 
 
 @dataclass(frozen=True)

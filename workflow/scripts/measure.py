@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -13,25 +13,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import make_sets
+from datadream_utils.runs.run import Run
 from PIL import Image
 
-from datadream_utils.backbones.clip import ClipClassifier
-from datadream_utils.backbones.load import load_clip, load_stable_diffusion, weight_dtype
-from datadream_utils.classifier.train import (
-    clip_image_size,
-    evaluation_pictures,
-    fit,
-    make_classifier,
-    predict,
-    training_pictures,
-)
+from datadream_utils.backbones.load import load_stable_diffusion
+from datadream_utils.classifier.train import train_classifier
 from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.captions import read_captions
-from datadream_utils.diffusion.generate import Recipe, generate, load_judge
+from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError
-from datadream_utils.runs.device import begun_again, is_full, peak_memory
-from datadream_utils.runs.stage import Stage, set_threads
+from datadream_utils.runs.device import is_out_of_memory, peak_memory, set_threads, weight_dtype
+from datadream_utils.runs.stage import Stage
 
 STEPS = 4  # the first is not counted: it is slower, because libraries warm up in it
 clock = time.perf_counter
@@ -77,131 +72,116 @@ def measure_unit_costs(tasks, device, advise):
                 try:
                     costs[key] = getattr(meter, stage)(task.p, task.size)
                 except (MemoryError, RuntimeError) as error:
-                    if not is_full(error):
+                    if not is_out_of_memory(error):
                         raise
                     raise InputError(f"{stage} does not fit into memory: {advise(task)}.") from None
     return costs
 
 
 class Meter:
-    """Measures stages on ``device`` in a temporary ``folder``; keeps the loaded model for a next task with the same."""
+    """Measures stages on ``device`` in a temporary ``folder``; keeps Stable Diffusion for a next task with the same."""
 
     def __init__(self, folder, device):
         self.folder, self.device = folder, device
-        self.kept = (None, None, 0.0)  # what was loaded, the models, the seconds that loading took
+        self.kept = (None, None, 0.0)  # which pipeline is loaded, the pipeline, the seconds that loading took
         self.adapters = {}  # {method: an adapter's folder}, to generate with
-        self.n_stages = 0
+        self.n_runs = 0
 
     def adapt(self, p, size):
         """Steps of a full group of adapters."""
-        pipe, load = self._load_stable_diffusion(p)
+        pipe, load = self._load_pipeline(p)
         n_adapters = 1 if p.system.adapter == "dataset" else p.adapters_together
         n_classes = max(n_adapters, ceil(STEPS * p.adapt_batch_size / p.n_shot))
-        data, shots = self._make_data(size, p.n_shot, min(n_classes, len(size.class_names)))
+        run, ticks = self._make_run(p, size, p.n_shot, min(n_classes, len(size.class_names)))
         n_shots = STEPS * p.adapt_batch_size  # of an adapter: an epoch of at most STEPS steps
         group = [
             replace(adapter, paths=adapter.paths[:n_shots], prompts=adapter.prompts[:n_shots])
-            for adapter in plan_adapters(p.system, data, shots)[:n_adapters]
+            for adapter in plan_adapters(run)[:n_adapters]
         ]
         epochs = ceil(STEPS / ceil(len(group[0].paths) / p.adapt_batch_size))
-        stage, ticks = self._make_stage(), []
+        run.params = p.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
         self._reset_peak()
-        adapt(pipe, group, _change(p, adapt_epochs=epochs, checkpoint_every=0), stage, _note_times(ticks))
-        folder = next((stage.folder / "adapters").iterdir())
+        adapt(pipe, group, run)
+        folder = run.folder / "adapters" / group[0].name
         self.adapters[p.method] = folder
         return UnitCost(_mean_difference(ticks[:STEPS]), load, self._read_peak(), saved=_count_bytes(folder))
 
     def generate(self, p, size):
         """Two batches of images, of two classes; the second is counted."""
-        pipe, load = self._load_stable_diffusion(p)
-        data, shots = self._make_data(size, p.n_shot, 2)
-        adapted = self._copy_adapters(p, data, shots) if p.system.adapts else None
-        stage, began = self._make_stage(), clock()
-        captions = read_captions(p.system, data, shots, p, stage, self.device)
-        per_caption = (clock() - began) / sum(map(len, shots)) if captions else 0.0
-        recipe = Recipe(p.system, data, shots, p.seed, captions)
-        judge = load_judge(p, data, self.device) if p.system.keep == "clip" else None
-        few, ticks = _change(p, images_per_class=p.generate_batch_size, filter_tries=1, shard=""), []
+        pipe, load = self._load_pipeline(p)
+        few = p.model_copy(update={"images_per_class": p.generate_batch_size, "filter_tries": 1})
+        run, ticks = self._make_run(few, size, p.n_shot, 2)
+        if p.system.adapts:
+            run.source = Stage("adapt", self.folder / f"adapters of {p.method}")
+            for adapter in plan_adapters(run):  # copies of the adapter that was measured
+                shutil.copytree(self.adapters[p.method], run.source.folder / "adapters" / adapter.name)
+        began = clock()
+        recipe = make_recipe(run)
+        per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0
+        ticks.clear()
         self._reset_peak()
-        generate(pipe, recipe, few, stage, adapted, judge, _note_times(ticks))
-        saved = _count_bytes(stage.folder, "*.png") / (2 * p.generate_batch_size)
+        generate(pipe, recipe, run)
+        saved = _count_bytes(run.folder / "images", "*.png") / (2 * p.generate_batch_size)
         return UnitCost(_mean_difference(ticks), load, self._read_peak(), saved, per_caption=per_caption)
 
     def train(self, p, size):
         """Steps of training, and an evaluation of two batches."""
-        (clip, tokenizer, processor), load = self._load_clip(p)
-        n_classes, side = len(size.class_names), clip_image_size(clip)
-        data, shots = self._make_data(size, 1, n_classes)
-        p = _change(p, images_per_class=ceil(STEPS * p.train_batch_size / n_classes))
-        picture = shots[0][0]
-        labels = torch.arange(n_classes).repeat(p.images_per_class)
-        sources = [source for source, letter in (("real", "R"), ("synthetic", "S")) if letter in p.setting]
-        sets = {source: (training_pictures([picture] * len(labels), side), labels) for source in sources}
+        self.kept = (None, None, 0.0)
+        n_classes = len(size.class_names)
+        images = ceil(STEPS * p.train_batch_size / n_classes)
+        p = p.model_copy(update={"images_per_class": images, "synthetic_per_class": 0})
+        run, ticks = self._make_run(p, size, 1, n_classes)
+        began = clock()
+        classifier = make_classifier(run)
+        load = clock() - began
+        sets = make_sets(p, run.shots, [shots * images for shots in run.shots], classifier.image_size)
         seconds, saved = 0.0, 0.0
         self._reset_peak()
         if sets:
-            classifier, ticks = make_classifier(clip, tokenizer, data, p), []
-            start = lambda: fit(classifier, processor, sets, p, side, n_classes)  # noqa: E731
-            steps = begun_again(start, classifier.parameters(), classifier.spare_memory)
-            for _ in zip(range(STEPS), _note_times(ticks)(steps), strict=False):
-                pass
-            folder = self._make_stage().folder / "classifier"
-            classifier.save(folder)
-            seconds, saved = _mean_difference(ticks), _count_bytes(folder)
-        else:
-            classifier = ClipClassifier(clip, tokenizer, data).eval()
-        test = evaluation_pictures([picture] * (2 * p.eval_batch_size), processor)
-        test.room = 0  # decode every picture, as each test picture is seen once
+            with run.progress(STEPS, "") as advance:
+                for _ in zip(range(STEPS), train_classifier(classifier, sets, p), strict=False):
+                    advance()
+            classifier.save(run.folder / "classifier")
+            seconds, saved = _mean_difference(ticks), _count_bytes(run.folder / "classifier")
+        pictures = self._link_pictures(size, "test", 2 * p.eval_batch_size)
         began = clock()
-        predict(classifier, test, [0] * len(test), p)
-        per_evaluated = (clock() - began) / len(test)
-        self.kept = (None, None, 0.0)  # the classifier has changed the model
-        return UnitCost(seconds, load, self._read_peak(), saved, per_evaluated)
+        predict(classifier, [pictures], p)
+        return UnitCost(seconds, load, self._read_peak(), saved, (clock() - began) / len(pictures))
 
-    def _load_stable_diffusion(self, p):
+    def _load_pipeline(self, p):
+        """``(pipeline, seconds that loading took)``."""
         set_threads(p.num_threads)
         dtype = weight_dtype(p.mixed_precision, self.device)
         key = (p.sd_model, p.sd_revision, dtype)
-        return self._load(key, lambda: load_stable_diffusion(p.sd_model, p.sd_revision, self.device, dtype))
-
-    def _load_clip(self, p):
-        set_threads(p.num_threads)
-        key = (p.clip_model, p.clip_revision)
-        return self._load(key, lambda: load_clip(p.clip_model, p.clip_revision, self.device))
-
-    def _load(self, key, load):
-        """``(models, seconds that loading took)``."""
         if self.kept[0] != key:
             self.kept = (None, None, 0.0)
             gc.collect()
             began = clock()
-            self.kept = (key, load(), clock() - began)
+            self.kept = (key, load_stable_diffusion(p.sd_model, p.sd_revision, self.device, dtype), clock() - began)
         return self.kept[1:]
 
-    def _make_data(self, size, n_shot, n_classes):
-        """``(data set, shots)`` with so many classes; every shot is a link to one picture of noise."""
+    def _make_run(self, p, size, n_shot, n_classes):
+        """``(run, ticks)`` on noise; ``ticks`` gets the time of each step."""
+        self.n_runs += 1
         names = (*size.class_names, "another thing")[:n_classes]
-        picture = self.folder / "noise{}x{}.png".format(*size.picture)
-        if not picture.exists():
-            noise = np.random.default_rng(0).integers(0, 256, (*size.picture[::-1], 3), dtype=np.uint8)
-            Image.fromarray(noise).save(picture)
-        folder = self.folder / picture.stem
-        shots = [[folder / str(label) / f"{i}.png" for i in range(n_shot)] for label in range(len(names))]
-        for path in (path for paths in shots for path in paths if not path.exists()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(picture)
-        return Dataset("noise", self.folder, names, names, {"train": shots, "test": shots}), shots
+        shots = [self._link_pictures(size, str(label), n_shot) for label in range(len(names))]
+        data = Dataset("noise", self.folder, names, names, {"train": shots, "test": shots})
+        stage, ticks = Stage(p.stage, self.folder / str(self.n_runs) / p.stage), []
+        set_threads(p.num_threads)
+        return Run(p, stage, data, shots, self.device, progress=_note_times(ticks)), ticks
 
-    def _copy_adapters(self, p, data, shots):
-        """A stage with every adapter that ``data`` needs: copies of the one that was measured."""
-        stage = self._make_stage()
-        for adapter in plan_adapters(p.system, data, shots):
-            shutil.copytree(self.adapters[p.method], stage.folder / "adapters" / adapter.name)
-        return stage
-
-    def _make_stage(self):
-        self.n_stages += 1
-        return Stage("measured", self.folder / f"stage{self.n_stages}", {})
+    def _link_pictures(self, size, name, count):
+        """The paths of ``count`` pictures in a folder of their own: links to one picture of noise."""
+        noise = self.folder / "noise{}x{}.png".format(*size.picture)
+        if not noise.exists():
+            pixels = np.random.default_rng(0).integers(0, 256, (*size.picture[::-1], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(noise)
+        folder = self.folder / noise.stem / name
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{i}.png" for i in range(count)]
+        for path in (path for path in paths if not path.exists()):
+            path.symlink_to(noise)
+        return paths
 
     def _reset_peak(self):
         gc.collect()
@@ -226,19 +206,18 @@ def measure_start():
     return clock() - began
 
 
-def _change(p, **values):
-    return p.model_copy(update=values)
-
-
 def _note_times(ticks):
-    """A progress function that appends the time of each step to ``ticks``."""
+    """A progress for a ``Run`` that appends the time of each step to ``ticks``."""
 
-    def progress(iterable, total=None, label=""):
-        for item in iterable:
+    @contextmanager
+    def progress(total, label):
+        def advance(n=1):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            ticks.append(clock())
-            yield item
+            if n:
+                ticks.append(clock())
+
+        yield advance
 
     return progress
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import yaml
 from PIL import Image
 
-from datadream_utils.runs.locks import hold, release
+from datadream_utils.runs.locks import lock, release
 from workflow.scripts.report import write_report
 from workflow.scripts.study import read_study
 
@@ -80,7 +80,7 @@ def test_a_running_stage_differs_from_a_stopped_one(tmp_path, folder_dataset):
     real.mkdir(parents=True)
     (real / "03_train_clip-R.log").write_text("Executing\n")
     for folder, part in ((real / "train-R", ""), (fakeit / "generate", "1-of-2")):
-        locks = hold(folder, part)
+        locks = lock(folder, part)
         assert _counts(Page(write_report(study).read_text()))[2] == 1
         release(locks)
     assert _counts(Page(write_report(study).read_text())) == (3, 0, 0, 1, 2)

@@ -7,38 +7,27 @@ import datasets as hub_library
 import pytest
 import torch
 import yaml
-from conftest import same_progress
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
-from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import generate
-from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError
 from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import stage as run_stage
 from workflow.scripts.share import describe_origin, share_run
 
 
 @pytest.fixture
-def run(folder_dataset, make_params, pipe):
+def run(folder_dataset, make_run, pipe):
     """The folder of a run of two adapters and four images, from a user's own folder."""
     (folder_dataset / "dataset.yaml").write_text(yaml.safe_dump({"source": "my <b>kitchen</b>", "licence": "CC0"}))
-    changes = {"dataset": str(folder_dataset), "n_shot": 2}
-    p = make_params("adapt", adapt_epochs=2, adapt_warmup_steps=0, adapt_batch_size=2, **changes)
-    data = load_dataset(p.dataset)
-    shots = few_shot(data, 2, p.seed)
-    first = run_stage(p, "adapt")
-    first.begin()
-    adapt(pipe, plan_adapters(p.system, data, shots), p, first, same_progress)
-    write_shots(data, shots, first.folder / "shots.txt")
-    first.finish(split=data.split)
-    p = make_params("generate", images_per_class=2, num_inference_steps=1, generate_batch_size=2, **changes)
-    second = run_stage(p, "generate")
-    second.begin()
-    generate(pipe, Recipe(p.system, data, shots, p.seed, None), p, second, first, None, same_progress)
-    second.finish(split=data.split)
+    options = {"data": load_dataset(str(folder_dataset)), "dataset": str(folder_dataset), "n_shot": 2}
+    first = make_run("adapt", adapt_epochs=2, adapt_warmup_steps=0, adapt_batch_size=2, **options)
+    adapt(pipe, plan_adapters(first), first)
+    few = {"images_per_class": 2, "num_inference_steps": 1, "generate_batch_size": 2}
+    second = make_run("generate", source=first.stage, **few, **options)
+    generate(pipe, make_recipe(second), second)
     return first.folder.parent
 
 

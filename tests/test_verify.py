@@ -7,19 +7,20 @@ import sys
 
 import pytest
 
+from datadream_utils.files import write_json
 from datadream_utils.params import NOTEBOOKS, ROOT
-from datadream_utils.runs.stage import Stage
+from datadream_utils.runs.checksums import write_checksums
+from datadream_utils.runs.stage import FORMAT, Stage
 from workflow.scripts import verify
 
 
 def _finish(folder, files, device="cpu"):
-    stage = Stage(folder.name, folder, {"seed": 0})
-    assert stage.begin()
+    """A finished stage with these files."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    stage.finish(device)
-    return stage
+    noted = {"format": FORMAT, "device": device, "seconds": 1.0, "checksums": write_checksums(folder)}
+    write_json(folder / "manifest.json", noted)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def _again(monkeypatch, device="", **changes):
         if device:
             manifest = json.loads((folder / "manifest.json").read_text()) | {"device": device}
             (folder / "manifest.json").write_text(json.dumps(manifest))
-        return Stage(stage.name, folder, {})
+        return Stage(stage.name, folder)
 
     monkeypatch.setattr(verify, "make_again", make_again)
 

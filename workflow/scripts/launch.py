@@ -18,8 +18,6 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, tqdm
-from datadream_utils.runs.progress import quiet_libraries
-from datadream_utils.runs.run import open_run
 
 from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
@@ -27,6 +25,8 @@ from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError
 from datadream_utils.params import check_shard, make_params, read_params_file
 from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.progress import quiet_libraries
+from datadream_utils.runs.run import open_run
 
 
 def read_command(arguments):

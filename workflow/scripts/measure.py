@@ -13,19 +13,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from datadream_utils.classifier.build import make_classifier
-from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.pictures import make_sets
-from datadream_utils.runs.run import Run
 from PIL import Image
 
 from datadream_utils.backbones.load import load_stable_diffusion
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import make_sets
 from datadream_utils.classifier.train import train_classifier
 from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError
 from datadream_utils.runs.device import is_out_of_memory, peak_memory, set_threads, weight_dtype
+from datadream_utils.runs.run import Run
 from datadream_utils.runs.stage import Stage
 
 STEPS = 4  # the first is not counted: it is slower, because libraries warm up in it

@@ -21,7 +21,7 @@ import jinja2
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.params import NOTEBOOKS, resolve
-from datadream_utils.runs.locks import held
+from datadream_utils.runs.locks import is_locked
 from workflow.scripts.study import read_study
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,7 +60,7 @@ def describe_stage(output_root, run, stage):
     kind, _, setting = stage.partition("-")
     notebook = f"{owner.name}/{NOTEBOOKS[kind]}" + (f"-{setting}" if setting else "")
     logs = [*output_root.glob(f"{notebook}-*-of-*.log"), *output_root.glob(f"{notebook}.log")]
-    state = "finished" if manifest else "running" if held(folder) else "failed" if logs else "waiting"
+    state = "finished" if manifest else "running" if is_locked(folder) else "failed" if logs else "waiting"
     files = {
         "notebook": f"{notebook}.ipynb",
         "log": f"{notebook}.log",

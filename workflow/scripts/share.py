@@ -23,8 +23,8 @@ from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_folder, markdown, read_json
 from datadream_utils.methods import get_method
-from datadream_utils.params import NOTEBOOKS, ROOT
-from datadream_utils.runs.stage import check_made
+from datadream_utils.params import ROOT
+from datadream_utils.runs.stage import Stage
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAPER = "DataDream: Few-shot Guided Dataset Generation (Kim, Bader, Alaniz, Schmid, Akata; ECCV 2024, arXiv 2407.10910)"
@@ -42,14 +42,12 @@ def share_run(run, target, data_root="data"):
     run, target = Path(run), Path(target)
     if target.exists():
         raise InputError(f"{target} exists already: name a new folder.")
-    manifests = {
-        path.parent.name: read_json(path, "run the notebook that made it again")
-        for path in sorted(run.glob("*/manifest.json"))
-    }
-    if not manifests:
+    stages = [Stage(path.parent.name, path.parent) for path in sorted(run.glob("*/manifest.json"))]
+    if not stages:
         raise InputError(f"{run} holds no finished stage: name a run's folder, such as outputs/tiny/mnist5k_...")
-    for stage in manifests:
-        check_made(run / stage, NOTEBOOKS[stage.partition("-")[0]])
+    for stage in stages:
+        stage.check_files()
+    manifests = {stage.name: stage.manifest() for stage in stages}
     parameters = next(iter(manifests.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
     with atomic_folder(target) as temporary:

@@ -18,7 +18,7 @@ import yaml
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import atomic_write, read_json, sha256s
-from datadream_utils.params import NOTEBOOKS, ROOT
+from datadream_utils.params import ROOT
 from datadream_utils.runs.checksums import made_files
 from datadream_utils.runs.stage import Stage
 
@@ -29,7 +29,7 @@ MACHINE_FILES = {"classifier/README.md"}  # PEFT's card, which names the folder 
 def finished_stages(run):
     """The finished stages of a run's folder, in the order of the notebooks."""
     folders = [folder for pattern in STAGES for folder in sorted(run.glob(pattern))]
-    stages = [Stage(folder.name, folder, {}) for folder in folders]
+    stages = [Stage(folder.name, folder) for folder in folders]
     return [stage for stage in stages if stage.finished]
 
 
@@ -46,7 +46,7 @@ def verify_checksums(runs):
     rows = []
     for name, run in runs.items():
         for stage in finished_stages(run):
-            damaged = stage.damage()
+            damaged = stage.damaged_files()
             verdict = f"changed or missing: {', '.join(damaged)}" if damaged else "intact"
             rows.append((name, stage.name, len(made_files(stage.folder)), verdict))
     return pd.DataFrame(rows, columns=["run", "stage", "files", "checksums"])
@@ -58,23 +58,22 @@ def make_again(stage, output_root):
     Returns the new ``Stage``. InputError with the end of the log if the notebook fails.
     """
     manifest = stage.manifest()
-    how = {name: value for name, value in manifest.get("how", {}).items() if name in ("data_root", "num_workers")}
-    how |= {"num_threads": manifest["num_threads"], "output_root": str(output_root)}
-    notebook = NOTEBOOKS[stage.name.partition("-")[0]]
+    machine = {name: manifest["machine"][name] for name in ("data_root", "num_workers") if name in manifest["machine"]}
+    machine |= {"num_threads": manifest["num_threads"], "output_root": str(output_root)}
     file, executed = output_root / f"{stage.name}.yaml", output_root / f"{stage.name}.ipynb"
     with atomic_write(file) as temporary:
-        temporary.write_text(yaml.safe_dump(manifest["parameters"] | how, allow_unicode=True), encoding="utf-8")
-    source = ROOT / "notebooks" / f"{notebook}.ipynb"
+        temporary.write_text(yaml.safe_dump(manifest["parameters"] | machine, allow_unicode=True), encoding="utf-8")
+    source = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-f", file, source, executed]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        raise InputError(f"{notebook} failed with the parameters of {stage.folder}:\n{done.stderr[-2000:]}")
+        raise InputError(f"{stage.notebook} failed with the parameters of {stage.folder}:\n{done.stderr[-2000:]}")
     (folder,) = {path.resolve() for path in output_root.glob(f"*/{stage.name}")}
     link = output_root / stage.folder.parent.name / stage.name
     if folder != link.resolve():  # the stage belongs to another run of the study, to which this run has a link
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(folder)
-    return Stage(stage.name, folder, {})
+    return Stage(stage.name, folder)
 
 
 def compare_stages(first, second, tolerance):

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datadream_utils.backbones.load import load_stable_diffusion, model_identity
-from datadream_utils.diffusion.adapt import Adapter, train_adapter
+from datadream_utils.diffusion.adapt import Adapter, SingleTraining
 from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler, tokenize
-from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, attached_lora, fused_lora, save_lora
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 PUBLISHED = {  # parameters in millions
@@ -90,7 +90,7 @@ def test_the_loss_follows_the_models_prediction(pipe, shape):
     abar = (1 - betas).cumprod(0)[timesteps].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
     target = abar.sqrt() * noise - (1 - abar).sqrt() * latents if shape == "sd21-v" else noise
-    expected = (pipe.unet(noisy, timesteps, context).sample - target).pow(2).mean()
+    expected = (pipe.unet(noisy, timesteps, context).sample - target).pow(2).flatten(1).mean(1)
     actual = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_adapter_goes_to_plain_diffusers_and_into_the_weights_and_off_again(pipe
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     attached = _predictions(pipe)
     save_lora(pipe, tmp_path / "adapter")
-    detach_lora(pipe)
+    pipe.unload_lora_weights()
     assert torch.equal(_predictions(pipe), base) and (attached - base).abs().mean() > 0.01
 
     plain = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
@@ -127,13 +127,13 @@ def test_half_precision_base_keeps_its_adapter_in_float32(folder, shape, make_pa
     changes = dict(n_shot=2, adapt_epochs=3, adapt_batch_size=2, resolution=hub_worlds.RESOLUTION)
     p = make_params("adapt", mixed_precision="bf16", gradient_checkpointing=True, **changes)
     before = {name: weight.clone() for name, weight in pipe.unet.named_parameters()}
-    losses = [loss for _, loss, _ in train_adapter(pipe, adapter, p)]
-    assert len(losses) == 3 and np.isfinite(losses).all()
-    for model, _ in adapted_parts(pipe):
-        for name, parameter in model.named_parameters():
-            assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
-    save_lora(pipe, tmp_path / "adapter")
-    detach_lora(pipe)
+    with attached_lora(pipe, p.lora_rank, p.lora_alpha, 0) as parameters:
+        losses = [loss for _, loss, _ in SingleTraining(pipe, adapter, parameters, p).run()]
+        assert len(losses) == 3 and np.isfinite(losses).all()
+        for model, _ in adapted_parts(pipe):
+            for name, parameter in model.named_parameters():
+                assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+        save_lora(pipe, tmp_path / "adapter")
     assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.named_parameters())
     lora = load_file(tmp_path / "adapter" / WEIGHTS)
     assert {tensor.dtype for tensor in lora.values()} == {torch.float32}
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient(pipe):
     for checkpointing in (False, True):
         pipe.unet.enable_gradient_checkpointing() if checkpointing else pipe.unet.disable_gradient_checkpointing()
         context = pipe.text_encoder(tokens).last_hidden_state
-        loss = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context)
+        loss = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context).mean()
         gradients.append(torch.autograd.grad(loss, parameters))
     assert calls.count("block") > calls.count("conv_in") == 2  # blocks were computed again on the way back
     for plain, checkpointed in zip(*gradients, strict=True):

@@ -4,9 +4,9 @@ import json
 
 import hub_worlds
 import numpy as np
-import papermill
 import pytest
 import torch
+from conftest import execute_notebook
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -171,7 +171,7 @@ EVERY_SHAPE = [pytest.param(shape, marks=[pytest.mark.slow] if i else []) for i,
 
 
 @pytest.mark.parametrize("shape", EVERY_SHAPE, indirect=True)
-def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path):
+def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path, warm_kernel):
     clip = str(hub_worlds.write_clip(tmp_path / "clip"))
     captioner = str(hub_worlds.write_llava(tmp_path / "llava"))
     parameters = read_params_file(ROOT / "params" / "smoke.yaml") | RUNS[shape]
@@ -180,14 +180,7 @@ def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tm
     parameters |= {"output_root": str(tmp_path / "outputs"), "figures_dir": str(tmp_path / "figures")}
     for stage, name in NOTEBOOKS.items():
         known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
-        executed = papermill.execute_notebook(
-            str(ROOT / "notebooks" / f"{name}.ipynb"),
-            str(tmp_path / f"{name}.ipynb"),
-            known,
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=ROOT,
-        )
+        executed = execute_notebook(name, tmp_path / f"{name}.ipynb", known, warm_kernel)
         if stage == "generate":  # loads every kind of model, the captioner too
             outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
             assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []

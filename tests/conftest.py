@@ -87,16 +87,9 @@ def execute_notebook(name, output, values, kernel=None):
     """Execute ``notebooks/<name>.ipynb`` with papermill, in a kernel of its own or in a ``warm_kernel``."""
     notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
     if kernel:
-        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f", metadata={"tags": []}))
-    papermill.execute_notebook(
-        notebook,
-        str(output),
-        values,
-        kernel_name="python3",
-        progress_bar=False,
-        cwd=ROOT,
-        **({"km": kernel} if kernel else {}),
-    )
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f in\n%reset -f", metadata={"tags": []}))
+    options = dict(kernel_name="python3", progress_bar=False, cwd=ROOT) | ({"km": kernel} if kernel else {})
+    papermill.execute_notebook(notebook, str(output), values, **options)
     return nbformat.read(output, 4)
 
 

@@ -25,8 +25,8 @@ from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
-from datadream_utils.runs.device import choose_device
-from workflow.scripts.measure import DataSize, measure_start, measure_unit_costs
+from datadream_utils.runs.device import choose_device, suggest_smaller
+from workflow.scripts.measure import DECIDE_MEMORY, DataSize, measure_start, measure_unit_costs
 from workflow.scripts.study import read_study
 
 GIB = 2**30
@@ -42,17 +42,15 @@ HELD_OUT = {
     "imagenet_100": (0, 5000), "pets": (736, 3669), "sun397": (3970, 19850),
 }  # fmt: skip
 
-# The parameters to lower, by stage and by what is short; the first one helps most.
+# The parameters to lower, by what is short and by stage; the first one helps most.
 LOWER = {
-    ("adapt", "memory"): ("adapters_together", "adapt_batch_size", "gradient_checkpointing"),
-    ("generate", "memory"): ("generate_batch_size",),
-    ("train", "memory"): ("train_batch_size", "eval_batch_size"),
-    ("adapt", "hours"): ("adapt_epochs",),
-    ("generate", "hours"): ("images_per_class", "num_inference_steps"),
-    ("train", "hours"): ("train_epochs", "images_per_class"),
-    ("adapt", "disk"): ("lora_rank",),
-    ("generate", "disk"): ("images_per_class",),
-    ("train", "disk"): ("clip_lora_rank",),
+    "memory": DECIDE_MEMORY,
+    "hours": {
+        "adapt": ("adapt_epochs",),
+        "generate": ("images_per_class", "num_inference_steps"),
+        "train": ("train_epochs", "images_per_class"),
+    },
+    "disk": {"adapt": ("lora_rank",), "generate": ("images_per_class",), "train": ("clip_lora_rank",)},
 }
 # Parameters that change neither the seconds nor the memory of one unit, by stage.
 SAME_COST = {
@@ -212,11 +210,8 @@ def find_shortages(rows, tasks, limits):
 
 
 def advise(stage, resource, p):
-    """Which parameters to lower, with their values; a parameter that is at its lowest value is left out."""
-    values = {name: getattr(p, name) for name in LOWER[stage, resource]}
-    advice = [f"lower {name} (now {value})" for name, value in values.items() if value is not True and value > 1]
-    advice += [f"set {name} to true" for name, value in values.items() if value is False]
-    return " or ".join(advice) or "use a larger device"
+    """Which parameters to change if a stage needs too much "memory", "hours" or "disk"."""
+    return suggest_smaller(p, *LOWER[resource][stage]) or "use a larger device"
 
 
 def format_table(rows, n_runs):
@@ -244,20 +239,12 @@ def read_free_room(device, output_root):
     return memory, shutil.disk_usage(place).free
 
 
-def measure_tasks(tasks, device):
-    """``{key: UnitCost}`` of the tasks' keys, each measured once.
-
-    InputError, with the parameters to lower, if a stage does not fit into memory here.
-    """
-    return measure_unit_costs(tasks, choose_device(device), lambda task: advise(task.stage, "memory", task.p))
-
-
 def estimate_study(study, device="auto"):
     """``(rows, tasks)`` of a study, measured on this machine; see ``add_up`` for the rows."""
     splits = {name: study.split_files.get(name, study.value("split_file")) for name in study.datasets}
     sizes = {name: read_size(name, study.value("data_root"), split) for name, split in splits.items()}
     tasks = plan_tasks(study, sizes)
-    return add_up(tasks, measure_tasks(tasks, device), measure_start()), tasks
+    return add_up(tasks, measure_unit_costs(tasks, choose_device(device)), measure_start()), tasks
 
 
 def main(arguments=None):

@@ -23,11 +23,16 @@ from datadream_utils.classifier.train import train_classifier
 from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe
-from datadream_utils.errors import InputError
-from datadream_utils.runs.device import is_out_of_memory, peak_memory, set_threads, weight_dtype
+from datadream_utils.runs.device import advise_on_memory, peak_memory, set_threads, weight_dtype
 from datadream_utils.runs.run import Run
 from datadream_utils.runs.stage import Stage
 
+# The parameters that decide the memory of a stage; the first one helps most.
+DECIDE_MEMORY = {
+    "adapt": ("adapters_together", "adapt_batch_size", "gradient_checkpointing"),
+    "generate": ("generate_batch_size",),
+    "train": ("train_batch_size", "eval_batch_size", "gradient_checkpointing"),
+}
 STEPS = 4  # the first is not counted: it is slower, because libraries warm up in it
 clock = time.perf_counter
 
@@ -58,10 +63,10 @@ class UnitCost:
     per_caption: float = 0.0
 
 
-def measure_unit_costs(tasks, device, advise):
+def measure_unit_costs(tasks, device):
     """``{task.key: UnitCost}``; tasks with the same key are measured once, in the order of the stages.
 
-    advise: what to say about a task that does not fit into memory. InputError with this advice.
+    InputError, with the parameters to change, if a stage does not fit into memory here.
     """
     costs = {}
     with TemporaryDirectory() as folder:
@@ -69,12 +74,8 @@ def measure_unit_costs(tasks, device, advise):
         for stage in ("adapt", "generate", "train"):  # generation draws with the adapters of adaptation
             for key, task in {task.key: task for task in tasks if task.stage == stage}.items():
                 print(f"measuring {stage}: {task.p.method} {dict(task.p).get('setting', '')} ...", file=sys.stderr)
-                try:
+                with advise_on_memory(task.p, *DECIDE_MEMORY[stage]):
                     costs[key] = getattr(meter, stage)(task.p, task.size)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise InputError(f"{stage} does not fit into memory: {advise(task)}.") from None
     return costs
 
 

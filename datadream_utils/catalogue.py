@@ -28,7 +28,6 @@ class Entry:
     if its runs leave it empty (else it is written only where there are such runs).
     """
 
-    kind: str
     notebook: str
     title: str
     caption: str
@@ -37,11 +36,11 @@ class Entry:
 
 
 def _figure(notebook, title, caption, always=True):
-    return Entry("figure", notebook, title, caption, ("png", "pdf"), always)
+    return Entry(notebook, title, caption, ("png", "pdf"), always)
 
 
 def _table(notebook, title, caption, always=True, formats=("csv", "md")):
-    return Entry("table", notebook, title, caption, formats, always)
+    return Entry(notebook, title, caption, formats, always)
 
 
 GAINS = "S against zero-shot CLIP, R+S against Real-finetune of the same seed"
@@ -216,8 +215,8 @@ TABLES = {
         BEYOND,
         "Correlation of distance and gain",
         "Spearman's rank correlation of a distance to real test images with the gain in accuracy; below 0, nearer "
-        "images bring more. 95 % intervals resample classes; between methods p is that of a permutation test, corrected "
-        "by Holm.",
+        "images bring more. 95 % intervals resample classes; between methods, p is that of a permutation test, "
+        "corrected by Holm.",
     ),
     "alignment_by_class": _table(
         BEYOND,
@@ -271,16 +270,14 @@ for _parameter, _name in ABLATIONS.items():
     )
 
 
-def files(notebook=None, kinds=("figure", "table"), always=None):
-    """File names of the catalogue's entries, for instance ``["teaser.png", "teaser.pdf", ...]``.
+def files(entries, notebook=None, always=None):
+    """File names of ``entries`` (``FIGURES`` or ``TABLES``), for instance ``["teaser.png", "teaser.pdf", ...]``.
 
-    notebook: of this notebook alone; kinds: of figures, of tables or of both; always: those that every study has
-    (True), the others (False) or all (None).
+    notebook: those of one notebook; always: those that every study has (True), the others (False) or all (None).
     """
     return [
         f"{name}.{suffix}"
-        for entries in (FIGURES, TABLES)
         for name, entry in entries.items()
-        if entry.kind in kinds and notebook in (None, entry.notebook) and always in (None, entry.always)
+        if notebook in (None, entry.notebook) and always in (None, entry.always)
         for suffix in entry.formats
     ]

@@ -134,7 +134,7 @@ def _claim(table):
         )
     known = above_baseline(known)
     rows = known[known["method"] == CLAIMED]
-    blind = known.loc[~known["method"].map(lambda name: METHODS[name].uses_shots), "method"].unique()
+    blind = known.loc[~known["method"].map(lambda name: METHODS[name].uses_shots).astype(bool), "method"].unique()
     said = []
     for n in sorted({min(rows["n_shot"]), max(rows["n_shot"])}) if len(rows) else ():
         spaces = [f"by {space}s {_verdict(rows[rows['n_shot'] == n], space, blind)}" for space in SPACES]

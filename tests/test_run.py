@@ -15,7 +15,7 @@ from conftest import same_progress
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.analysis.stages import load_stages
+from datadream_utils.analysis.results import load_stages
 from datadream_utils.classifier.train import make_classifier, train_and_test, training_sets
 from datadream_utils.data.dataset import few_shot, load_dataset
 from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters, read_losses

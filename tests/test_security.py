@@ -13,7 +13,14 @@ from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_results, write_tables
+from datadream_utils.analysis.results import (
+    compute_main_results,
+    example_pictures,
+    load_results,
+    load_stages,
+    write_results,
+)
+from datadream_utils.analysis.tables import write_table
 from datadream_utils.classifier.train import make_classifier, stage_name, train_and_test, training_sets
 from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
 from datadream_utils.data.images import read_image
@@ -279,7 +286,9 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    (folder / "generate" / "manifest.json").write_text(json.dumps({"parameters": parameters}))
+    (folder / "generate" / "manifest.json").write_text(
+        json.dumps({"stage": "generate", "parameters": parameters, "seconds": 1.0})
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,7 +296,7 @@ def _generated(folder, file_name):
 )
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
-    refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
+    refuses("metadata.jsonl", example_pictures, load_stages(tmp_path), "d", 1, 0, 8)
     refuses("metadata.jsonl", generated_files, Stage("generate", tmp_path / "run" / "generate", {}), 1)
 
 
@@ -345,8 +354,8 @@ def test_a_runs_files_hold_no_pickle(make_params, pipe, clip, folder_dataset, tm
             model.save(made[name].folder / "classifier")
             write_results(made[name], p, data, predictions, history)
         made[name].finish()
-    table = main_results(load_results(tmp_path / "outputs"))
-    write_tables(table, tmp_path / "outputs" / "figures")
+    table = compute_main_results(load_results(tmp_path / "outputs"))
+    write_table(tmp_path / "outputs" / "figures", "main_results", table)
     plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import finish_stage
 from scipy import stats
 
 from datadream_utils.analysis import compare, published, tables
@@ -159,7 +160,7 @@ def _write_run(root, method, setting, right, seed=0, suffix="", files=None, **ch
     metrics = dict(dataset="d", method=method, setting=setting, n_shot=16, seed=seed, variant="", n_test=len(right))
     metrics |= dict(accuracy=100 * float(np.mean(right)), classifier="clip", protocol="sound") | changes
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "manifest.json").write_text("{}")
+    finish_stage(folder)
 
 
 def _correct(root, **which):
@@ -275,9 +276,12 @@ def test_other_test_images_are_refused(runs, files):
 
 
 def test_missing_predictions_are_named(runs):
+    table = load_results(runs)
     (runs / "d_real_16shot_seed1" / "train-R" / "predictions.parquet").unlink()
     with pytest.raises(InputError, match=r"d_real_16shot_seed1/train-R/predictions.parquet cannot be read .* copy it"):
-        _correct(runs)
+        load_predictions(table, "d", 16)
+    with pytest.raises(InputError, match=r"predictions.parquet has vanished or changed .* run 03_train_clip again"):
+        load_results(runs)
 
 
 def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):

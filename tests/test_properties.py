@@ -22,8 +22,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from datadream_utils.analysis.compare import paired_difference
-from datadream_utils.analysis.results import wilson_interval
 from datadream_utils.analysis.tables import to_latex, to_markdown
+from datadream_utils.classifier.evaluate import wilson_interval
 from datadream_utils.data.archives import read_known, safe_dir
 from datadream_utils.data.dataset import Dataset, few_shot, load_dataset, write_shots
 from datadream_utils.data.images import SUFFIXES, centre_square, read_image

@@ -6,28 +6,30 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import finish_stage
 from IPython.core.formatters import DisplayFormatter
 
 from datadream_utils.analysis.results import (
+    PREDICTION_COLUMNS,
     compute_all_results,
     compute_main_results,
     confusion,
     example_pictures,
     find_class,
+    load_predictions,
     load_results,
     load_stages,
     select_n_shot,
-    wilson_interval,
-    write_results,
 )
 from datadream_utils.analysis.tables import escape_latex, lay_out_results, to_latex, to_markdown, write_table
 from datadream_utils.catalogue import TABLES
+from datadream_utils.classifier.evaluate import save_results, wilson_interval
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
 from datadream_utils.plots import style as plots
 from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.runs.checksums import write_checksums
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (7, 10), (350, 3500), (3500, 3500)])
@@ -159,20 +161,25 @@ def test_confusion_counts_by_hand():
     assert confusion(table, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
-def test_results_come_back_from_disk(make_params, mnist):
-    p = make_params("train", method="clip_zeroshot", setting="none")
+def test_results_come_back_from_disk(make_run):
+    run = make_run("train", method="clip_zeroshot", setting="none")
+    output_root = run.params.output_root
     labels = np.repeat(np.arange(10), 10)
     predictions = pd.DataFrame({"label": labels, "prediction": np.where(labels < 8, labels, 0)})
     predictions = predictions.assign(correct=predictions["label"] == predictions["prediction"])
-    stage = run_stage(p, "train-none")
+    predictions = predictions.assign(file="test/0.png", probability=0.9)
     with pytest.raises(InputError, match="no finished classifier under"):
-        load_results(p.output_root)
-    stage.begin()
-    metrics = write_results(stage, p, mnist, predictions, [])
-    stage.finish()
+        load_results(output_root)
+    run.begin()
+    metrics = save_results(run, None, None, predictions)
     assert metrics["accuracy"] == 80.0 and metrics["per_class"]["nine"] == 0.0
-    assert load_results(p.output_root)["accuracy"].tolist() == [80.0]
+    runs, stages = load_results(output_root), load_stages(output_root)
+    assert runs["accuracy"].tolist() == [80.0] and runs["folder"].tolist() == [run.folder]
     assert (metrics["classifier"], metrics["protocol"]) == ("clip", "sound")
+    assert stages["stage"].tolist() == ["train-none"] and stages["folder"].tolist() == [run.folder]
+    ((key, tables),) = load_predictions(runs, "mnist5k", 16).items()
+    assert key == ("clip_zeroshot", "none") and list(tables[0].columns) == list(PREDICTION_COLUMNS)
+    assert tables[0]["label"].tolist() == labels.tolist() and confusion(tables[0], 10)[9, 0] == 10
 
 
 def _write_metrics(folder, **changes):
@@ -180,7 +187,7 @@ def _write_metrics(folder, **changes):
     metrics |= dict(classifier="clip", protocol="sound")
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics | changes))
-    (folder / "manifest.json").write_text("{}")
+    finish_stage(folder)
 
 
 def test_every_classifier_of_a_run_is_a_row(tmp_path):
@@ -196,25 +203,44 @@ def test_results_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(InputError, match="a/train-R and .*copy/train-R hold the same run: move one"):
         load_results(tmp_path)
     (tmp_path / "copy" / "train-R" / "metrics.json").write_text('{"dataset": ')
+    with pytest.raises(InputError, match="copy/train-R/metrics.json has vanished or changed since 03_train_clip"):
+        load_results(tmp_path)
+    finish_stage(tmp_path / "copy" / "train-R")
     with pytest.raises(InputError, match="copy/train-R/metrics.json cannot be read .* run 03_train_clip again"):
         load_results(tmp_path)
 
 
+def _write_pictures(root, method, seed, variant=""):
+    """A finished generate stage: three pictures of each of two classes."""
+    folder, names = root / f"{method}{seed}" / "generate", [f"{label}/{i}.png" for label in (0, 1) for i in (0, 1, 2)]
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_bytes(b"a picture")
+    lines = [json.dumps({"file_name": name, "label": int(name[0])}) for name in names]
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
+    finish_stage(folder, stage="generate", parameters=parameters, seconds=1.0)
+    return folder
+
+
 def test_example_pictures_come_from_the_lowest_seed_in_the_tables_order(tmp_path):
-    for method, seed, variant in [("loft", 0, ""), ("issynth", 2, ""), ("issynth", 1, ""), ("disef", 0, "odd")]:
-        images = tmp_path / f"{method}{seed}" / "generate" / "images"
-        images.mkdir(parents=True)
-        lines = [json.dumps({"file_name": f"{label}/{i}.png", "label": label}) for label in (0, 1) for i in (0, 1, 2)]
-        (images / "metadata.jsonl").write_text("\n".join(lines))
-        parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
-        manifest = {"stage": "generate", "parameters": parameters, "seconds": 1.0}
-        (images.parent / "manifest.json").write_text(json.dumps(manifest))
+    _write_pictures(tmp_path, "loft", 0)
+    _write_pictures(tmp_path, "issynth", 2)
+    _write_pictures(tmp_path, "disef", 0, "odd")
+    folder = _write_pictures(tmp_path, "issynth", 1)
     pictures = example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
     assert list(pictures) == ["IsSynth", "LoFT"]
-    folder = tmp_path / "issynth1" / "generate" / "images" / "1"
-    assert pictures["IsSynth"] == [folder / "0.png", folder / "1.png"]
-    (folder.parent / "metadata.jsonl").write_text("[]")
-    with pytest.raises(InputError, match=r"issynth1/generate/images/metadata.jsonl cannot be read .* 02_generate"):
+    assert pictures["IsSynth"] == [folder / "images" / "1" / "0.png", folder / "images" / "1" / "1.png"]
+
+
+def test_pictures_that_cannot_be_listed_are_named(tmp_path):
+    folder = _write_pictures(tmp_path, "loft", 0)
+    (folder / "images" / "1" / "0.png").write_bytes(b"another picture")
+    with pytest.raises(InputError, match="images/1/0.png has vanished or changed since 02_generate made it"):
+        example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
+    (folder / "images" / "metadata.jsonl").write_text("[]")
+    finish_stage(folder, **json.loads((folder / "manifest.json").read_text()) | {"checksums": write_checksums(folder)})
+    with pytest.raises(InputError, match=r"loft0/generate/images/metadata.jsonl cannot be read .* 02_generate"):
         example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
 
 

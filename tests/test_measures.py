@@ -13,7 +13,8 @@ from datadream_utils.analysis import alignment, compare, copies, features, per_c
 from datadream_utils.analysis.compare import Verdict
 from datadream_utils.analysis.features import Encoded, Encoder, encode, load_runs_encoder
 from datadream_utils.analysis.results import load_predictions
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.methods import classifier_name
 

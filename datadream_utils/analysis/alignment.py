@@ -13,7 +13,7 @@ from scipy.stats import bootstrap, permutation_test, rankdata
 
 from datadream_utils.analysis.compare import LEVEL, Verdict, holm
 from datadream_utils.analysis.features import encode_generated, encode_real
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
 NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020

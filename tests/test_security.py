@@ -8,10 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import finish_stage
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_tables
+from datadream_utils.analysis.results import compute_main_results, example_pictures, load_results, load_stages
+from datadream_utils.analysis.tables import write_table
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import evaluate, save_results
 from datadream_utils.classifier.pictures import training_sets
@@ -26,8 +28,7 @@ from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
 from datadream_utils.plots import style as plots
 from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import FORMAT, Stage
+from datadream_utils.runs.stage import Stage
 
 
 def refuses(match, function, *arguments):
@@ -290,17 +291,18 @@ def _generated(folder, file_name):
 )
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
-    refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
+    refuses("metadata.jsonl", example_pictures, load_stages(tmp_path), "d", 1, 0, 8)
     refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate"), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
+    metrics |= dict(classifier="clip", protocol="sound")
     folder = tmp_path / "a" / "train-R"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "checksums": write_checksums(folder)}))
+    finish_stage(folder)
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 
@@ -343,8 +345,8 @@ def test_a_runs_files_hold_no_pickle(make_run, pipe, folder_dataset, tmp_path):
             model = make_classifier(runs[stage])
             history = fit(model, training_sets(runs[stage], model.image_size), runs[stage])
             save_results(runs[stage], model, history, evaluate(model, runs[stage]))
-    table = main_results(load_results(tmp_path / "outputs"))
-    write_tables(table, tmp_path / "outputs" / "figures")
+    table = compute_main_results(load_results(tmp_path / "outputs"))
+    write_table(tmp_path / "outputs" / "figures", "main_results", table)
     plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}

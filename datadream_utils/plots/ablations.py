@@ -1,9 +1,10 @@
 """The figures of the ablations: what one parameter changes, and what adaptation brings for its cost."""
 
-from datadream_utils.analysis.ablations import ABLATIONS, study_that_moves, value_words
-from datadream_utils.analysis.compare import ONE_SEED, row_name
-from datadream_utils.analysis.noise import ABOVE, BELOW, by_chance, by_seed, told
+from datadream_utils.analysis.ablations import format_value, study_command
+from datadream_utils.analysis.compare import LEVEL, Verdict, compare_seeds, format_difference
 from datadream_utils.analysis.results import BLOCKS
+from datadream_utils.catalogue import ABLATIONS
+from datadream_utils.methods import classifier_name
 from datadream_utils.plots.results import (
     BOTH,
     COLUMN,
@@ -19,6 +20,14 @@ from datadream_utils.plots.results import (
 )
 from datadream_utils.plots.style import COLOURS
 
+ABOVE, BELOW = Verdict.ABOVE.label, Verdict.BELOW.label
+
+
+def by_chance(count):
+    """How many of ``count`` such intervals miss 0 by chance, in words."""
+    expected = LEVEL * count
+    return f"about {expected:.0f} by chance" if expected >= 1 else f"about {expected:.1g} by chance"
+
 
 def ablation(table, parameter, baseline=None):
     """``ablations.summary``: mean accuracy over seeds against ``parameter``, whiskers of one deviation, per block.
@@ -28,7 +37,7 @@ def ablation(table, parameter, baseline=None):
     test images and shots, so their differences lie nearer together than their accuracies.
     """
     if table.empty:
-        return empty(f"No runs differ in {parameter} alone: {study_that_moves(parameter)}")
+        return empty(f"No runs differ in {parameter} alone: {study_command(parameter)}")
     blocks, share = table["setting"].map(BLOCKS), parameter == "synthetic_per_class"
     figure, axes = panels(blocks.nunique(), COLUMN if blocks.nunique() == 1 else BOTH, 2.4)
     xlabel, added = ABLATIONS.get(parameter, parameter), False
@@ -46,7 +55,7 @@ def ablation(table, parameter, baseline=None):
         most = max(table["value"]) if share else None
         if share:
             xlabel = f"images used of the {most:g} generated per class (%)"
-        words = [f"{100 * v / most:.0f}" if share else value_words(v) for v in values]
+        words = [f"{100 * v / most:.0f}" if share else format_value(v) for v in values]
         ax.set_xticks(
             range(len(values)), [w + "\n(default)" * (v in default) for w, v in zip(words, values, strict=True)]
         )
@@ -92,7 +101,7 @@ def _beside(rows, values):
 def compute(table):
     """``ablations.compute``: accuracy on synthetic images alone against the images that adaptation looked at."""
     if table.empty:
-        return empty(f"No runs differ in how long an adapter is trained: {study_that_moves('adapt_epochs')}")
+        return empty(f"No runs differ in how long an adapter is trained: {study_command('adapt_epochs')}")
     figure, (ax,) = panels(1, COLUMN, 2.6)
     styles, words = {"n_shot": "-", "adapt_epochs": "--"}, []
     for (method, moved), rows in table.groupby(["method", "moved"], sort=False):
@@ -111,8 +120,8 @@ def compute(table):
 
 
 def _apart(row, other):
-    found = by_seed(row.per_seed, other.per_seed)
-    return f": {told(found)}" if found else ""
+    found = compare_seeds(row.per_seed, other.per_seed)
+    return f": {format_difference(found)}" if found else ""
 
 
 def _at_equal_cost(table):
@@ -138,7 +147,7 @@ def _against_reference(table, name, parameter):
     said = []
     for against, rows in table[table["verdict"] != ""].groupby("against", sort=False):
         none = parameter == "synthetic_per_class" and against == 0
-        reference = f"{value_words(against)} ({'Real-finetune' if none else 'default'})"
+        reference = f"{format_value(against)} ({'Real-finetune' if none else 'default'})"
         said.append(f"against {reference}{_few(rows) if len(rows) <= FEW else _many(rows)}")
     if not said:
         return f"The default value of {name} has not been run: there is nothing to hold the others against."
@@ -149,21 +158,21 @@ def _few(rows):
     parts = []
     for (method, setting), of in rows.groupby(["method", "setting"], sort=False):
         each = [
-            f"{told({'mean': row.difference, 'low': row.low, 'high': row.high, 'verdict': row.verdict})} at "
-            f"{value_words(row.value)}" for row in of.itertuples()
+            f"{format_difference({'mean': row.difference} | row._asdict())} at {format_value(row.value)}"
+            for row in of.itertuples()
         ]  # fmt: skip
-        parts.append(f"{row_name(method, setting)} {', '.join(each)}")
+        parts.append(f"{classifier_name(method, setting)} {', '.join(each)}")
     return f": {'; '.join(parts)}"
 
 
 def _many(rows):
-    if (rows["verdict"] == ONE_SEED).all():
+    if (rows["verdict"] == Verdict.ONE_SEED.label).all():
         return f": of {len(rows)} differences none can be told from noise with one seed"
     parts = []
     for (method, setting), of in rows.groupby(["method", "setting"], sort=False):
         counts = {words: int((of["verdict"] == side).sum()) for side, words in ((ABOVE, "higher"), (BELOW, "lower"))}
         sides = [f"{count} {words}" for words, count in counts.items() if count]
-        parts += [f"{row_name(method, setting)} {', '.join(sides)} of {len(of)}"] if sides else []
+        parts += [f"{classifier_name(method, setting)} {', '.join(sides)} of {len(of)}"] if sides else []
     beyond = int(rows["verdict"].isin([ABOVE, BELOW]).sum())
     count = f", {beyond} of {len(rows)} differences of the same seeds are more than noise ({by_chance(len(rows))})"
     return f"{count}{': ' if parts else ''}{', '.join(parts)}"

@@ -4,9 +4,8 @@ import numpy as np
 
 from datadream_utils.analysis.ablations import STUDY
 from datadream_utils.analysis.alignment import REAL
-from datadream_utils.analysis.compare import over_seeds
-from datadream_utils.analysis.copies import CHANCE, SPACES, excess, sees_no_shot
-from datadream_utils.analysis.noise import ABOVE, against_noise, told
+from datadream_utils.analysis.compare import Verdict, format_difference, judge_seeds, seeds_interval
+from datadream_utils.analysis.copies import CHANCE, SPACES, above_baseline
 from datadream_utils.methods import METHODS
 from datadream_utils.plots.results import (
     BOTH,
@@ -133,9 +132,9 @@ def _claim(table):
             "Whether images are nearer to a shot than to as many held-out real ones cannot be said: a class has fewer "
             "held-out images than shots (set a smaller n_shot, or add images to the train split)."
         )
-    known = excess(known)
+    known = above_baseline(known)
     rows = known[known["method"] == CLAIMED]
-    blind = known.loc[known["method"].map(lambda name: sees_no_shot(METHODS[name])), "method"].unique()
+    blind = known.loc[~known["method"].map(lambda name: METHODS[name].uses_shots).astype(bool), "method"].unique()
     said = []
     for n in sorted({min(rows["n_shot"]), max(rows["n_shot"])}) if len(rows) else ():
         spaces = [f"by {space}s {_verdict(rows[rows['n_shot'] == n], space, blind)}" for space in SPACES]
@@ -147,17 +146,21 @@ def _claim(table):
 
 def _verdict(rows, space, blind):
     """A claim in one space: near copies, images nearer to a shot, how many more than chance, and what follows."""
-    copies, near, apart = (rows[f"{space}_{kind}"] for kind in ("copies", "nearer", "excess"))
+    copies, near, apart = (rows[f"{space}_{kind}"] for kind in ("copies", "nearer", "above_baseline"))
     whose = f"{_and([label(name) for name in blind])}'s, which sees no shot" if len(blind) else "chance"
-    found = against_noise(near - 50 if apart.isna().all() else apart.dropna())
+    found = judge_seeds(near - 50 if apart.isna().all() else apart.dropna())
     plural = "s" * int(rows["n_shot"].iloc[0] > 1)
-    recreated = over_seeds(copies.tolist())[0] > 50
+    recreated = seeds_interval(copies.tolist())[0] > 50
     verdict = (
-        "recreated" if recreated else f"drawn towards its shot{plural}" if found["verdict"] == ABOVE else "not decided"
+        "recreated"
+        if recreated
+        else f"drawn towards its shot{plural}"
+        if found["verdict"] == Verdict.ABOVE.label
+        else "not decided"
     )
     return (
         f"{copies.mean():.1f} % near copies, {near.mean():.1f} % nearer to a shot than to as many held-out images; "
-        f"against {whose}, {told(found)}: {verdict}"
+        f"against {whose}, {format_difference(found)}: {verdict}"
     )
 
 

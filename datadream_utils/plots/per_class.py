@@ -4,10 +4,11 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.compare import ONE_SEED, row_name
-from datadream_utils.analysis.noise import ABOVE, BELOW, by_chance
-from datadream_utils.analysis.per_class import BINS, marked
+from datadream_utils.analysis.compare import Verdict
+from datadream_utils.analysis.per_class import BINS, judge_gains
 from datadream_utils.files import literal
+from datadream_utils.methods import classifier_name
+from datadream_utils.plots.ablations import ABOVE, BELOW, by_chance
 from datadream_utils.plots.results import (
     BOTH,
     COLUMN,
@@ -43,7 +44,7 @@ def class_gains(gains, setting):
     rows = gains[gains["setting"] == setting]
     if rows.empty:
         return empty(f"No {setting} classifier has its reference beside it: {STUDY}")
-    cells = marked(rows).drop_duplicates(["method", "label"])
+    cells = judge_gains(rows).drop_duplicates(["method", "label"])
     means = cells.pivot_table("gain_mean", "label", "method", sort=False)
     stars = cells.assign(star=cells["verdict"].isin([ABOVE, BELOW])).pivot(
         index="label", columns="method", values="star"
@@ -70,7 +71,7 @@ def class_gains(gains, setting):
 def _gain_sentence(cells, setting):
     """How many cells are beyond noise, how many chance alone would give, and the largest either way of those."""
     count, beyond = len(cells), cells[cells["verdict"].isin([ABOVE, BELOW])]
-    if (cells["verdict"] == ONE_SEED).all():
+    if (cells["verdict"] == Verdict.ONE_SEED.label).all():
         gain = int((cells["gain_mean"] > 0).sum())
         return (
             f"{gain} of {count} cells (a class with a method) gain {GAIN_WORDS[setting]}, with one seed: how much of "
@@ -93,7 +94,7 @@ def _gain_sentence(cells, setting):
 def confusion_change(change, class_names, method, setting):
     """``classwise.confusion_change`` as a heat map; of many classes those that change most."""
     if change is None:
-        return empty(f"{row_name(method, setting)} has no reference beside it: {STUDY}")
+        return empty(f"{classifier_name(method, setting)} has no reference beside it: {STUDY}")
     shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
     part, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
     side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
@@ -102,7 +103,7 @@ def confusion_change(change, class_names, method, setting):
     sns.heatmap(part, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(part), fmt="", cbar=False,
                 annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
     words = _shown(len(shown), len(change))
-    title = f"{row_name(method, setting)} {GAIN_WORDS[setting]} (points)"
+    title = f"{classifier_name(method, setting)} {GAIN_WORDS[setting]} (points)"
     finish(ax, "predicted", "true", title + words.replace(": ", "\n"))
     ax.tick_params(axis="x", rotation=60)
     ax.tick_params(axis="y", rotation=0)
@@ -113,7 +114,7 @@ def confusion_change(change, class_names, method, setting):
             names = (class_names[i] for i in place)
             said.append(f"{' is taken for '.join(names)} {how} ({off[place]:+.1f} points)")
     changed = ", ".join(said) or "no class is taken for another more or less often"
-    sentence = f"With {row_name(method, setting)}, {changed}."
+    sentence = f"With {classifier_name(method, setting)}, {changed}."
     return described(figure, f"Heat map: change of the confusion matrix{words}.", sentence)
 
 
@@ -134,17 +135,17 @@ def reliability(bins, errors, settings=("R", "R+S")):
     figure, (ax,) = panels(1, COLUMN, 3.0)
     ax.axhline(0, color="0.4", lw=1, ls="--")
     for (method, setting), rows in bins.groupby(["method", "setting"], sort=False):
-        name = f"{row_name(method, setting)}: {errors[method, setting]:.1f}"
+        name = f"{classifier_name(method, setting)}: {errors[method, setting]:.1f}"
         ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=3, lw=1, label=name, **look(method))
     finish(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
            "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
     legend(figure, [ax], 2)
-    said = {key: f"{row_name(*key)} ({errors[key]:.1f}{_deviation(spread[key])} points)" for key in errors.index}
+    said = {key: f"{classifier_name(*key)} ({errors[key]:.1f}{_deviation(spread[key])} points)" for key in errors.index}
     low, high = errors.idxmin(), errors.idxmax()
     sentence = (
         f"The calibration error ({BINS} bins) has its smallest mean over seeds with {said[low]}, its largest with "
         f"{said[high]}."
     )
     if len(errors) == 1:
-        sentence = f"The calibration error ({BINS} bins) of {row_name(*low)} is {errors[low]:.1f} points."
+        sentence = f"The calibration error ({BINS} bins) of {classifier_name(*low)} is {errors[low]:.1f} points."
     return described(figure, "Curves: accuracy minus certainty against certainty; at 0 both agree.", sentence)

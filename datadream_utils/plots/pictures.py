@@ -1,14 +1,11 @@
 """Figures made of pictures: the paper's qualitative figure, and the nearest copies side by side."""
 
-import json
-
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from datadream_utils.analysis.ablations import STUDY, study_that_moves
-from datadream_utils.analysis.stages import generated
+from datadream_utils.analysis.ablations import STUDY, study_command
+from datadream_utils.analysis.results import list_pictures, select_generated
 from datadream_utils.data.images import centre_square, read_image
-from datadream_utils.errors import InputError
 from datadream_utils.files import literal
 from datadream_utils.plots.results import ADAPTED, BOTH, COLUMN, NORMAL, SMALL, described, empty, label
 from datadream_utils.plots.style import PrintFigure, show_grid
@@ -27,17 +24,9 @@ def drawn_pictures(stages, dataset, methods, n_shots, label, seed, count=EACH):
     Runs that are not there have no entry. InputError when what a run wrote of its images cannot be read.
     """
     found = {}
-    for row in generated(stages, dataset).itertuples():
+    for row in select_generated(stages, dataset).itertuples():
         if row.method in methods and row.n_shot in n_shots and row.seed == seed:
-            source = row.folder / "images" / "metadata.jsonl"
-            try:
-                rows = [json.loads(line) for line in source.read_text().splitlines()]
-                files = [row.folder / "images" / entry["file_name"] for entry in rows if entry["label"] == label]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{source} cannot be read ({error}): delete {row.folder}, run 02_generate again."
-                ) from None
-            found[row.method, row.n_shot] = files[:count]
+            found[row.method, row.n_shot] = list_pictures(row, label, count)
     return found
 
 
@@ -89,7 +78,7 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
         )
     missing = [f"{label(method)} ({n})" for n, methods in wanted for method in methods if (method, n) not in drawn]
     if missing:
-        sentence += f" Not run: {', '.join(missing)}; {study_that_moves('n_shot')}"
+        sentence += f" Not run: {', '.join(missing)}; {study_command('n_shot')}"
     return described(figure, "Rows of pictures; the shots are in nested frames whose colours mark the rows.", sentence)
 
 

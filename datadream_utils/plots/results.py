@@ -10,10 +10,10 @@ import seaborn as sns
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.alignment import KINDS, MEASURES, REAL
-from datadream_utils.analysis.compare import over_seeds, row_name
-from datadream_utils.analysis.cost import WORDS, front
-from datadream_utils.methods import METHODS
+from datadream_utils.analysis.alignment import CORRELATIONS, MEASURES, REAL
+from datadream_utils.analysis.compare import seeds_interval
+from datadream_utils.analysis.cost import COSTS, pareto_front
+from datadream_utils.methods import METHODS, classifier_name, short_label
 from datadream_utils.plots.style import COLOURS, PrintFigure
 
 COLUMN, BOTH = 3.4, 7.0
@@ -24,10 +24,9 @@ WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
 MARKERS = dict(zip(METHODS, "PsovDX^*<>hpd8", strict=False)) | {REAL: "+"}
 REAL_COLOUR = "0.25"
 RELATIONS = {
-    "below 0": "Nearer images bring more",
-    "above 0": "Nearer images bring less",
-    "at 0": "The interval ends at 0, within the error of resampling",
-    "not decided": "No relation shows",
+    "below": "Nearer images bring more",
+    "above": "Nearer images bring less",
+    "within noise": "No relation shows",
 }  # by the verdict of a correlation
 SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real only", "none": "zero-shot"}
 
@@ -63,8 +62,7 @@ def empty(sentence):
 
 
 def label(method):
-    """A method's short name; "real images" is none."""
-    return METHODS[method].label.split(" (")[0] if method in METHODS else method
+    return short_label(method)
 
 
 def look(method):
@@ -98,12 +96,14 @@ def alignment_scatter(points, found, setting, measure="frechet", space="CLIP fea
     finish(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {reference} (points)")
     legend(figure, [ax], 3)
     what = "Scatter plot: one point per method and class, distance on a logarithmic axis."
-    pooled = found["pooled"]
-    words = f"{pooled['n_points']} points of {pooled['n_classes']} classes, {SETTING_TITLES[setting]}"
+    within = found["within"]
+    words = f"{within['n_points']} points of {within['n_classes']} classes, {SETTING_TITLES[setting]}"
     found = {kind: numbers for kind, numbers in found.items() if not np.isnan(numbers["rho"])}
     if not found:
         return described(figure, what, f"{words}: too few for a correlation.")
-    titles = [f"{KINDS[kind]} {_interval(found[kind], '[{}, {}]')}" for kind in ("pooled", "classes") if kind in found]
+    titles = [
+        f"{CORRELATIONS[kind]} {_interval(found[kind], '[{}, {}]')}" for kind in ("within", "adapted") if kind in found
+    ]
     ax.set_title("\n".join(["Spearman's correlation:", *titles]), fontsize=NORMAL)
     said = {relation: [] for relation in RELATIONS.values()}
     for kind, numbers in found.items():
@@ -124,8 +124,8 @@ def _interval(numbers, brackets):
 def _correlated(kind, numbers):
     if kind == "between":
         p = f"p = {numbers['p_holm']:.3f} by Holm, permuting {numbers['n_methods']} methods"
-        return f"{KINDS[kind]} {numbers['rho']:+.2f} ({p})"
-    return f"{KINDS[kind]} {_interval(numbers, '({} to {})')}"
+        return f"{CORRELATIONS[kind]} {numbers['rho']:+.2f} ({p})"
+    return f"{CORRELATIONS[kind]} {_interval(numbers, '({} to {})')}"
 
 
 def fidelity_diversity(aligned):
@@ -160,7 +160,7 @@ def _highest(means):
     for name in ("density", "coverage"):
         table = means.pivot(index="seed", columns="method", values=name)
         best = table.mean().idxmax()
-        lows = {other: over_seeds((table[best] - table[other]).dropna())[0] for other in table if other != best}
+        lows = {other: seeds_interval((table[best] - table[other]).dropna())[0] for other in table if other != best}
         near = [label(other) for other, low in lows.items() if low <= 0]
         beside = f"; within the seeds' noise of it: {', '.join(near)}" if near else ""
         found.setdefault(label(best), []).append(f"{name} ({table[best].mean():.2f}{beside})")
@@ -172,27 +172,27 @@ def pareto(table, cost="seconds"):
 
     What costs nothing has no place on the logarithmic axis: the sentence names it.
     """
-    free = [row_name(row.method, row.setting) for row in table[table[cost] == 0].itertuples()]
+    free = [classifier_name(row.method, row.setting) for row in table[table[cost] == 0].itertuples()]
     table = table[table[cost].notna() & (table[cost] > 0)]
     if table.empty:
-        return empty(f"No run has {WORDS[cost]}: {STUDY}")
+        return empty(f"No run has {COSTS[cost]}: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
     faces = {"S": "none", "none": "none"}
     for row in table.itertuples():
         style, x = look(row.method), getattr(row, cost)
         face = faces.get(row.setting, style["color"])
         ax.errorbar(x, row.accuracy_mean, row.accuracy_std, ls="", ms=5, lw=0.8, mfc=face,
-                    label=row_name(row.method, row.setting), **style)  # fmt: skip
-    best = front(table, cost)
+                    label=classifier_name(row.method, row.setting), **style)  # fmt: skip
+    best = pareto_front(table, cost)
     ax.step(best[cost], best["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)
     ax.set_xscale("log")
     if cost != "flops":
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
-    finish(ax, WORDS[cost], "test accuracy (%)")
+    finish(ax, COSTS[cost], "test accuracy (%)")
     legend(figure, [ax], 2)
-    names = ", ".join(row_name(row.method, row.setting) for row in best.itertuples())
+    names = ", ".join(classifier_name(row.method, row.setting) for row in best.itertuples())
     sentence = f"By means over seeds, nothing is both cheaper and more accurate than: {names}."
     if free:
         sentence += f" Not drawn, because it trains nothing: {', '.join(free)}."
-    return described(figure, f"Scatter plot: accuracy against {WORDS[cost]}; filled: with real images.", sentence)
+    return described(figure, f"Scatter plot: accuracy against {COSTS[cost]}; filled: with real images.", sentence)

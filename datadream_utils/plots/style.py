@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
-from datadream_utils.analysis.compare import NOISE, SEEDS_NOISE, between, counted, row_name
+from datadream_utils.analysis.compare import OUTCOMES, Verdict, select_pair
+from datadream_utils.analysis.tables import escape_markdown
 from datadream_utils.data.images import read_image
-from datadream_utils.files import atomic_write, literal, markdown
-from datadream_utils.methods import METHODS
+from datadream_utils.files import atomic_write, literal
+from datadream_utils.methods import METHODS, classifier_name
 from datadream_utils.plots.live import is_live
 
 WIDEST = 7.0  # inches: both columns of a page
@@ -59,7 +60,7 @@ class PrintFigure(NotebookFigure):
 
 def says(figure):
     """A figure's sentence as a notebook shows it: bold, and of an empty figure plain."""
-    words = markdown(figure.sentence)
+    words = escape_markdown(figure.sentence)
     return Markdown(words if figure.empty else f"**{words}**")
 
 
@@ -216,10 +217,10 @@ def accuracy_bars(table, dataset, pairs=None):
 
 def _same_as_highest(table, names, best, pairs):
     """Who is within noise of the highest mean, over images or over seeds, as words; "" where nothing is known of it."""
-    keys = {name: row_name(row.method, row.setting) for name, row in zip(names, table.itertuples(), strict=True)}
-    found = {name: between(pairs, keys[best], keys[name]) for name in names if name != best and pairs is not None}
+    keys = {name: classifier_name(row.method, row.setting) for name, row in zip(names, table.itertuples(), strict=True)}
+    found = {name: select_pair(pairs, keys[best], keys[name]) for name in names if name != best and pairs is not None}
     words = ""
-    for verdict in (NOISE, SEEDS_NOISE):
+    for verdict in (Verdict.WITHIN_NOISE.label, Verdict.UNDECIDED.label):
         if same := [name for name, pair in found.items() if pair and pair["verdict"] == verdict]:
             words += f", {verdict} of it: {'; '.join(same)}"
     return words
@@ -231,7 +232,7 @@ def forest(order, dataset):
     ax = axes[0, 0]
     ax.axvline(0, color="0.5", lw=0.8)
     for y, row in enumerate(order.itertuples()):
-        colour, marker = VERDICTS.get(row.verdict, ("0.4", "o"))
+        colour, marker = VERDICTS.get(row.outcome, ("0.4", "o"))
         ax.plot(list(row.per_seed.values()), [y + 0.3] * len(row.per_seed), ".", color="0.35", ms=3.5, zorder=3)
         ax.plot([row.low, row.high], [y, y], color=colour, lw=6, alpha=0.35, solid_capstyle="butt", zorder=1)
         ax.plot([row.seeds_low, row.seeds_high], [y, y], "|-", color=colour, lw=0.9, ms=6, zorder=2)
@@ -251,7 +252,8 @@ def forest(order, dataset):
     if order.empty:
         ax.text(0.5, 0.5, "no published pair has been run", ha="center", transform=ax.transAxes)
     sns.despine(ax=ax, left=True)
-    figure.sentence = f"Of {len(order)} published orders {counted(order)}."
+    counts = ", ".join(f"{(order['outcome'] == outcome).sum()} {outcome}" for outcome in OUTCOMES)
+    figure.sentence = f"Of {len(order)} published orders: {counts}."
     figure.alt = f"Differences in accuracy with intervals, beside the published ones. {figure.sentence}"
     return figure
 
@@ -282,5 +284,5 @@ def gallery(pages, titles=None):
         alt = escape(figure.alt or describe(figure))
         heading = (titles or {}).get(name, name.replace("_", " "))
         lines += ["", f"## {heading}", "", f'<img src="{name}.png" alt="{alt}">', ""]
-        lines += [markdown(figure.sentence or describe(figure))]
+        lines += [escape_markdown(figure.sentence or describe(figure))]
     return "\n".join(lines) + "\n"

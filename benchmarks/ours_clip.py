@@ -9,7 +9,8 @@ from datadream_utils.backbones.load import load_clip, model_identity
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.classifier.train import clip_image_size, evaluated_set, fit, training_sets
-from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import check_images
 from datadream_utils.files import digest
 from datadream_utils.runs.device import choose_device
 from datadream_utils.runs.stage import Stage

@@ -28,8 +28,9 @@ from benchmarks import (
 )
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier import train
-from datadream_utils.data.dataset import few_shot, flatten, load_dataset
+from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import centre_square, to_tensor
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.lora import WEIGHTS, detach_lora, save_lora
 from datadream_utils.params import ROOT

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import plan_adapters
 from datadream_utils.diffusion.denoising import Batches
 from datadream_utils.errors import InputError

@@ -11,7 +11,8 @@ from conftest import same_progress
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
-from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate
 from datadream_utils.diffusion.recipe import Recipe

@@ -42,7 +42,7 @@ from datadream_utils.classifier.train import (
     train_classifier,
     train_steps,
 )
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 
 

@@ -14,8 +14,8 @@ from datadream_utils.classifier.augment import Augment, Mix
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
 from datadream_utils.classifier.pictures import load_batches, tested_split
-from datadream_utils.data.dataset import stable_seed
 from datadream_utils.runs.device import DTYPES, advise_on_memory
+from datadream_utils.seeds import stable_seed
 
 MIN_LR = 1e-8  # where the warm-up starts and the cosine ends
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from datadream_utils.data.dataset import Dataset, check_images, few_shot, flatten, load_dataset
+from datadream_utils.data.dataset import Dataset, flatten, load_dataset
+from datadream_utils.data.images import check_images
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.files import digest, read_json, remove, write_json
 from datadream_utils.params import MACHINE, STAGES, RunParams, make_params, resolve

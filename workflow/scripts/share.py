@@ -22,7 +22,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_folder
+from datadream_utils.files import atomic_write
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
 from datadream_utils.runs.stage import check_made
@@ -50,7 +50,8 @@ def share(run, to, data_root="data"):
         check_made(run / name, {"adapt": "01_adapt_sd", "generate": "02_generate"}.get(name, "03_train_clip"))
     parameters = next(iter(made.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
-    with atomic_folder(to) as temporary:
+    with atomic_write(to, keep_existing=True) as temporary:
+        temporary.mkdir()
         shots = next((run / name / "shots.txt" for name in made if (run / name / "shots.txt").is_file()), None)
         if shots:
             shutil.copyfile(shots, temporary / "shots.txt")

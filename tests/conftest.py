@@ -1,7 +1,5 @@
 """Shared pieces: the notebooks' own defaults as parameters, the shipped tiny models, small data sets."""
 
-import ast
-
 import nbformat
 import numpy as np
 import papermill
@@ -11,16 +9,13 @@ from PIL import Image
 
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.data.dataset import load_dataset
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+from datadream_utils.data.shots import few_shot
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
+from datadream_utils.runs.progress import no_progress
+from datadream_utils.runs.run import Run
+from datadream_utils.runs.stage import stage_of
 
 torch.set_num_threads(1)
-
-
-def notebook_defaults(stage):
-    """The values in the parameters cell of a stage's notebook."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", 4)
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
 
 
 @pytest.fixture
@@ -30,6 +25,21 @@ def make_params(tmp_path):
     def make(stage, **changes):
         defaults = notebook_defaults(stage) | {"output_root": str(tmp_path / "outputs")}
         return STAGES[stage].make(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_run(make_params, mnist):
+    """``make_run("adapt", n_shot=2)``: a ``Run`` of the digits (or ``data``) without progress on the screen.
+
+    ``source``: the stage that it builds on, where a test has one; it is not looked for.
+    """
+
+    def make(stage, data=mnist, source=None, shard="", progress=no_progress, **changes):
+        params = make_params(stage, **changes)
+        shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
+        return Run(params, stage_of(params), data, shots, "cpu", source, shard, progress)
 
     return make
 
@@ -60,11 +70,6 @@ def folder_dataset(tmp_path):
                 pixels = rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "mine" / split / name / f"{i}.png")
     return tmp_path / "mine"
-
-
-def same_progress(iterable, total=None, label=""):
-    """A silent progress, for tests that call stages directly."""
-    return iterable
 
 
 def run_notebook(stage, folder, **changes):

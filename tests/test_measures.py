@@ -321,7 +321,7 @@ def test_of_very_many_images_some_are_looked_at(monkeypatch, pictures, tmp_path)
     features.encode_real(None, pictures, tmp_path)
     assert seen[2] == seen[3] == pictures
     monkeypatch.setattr(features, "LEAST", 3)
-    monkeypatch.setattr(features, "generated_files", lambda stage, n_classes: pictures)
+    monkeypatch.setattr(features, "read_generated", lambda stage, n_classes: pictures)
     features.encode_generated(None, SimpleNamespace(folder=tmp_path / "run" / "generate", digest=""), 3)
     assert seen[4] == [paths[:3] for paths in pictures]
 

@@ -22,7 +22,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from datadream_utils.analysis.compare import paired
-from datadream_utils.analysis.results import to_latex, to_markdown, wilson_interval
+from datadream_utils.analysis.results import to_latex, to_markdown
+from datadream_utils.classifier.evaluate import wilson_interval
 from datadream_utils.data.dataset import Dataset, load_dataset
 from datadream_utils.data.folders import safe_dir
 from datadream_utils.data.images import SUFFIXES, centre_square, read_image

@@ -19,10 +19,9 @@ from datadream_utils.analysis.results import (
     tables,
     to_latex,
     to_markdown,
-    wilson_interval,
-    write_results,
     write_tables,
 )
+from datadream_utils.classifier.evaluate import wilson_interval, write_results
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS

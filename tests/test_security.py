@@ -13,13 +13,16 @@ from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_results, write_tables
-from datadream_utils.classifier.train import make_classifier, stage_name, train_and_test, training_sets
+from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_tables
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import write_results
+from datadream_utils.classifier.train import stage_name, train_and_test, training_sets
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
 from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, generate, generated_files
+from datadream_utils.diffusion.generate import generate, read_generated
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.errors import InputError
 from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
@@ -289,7 +292,7 @@ def _generated(folder, file_name):
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
     refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
-    refuses("metadata.jsonl", generated_files, Stage("generate", tmp_path / "run" / "generate", {}), 1)
+    refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate", {}), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
@@ -340,7 +343,7 @@ def test_a_runs_files_hold_no_pickle(make_params, pipe, clip, folder_dataset, tm
         elif name == "generate":
             generate(pipe, Recipe(p.system, data, shots, 0), p, made[name], made["adapt"], None, same_progress)
         else:
-            sets = training_sets("R+S", shots, generated_files(made["generate"], 2), p, 32)
+            sets = training_sets("R+S", shots, read_generated(made["generate"], 2), p, 32)
             model = make_classifier(copy.deepcopy(clip[0]), clip[1], data, p)
             predictions, history = train_and_test(model, clip[2], data, sets, p, 32, same_progress)
             model.save(made[name].folder / "classifier")

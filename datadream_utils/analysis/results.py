@@ -1,18 +1,16 @@
 """Numbers: intervals, the result file of a classifier, the tidy table of all runs, the paper's main table."""
 
-import json
 from pathlib import Path
 from string import ascii_lowercase
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from datadream_utils.analysis.published import load as load_published
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import atomic_write, inside, latex, markdown, read_json, write_json
+from datadream_utils.files import atomic_write, inside, latex, markdown, read_json
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import check_made
+from datadream_utils.runs.stage import Stage
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
@@ -31,54 +29,10 @@ TABLES = {
 }
 
 
-def wilson_interval(n_correct, n):
-    """Wilson's 95 % interval of a proportion, as two shares in [0, 1]."""
-    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def confusion(predictions, n_classes):
     """Counts (n_classes, n_classes): row is the true class, column the predicted one."""
     counts, classes = pd.crosstab(predictions["label"], predictions["prediction"]), range(n_classes)
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
-
-
-def write_results(stage, p, data, predictions, history):
-    """Write predictions.parquet, history.csv and metrics.json (accuracies in percent); return the metrics."""
-    low, high = wilson_interval(int(predictions["correct"].sum()), len(predictions))
-    per_class = predictions.groupby("label")["correct"].mean()
-    metrics = {
-        "dataset": data.name,
-        "method": p.method,
-        "setting": p.setting,
-        "n_shot": p.n_shot,
-        "seed": p.seed,
-        "variant": p.variant,
-        "classifier": "clip" if p.classifier == "clip" else "resnet",
-        "protocol": p.protocol,
-        "accuracy": round(100 * float(predictions["correct"].mean()), 4),
-        "interval_95": [round(100 * low, 4), round(100 * high, 4)],
-        "n_test": len(predictions),
-        "per_class": {data.class_names[label]: round(100 * share, 4) for label, share in per_class.items()},
-        "parameters": p.identity(),
-    }
-    with atomic_write(stage.folder / "predictions.parquet") as temporary:
-        predictions.to_parquet(temporary, index=False)
-    if history:
-        with atomic_write(stage.folder / "history.csv") as temporary:
-            pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
-    write_json(stage.folder / "metrics.json", metrics)
-    return metrics
-
-
-def read_results(stage):
-    """``(metrics, predictions, history)`` of a finished train stage; history is None for zero-shot CLIP."""
-    history = stage.folder / "history.csv"
-    return (
-        json.loads((stage.folder / "metrics.json").read_text()),
-        pd.read_parquet(stage.folder / "predictions.parquet"),
-        pd.read_csv(history) if history.exists() else None,
-    )
 
 
 def load_results(output_root):
@@ -100,7 +54,7 @@ def load_results(output_root):
 
 
 def _read_metrics(folder):
-    check_made(folder, "03_train_clip", ["metrics.json", "predictions.parquet"])
+    Stage(folder.name, folder).check_files(["metrics.json", "predictions.parquet"])
     path, fix = folder / "metrics.json", f"delete {folder} and run 03_train_clip again"
     metrics = {"classifier": "clip", "protocol": "sound"} | read_json(path, fix)
     for key, kind in METRICS.items():
@@ -133,11 +87,11 @@ def example_pictures(output_root, dataset, n_shot, label, count):
         if method.generates and seeds:
             folder = found[(name, min(seeds))]
             source = folder / "metadata.jsonl"
-            check_made(folder.parent, "02_generate", ["images/metadata.jsonl"])
+            Stage("generate", folder.parent).check_files(["images/metadata.jsonl"])
             rows = read_json(source, f"delete {folder.parent} and run 02_generate again", lines=True)
             shown = [row.get("file_name") for row in rows if row.get("label") == label][:count]
             pictures[method.label] = [inside(folder, name, source) for name in shown]
-            check_made(folder.parent, "02_generate", [f"images/{name}" for name in shown])
+            Stage("generate", folder.parent).check_files([f"images/{name}" for name in shown])
     return pictures
 
 

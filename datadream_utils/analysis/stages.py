@@ -1,6 +1,5 @@
 """Every finished stage of every run under a folder, and what a variant changes: tidy tables for the analysis."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +7,7 @@ import pandas as pd
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import SINCE
+from datadream_utils.runs.stage import Stage
 
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
                  "n_real", "parameters", "digest", "folder")  # fmt: skip
@@ -31,8 +30,8 @@ def load_stages(output_root):
 
 def _row(path):
     try:
-        manifest = json.loads(path.read_text())
-        parameters = SINCE.get(manifest["stage"], {}) | manifest["parameters"]
+        manifest = Stage(path.parent.name, path.parent).manifest()
+        parameters = manifest["parameters"]
         return {
             "run": path.parent.parent.name,
             "stage": manifest["stage"],
@@ -40,7 +39,7 @@ def _row(path):
             **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
             "seconds": _seconds(manifest),
             "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
-            "n_real": len(manifest.get("shots", ())),
+            "n_real": len(manifest["shots"]) if manifest["stage"] == "adapt" else 0,
             "parameters": parameters,
             "digest": manifest.get("images_sha256", ""),
             "folder": path.parent,

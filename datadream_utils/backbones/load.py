@@ -16,7 +16,6 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import digest
 from datadream_utils.params import resolve
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
 
 
@@ -63,13 +62,6 @@ ROLES = {  # by parameter
         alternatives=("llava-hf/llava-1.5-7b-hf", "Salesforce/blip-image-captioning-base", "stand-in"),
     ),
 }
-
-
-def weight_dtype(mixed_precision, device):
-    """The dtype of frozen weights: float32, or half precision; InputError for fp16 on a CPU."""
-    if mixed_precision == "fp16" and device == "cpu":
-        raise InputError("mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16' on a CPU.")
-    return DTYPES[mixed_precision]
 
 
 def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.float32):

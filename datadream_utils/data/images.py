@@ -146,10 +146,7 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def write_png(path, image, notes=None):
-    """Write a PIL image as PNG, whole or not at all. notes: ``{name: text}``, kept in the file's text chunks."""
-    info = PngImagePlugin.PngInfo()
-    for name, text in (notes or {}).items():
-        info.add_text(name, str(text))
+def write_png(path, image):
+    """Write a PIL image as PNG, whole or not at all."""
     with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG")

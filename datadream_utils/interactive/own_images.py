@@ -1,6 +1,5 @@
 """Somebody's own folder of images: a look into it, stages 1 to 3 by running their notebooks, and what they bring."""
 
-import ast
 import shutil
 
 import pandas as pd
@@ -10,8 +9,8 @@ from datadream_utils.analysis.compare import paired
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import check_images
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write, read_json, sha256s
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, Count, RunParams, read_params_file, resolve
+from datadream_utils.files import atomic_write, sha256s
+from datadream_utils.params import NOTEBOOKS, ROOT, Count, RunParams, read_params_file, resolve
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -86,15 +85,6 @@ def run_notebook(stage, values):
         extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
     )
     return folder
-
-
-def made_with(folder, stage, **changes):
-    """The parameters of ``stage`` of the run in ``folder``, with ``changes``; for "train" those of its R+S."""
-    defaults = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"))
-    values = {name: ast.literal_eval(entry["default"]) for name, entry in defaults.items()}
-    kept = folder / ("train-R+S" if stage == "train" else stage) / "parameters.json"
-    values |= read_json(kept, f"run {NOTEBOOKS[stage]} first") | {"output_root": str(folder.parent)}
-    return STAGES[stage].make(**values | changes)
 
 
 def gain(generated, alone):

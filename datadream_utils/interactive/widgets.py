@@ -5,16 +5,17 @@ Where a notebook runs without a front end (papermill, nbconvert) only the pictur
 the question by itself, and no widget is made: the executed file holds no widget state.
 """
 
+import inspect
 import io
 from functools import cache, cached_property
 
 import ipywidgets
 import numpy as np
-from IPython.display import display
+from IPython.display import Markdown, display
 from PIL import Image, ImageFilter
 
 from datadream_utils.data.images import read_image
-from datadream_utils.diffusion.probe import lora_spectra, nearest
+from datadream_utils.diffusion.probe import find_nearest, lora_spectra
 from datadream_utils.errors import InputError
 from datadream_utils.interactive import widget_figures
 from datadream_utils.plots import style as plots
@@ -167,7 +168,7 @@ def gallery(sets, shots, class_names, features, label=0, method="", count=8):
     def draw(class_name, method):
         k = class_names.index(class_name)
         drawn = sets[method][k][:count]
-        indices, likeness = nearest(features(drawn), of_shots(k))
+        indices, likeness = find_nearest(features(drawn), of_shots(k))
         near = [shots[k][i] for i in indices]
         title = f"{method}, {class_name}: each sample and the real shot most like it (cosine of CLIP features)"
         return plots.show_grid(
@@ -222,15 +223,16 @@ class PredictionBox(Explorer):
     """What does the classifier make of *your* picture? An upload, or a drawing on a grid of ``PEN`` x ``PEN`` buttons.
 
     The grid is plain ipywidgets: no further package, and Tab and Space draw as well as a mouse does.
-    predict: ``predict(PIL image) -> (what the classifier sees, probabilities)``; example: the picture shown first;
-    drawing: offer the grid, for white digits on black.
+    predict: ``predict(PIL image) -> (what the classifier sees, probabilities)``; example: the path of the picture that
+    is shown first; drawing: offer the grid, for white digits on black.
     """
 
     def __init__(self, predict, class_names, example, drawing=True):
+        picture = read_image(example)
         super().__init__(
-            lambda picture: widget_figures.prediction(picture, *predict(picture), list(class_names)), {}, [example]
+            lambda picture: widget_figures.prediction(picture, *predict(picture), list(class_names)), {}, [picture]
         )
-        self.picture, self.drawing, self.clearing = example, drawing, False
+        self.picture, self.drawing, self.clearing = picture, drawing, False
 
     def figure(self):
         """The picture as it stands, and what is predicted."""
@@ -295,3 +297,8 @@ def pen_picture(cells):
     picture = Image.new("L", (28, 28))
     picture.paste(drawn, (4, 4))
     return picture.filter(ImageFilter.GaussianBlur(0.7)).convert("RGB")
+
+
+def show_source(function):
+    """Show a function's source, highlighted, as the cell's output."""
+    display(Markdown(f"```python\n{inspect.getsource(function)}```"))

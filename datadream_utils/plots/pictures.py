@@ -11,7 +11,7 @@ from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.errors import InputError
 from datadream_utils.files import literal
 from datadream_utils.plots.results import ADAPTED, BOTH, COLUMN, NORMAL, SMALL, described, empty, label
-from datadream_utils.plots.style import PrintFigure
+from datadream_utils.plots.style import PrintFigure, show_grid
 
 # Frames of the shots, innermost first; told apart by the colour-blind (Okabe and Ito) and by their dashes.
 FRAMES = {1: ("#E69F00", ":"), 4: ("#D55E00", "--"), 8: ("#56B4E9", "-."), 16: ("#009E73", "-")}
@@ -156,3 +156,14 @@ def _pairs(part, pairs, side):
         axes[0, column].set_title(f"{row.distance:.3f}", fontsize=SMALL)
     for line, words in enumerate(("drawn", "shot")):
         axes[line, 0].set_ylabel(words, fontsize=SMALL)
+
+
+def real_beside_synthetic(shots, images, class_names, title):
+    """A row per class: five of the few shots, a gap, ten generated images. shots, images: paths by label."""
+    shown = max((min(len(of_class), 10) for of_class in images), default=0)
+    rows = [
+        [*real[:5], *[None] * (6 - len(real[:5])), *generated[:10]]
+        for real, generated in zip(shots[:100], images[:100], strict=True)
+    ]
+    titles = ["real"] + [""] * 5 + (["synthetic"] + [""] * 9)[:shown]
+    return show_grid(rows, list(class_names[:100]), titles, title)

@@ -4,7 +4,7 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.files import literal
-from datadream_utils.plots.style import new_figure
+from datadream_utils.plots.style import new_figure, noising_steps  # noqa: F401
 
 
 def loss_curves(losses, title="Denoising loss", window=20):

@@ -119,11 +119,6 @@ def latex(text):
     return " ".join(text.split()).translate(TEX)
 
 
-def literal(text):
-    """A name as a figure of matplotlib shows it literally: no dollar in it begins a formula."""
-    return text.replace("$", r"\$")
-
-
 @contextmanager
 def atomic_write(path):
     """Give a temporary path beside ``path`` to write a file or folder to; it takes the name only when complete.

@@ -20,12 +20,11 @@ from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import example_recipe, sample
 from datadream_utils.diffusion.lora import adapted_layers, fused_lora, read_lora
 from datadream_utils.errors import InputError
-from datadream_utils.interactive import widgets
-from datadream_utils.interactive.widget_figures import effective_rank
+from datadream_utils.interactive import explorer, model_widgets, prediction_widgets
 from datadream_utils.params import AdaptParams
-from datadream_utils.plots import results as figures
-from datadream_utils.plots import style as plots
-from datadream_utils.plots.style import describe, show_grid
+from datadream_utils.plots import gallery, style
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.style import alt_from_titles, empty_figure
 from datadream_utils.runs.stage import stage as run_stage
 
 KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.ToggleButtons, ipywidgets.ToggleButton, ipywidgets.Button,
@@ -108,8 +107,8 @@ def test_spectra_are_those_of_the_whole_product(pipe, adapted):
 
 
 def test_effective_rank():
-    assert effective_rank(np.array([1.0, 0, 0])) == 1 and effective_rank(np.ones(10)) == 9
-    assert effective_rank(np.zeros(4)) == 0
+    assert model_widgets.effective_rank(np.array([1.0, 0, 0])) == 1 and model_widgets.effective_rank(np.ones(10)) == 9
+    assert model_widgets.effective_rank(np.zeros(4)) == 0
 
 
 def test_nearest_is_the_largest_cosine():
@@ -131,88 +130,99 @@ def shown(monkeypatch):
         def update(self, thing):
             seen.append(("update", thing))
 
-    for module in (widgets, plots):
+    for module in (explorer, gallery):
         monkeypatch.setattr(module, "display", lambda thing, display_id=False: seen.append(thing) or Handle())
     return seen
 
 
 def _explorer():
     draw = lambda t, name: show_grid([[np.full((2, 2), t / 9)]], title=f"{name} at {t}")  # noqa: E731
-    return widgets.Explorer(draw, {"Timestep t": [0, 9], "Name": ["a", "b"]}, [9, "a"], lambda: show_grid([[None]]))
+    return explorer.Explorer(draw, {"Timestep t": [0, 9], "Name": ["a", "b"]}, [9, "a"], lambda: show_grid([[None]]))
 
 
 def test_without_a_front_end_only_a_picture_is_shown_and_no_widget_is_made(shown):
-    explorer = _explorer()
-    explorer._ipython_display_()
+    browser = _explorer()
+    browser._ipython_display_()
     assert len(shown) == 1 and list(shown[0]._repr_mimebundle_()[0]) == ["image/png"]
-    assert "controls" not in explorer.__dict__
+    assert "controls" not in browser.__dict__
 
 
 def test_live_controls_are_labelled_and_redraw_the_picture_in_its_place(shown, monkeypatch):
-    monkeypatch.setattr(widgets, "is_live", lambda: True)
-    explorer = _explorer()
-    explorer._ipython_display_()
+    monkeypatch.setattr(explorer, "is_live", lambda: True)
+    browser = _explorer()
+    browser._ipython_display_()
     panel, first = shown
-    assert describe(first) == "a at 9"
+    assert alt_from_titles(first) == "a at 9"
     slider, words = panel.children
     assert isinstance(slider, ipywidgets.SelectionSlider) and isinstance(words, ipywidgets.ToggleButtons)
     assert (slider.description, words.description) == ("Timestep t", "Name")
     slider.value, words.value = 0, "b"
-    assert [describe(thing[1]) for thing in shown[2:]] == ["a at 0", "b at 0"]
+    assert [alt_from_titles(thing[1]) for thing in shown[2:]] == ["a at 0", "b at 0"]
 
 
-def test_a_live_notebook_has_the_pictures_words_where_jupyterlab_shows_them(monkeypatch):
-    monkeypatch.setattr(plots, "is_live", lambda: True)
+def test_a_live_notebook_has_the_alt_text_where_jupyterlab_shows_it(monkeypatch):
+    monkeypatch.setattr(style, "is_live", lambda: True)
     data, metadata = show_grid([[np.zeros((2, 2))]], title='"a photo of a seven"')._repr_mimebundle_()
     assert data["text/html"].startswith('<img alt="&quot;a photo of a seven&quot;" src="data:image/png;base64,iVBOR')
     assert metadata == {"image/png": {"alt": '"a photo of a seven"'}}
 
 
-def _said(words):
+def _with_finding(words):
     figure = show_grid([[np.zeros((2, 2))]], title=words)
-    figure.sentence = f"{words} is *drawn*."
-    return figure
+    return style.describe(figure, f"A grid of {words}.", f"{words} is *drawn*.")
 
 
-def test_what_a_figure_says_stands_above_it_and_changes_with_it(shown, monkeypatch):
-    browser = widgets.choose(_said, "Which", {"first": "a", "second": "b"}, "b")
+def test_a_caption_stands_above_its_figure_and_changes_with_it(shown, monkeypatch):
+    browser = explorer.choose(_with_finding, "Which", {"first": "a", "second": "b"}, "b")
     browser._ipython_display_()
     words, picture = shown
     assert words.data == "**b is &#42;drawn&#42;.**" and picture is browser.still()
-    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    monkeypatch.setattr(explorer, "is_live", lambda: True)
     browser._ipython_display_()
     browser.controls["Which"].value = "first"
     assert [type(thing).__name__ for thing in shown[2:5]] == ["Markdown", "Panel", "NotebookFigure"]
-    assert shown[-1][1].data == "**a is &#42;drawn&#42;.**" and describe(shown[-2][1]) == "a"
-    plots.show(figures.empty("Nothing is there."))
-    assert shown[-1].data == "Nothing is there."
+    assert shown[-1][1].data == "**a is &#42;drawn&#42;.**" and alt_from_titles(shown[-2][1]) == "a"
+    assert picture.alt_text() == "A grid of b. b is *drawn*."
+
+
+def test_where_the_runs_are_too_few_the_committed_figure_stands_below(shown):
+    gallery.show(empty_figure("order", "Nothing has been run."))
+    reason, label, picture = shown
+    assert reason.data == "Nothing has been run." and "committed results (`figures/tiny/order.png`" in label.data
+    data, metadata = picture._repr_mimebundle_()
+    assert "image/png" in data and metadata["alt"].startswith("Committed results.")
+    gallery.show_table("order", "| a |", complete=False)
+    assert shown[3].data.endswith("| a |") and "figures/tiny/order.md" in shown[4].data and "|---|" in shown[5].data
+    gallery.show_table("order", "| a |")
+    assert len(shown) == 7
 
 
 def test_the_confusion_browser_starts_at_the_most_frequent_mistake(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     rows = [("x.png", 0, 0, 0.9)] * 5 + [("x.png", 0, 1, 0.8)] + [("x.png", 1, 0, 0.6), ("x.png", 1, 0, 0.7)]
     predictions = pd.DataFrame(rows, columns=["file", "label", "prediction", "probability"])
-    browser = widgets.confusion_browser(predictions, tmp_path, ("cat", "dog"))
+    browser = prediction_widgets.confusion_browser(predictions, tmp_path, ("cat", "dog"))
     assert browser.start == ["dog", "cat"]
-    assert "'dog' taken for 'cat': 2 of 2" in describe(browser.still()) and "70%" in describe(browser.still())
-    assert "'dog' taken for 'cat': 2 of 2, the surest: 70%, 60%. Beside" in browser.still().alt
+    words = alt_from_titles(browser.still())
+    assert "'dog' taken for 'cat': 2 of 2" in words and "70%" in words
+    assert "'dog' taken for 'cat': 2 of 2, the surest: 70%, 60%." in browser.still().alt
     browser.controls["True class"].value = "cat"
-    assert "'cat' recognised: 5 of 6" in describe(browser.figure())
+    assert "'cat' recognised: 5 of 6" in alt_from_titles(browser.figure())
     browser.controls["Predicted class"].value, browser.controls["True class"].value = "dog", "dog"
-    assert "'dog' recognised: 0 of 2" in describe(browser.figure())
+    assert "'dog' recognised: 0 of 2" in alt_from_titles(browser.figure())
 
 
-def test_the_gallery_shows_the_nearest_shot(mnist):
+def test_each_sample_is_shown_with_its_nearest_shot(mnist):
     shots = [files[:3] for files in mnist.files["train"]]
     pixels = lambda paths: torch.nn.functional.normalize(  # noqa: E731
         torch.stack([torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32).ravel()) for path in paths])
     )
-    gallery = widgets.gallery({"copies": shots}, shots, mnist.class_names, pixels, 7)
-    figure = gallery.still()
+    browser = model_widgets.nearest_shot_browser({"copies": shots}, shots, mnist.class_names, pixels, 7)
+    figure = browser.still()
     upper, lower = ([image.get_array() for image in ax.images] for ax in figure.axes)
-    assert np.array_equal(upper, lower) and "1.00" in describe(figure) and "seven" in describe(figure)
-    gallery.controls["Class"].value = "one"
-    assert "copies, one" in describe(gallery.figure())
+    assert np.array_equal(upper, lower) and "1.00" in alt_from_titles(figure) and "seven" in alt_from_titles(figure)
+    browser.controls["Class"].value = "one"
+    assert "copies, one" in alt_from_titles(browser.figure())
 
 
 def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown):
@@ -222,13 +232,13 @@ def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown):
         given.append(image)
         return np.asarray(image), np.array([0.2, 0.8])
 
-    box = widgets.PredictionBox(predict_one, ("zero", "one"), Image.new("RGB", (28, 28)))
-    box.handle = widgets.display("picture")
+    box = prediction_widgets.PredictionBox(predict_one, ("zero", "one"), Image.new("RGB", (28, 28)))
+    box.picture_shown = explorer.display("picture")
     for row in range(1, 11):
         box.controls[f"row {row}, column 5"].value = True
     drawn = np.asarray(given[-1])[..., 0].astype(float)
     assert drawn.shape == (28, 28) and drawn[:, 12:14].mean() > 100 > 5 > drawn[:, :8].max()
-    assert len(given) == 10 and "one: 80%" in describe(shown[-1][1])
+    assert len(given) == 10 and "one: 80%" in alt_from_titles(shown[-1][1])
     box.controls["Clear the drawing"].click()
     assert np.asarray(given[-1]).max() == 0 and len(given) == 11
     buffer = io.BytesIO()
@@ -240,7 +250,7 @@ def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown):
 
 
 def test_every_control_is_one_that_the_keyboard_can_use_and_says_what_it_is(shown):
-    box = widgets.PredictionBox(lambda image: (image, np.ones(1)), ("x",), Image.new("RGB", (2, 2)))
+    box = prediction_widgets.PredictionBox(lambda image: (image, np.ones(1)), ("x",), Image.new("RGB", (2, 2)))
     for control in [*_explorer().controls.values(), *box.controls.values()]:
         if not isinstance(control, ipywidgets.Label):
             assert isinstance(control, KEYBOARD) and (control.description or control.tooltip)

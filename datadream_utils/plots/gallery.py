@@ -23,7 +23,9 @@ def caption(figure):
 
 def show(figure):
     """Display a figure's caption and the figure; where the runs are too few, the committed figure too."""
-    display(caption(figure))
+    words = caption(figure)
+    if words.data:
+        display(words)
     if not figure.reason:
         display(figure)
     show_committed(figure)
@@ -33,7 +35,8 @@ def show_committed(figure):
     """Display the committed figure where the runs are too few for the comparison that the figure is made for."""
     file = COMMITTED / f"{figure.name}.png"
     if not figure.complete and file.is_file():
-        display(committed_label(file), Image(filename=file, alt=f"Committed results. {FIGURES[figure.name].caption}"))
+        display(committed_label(file))
+        display(Image(filename=file, alt=f"Committed results. {FIGURES[figure.name].caption}"))
 
 
 def show_table(name, text, complete=True):
@@ -44,7 +47,8 @@ def show_table(name, text, complete=True):
     display(Markdown(f"{TABLES[name].caption}\n\n{text}"))
     file = COMMITTED / f"{name}.md"
     if not complete and file.is_file():
-        display(committed_label(file), Markdown(file.read_text(encoding="utf-8")))
+        display(committed_label(file))
+        display(Markdown(file.read_text(encoding="utf-8")))
 
 
 def committed_label(file):

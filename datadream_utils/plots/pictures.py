@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.results import generated
+from datadream_utils.analysis.stages import generated
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.errors import InputError
 from datadream_utils.methods import short_label

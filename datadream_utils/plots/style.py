@@ -34,13 +34,13 @@ class NotebookFigure(Figure):
     """A matplotlib figure that a notebook shows as a picture when it is a cell's last value, without pyplot.
 
     name: its entry in ``catalogue.FIGURES`` ("": none); alt: what is drawn ("": ``alt_from_titles``); finding: what
-    the data say, at most 25 words; reason: why there is nothing to draw ("": there is); missing: what has not been
-    run and would be drawn too; dots: per inch on a screen.
+    the data say, at most 25 words; reason: why there is nothing to draw ("": there is); complete: False where the
+    runs are too few for the comparison that the figure is made for; dots: per inch on a screen.
     """
 
     dots = 90
     name = alt = finding = reason = ""
-    missing = ()
+    complete = True
 
     def alt_text(self):
         """What a screen reader reads: what is drawn and what it shows."""

@@ -190,7 +190,7 @@ def test_where_the_runs_are_too_few_the_committed_figure_stands_below(shown):
     reason, label, picture = shown
     assert reason.data == "Nothing has been run." and "committed results (`figures/tiny/order.png`" in label.data
     data, metadata = picture._repr_mimebundle_()
-    assert "image/png" in data and metadata["alt"].startswith("Committed results.")
+    assert "image/png" in data and metadata["image/png"]["alt"].startswith("Committed results.")
     gallery.show_table("order", "| a |", complete=False)
     assert shown[3].data.endswith("| a |") and "figures/tiny/order.md" in shown[4].data and "|---|" in shown[5].data
     gallery.show_table("order", "| a |")

@@ -97,7 +97,7 @@ def lora_browser(pipe, folders):
 def lora_changes(spectra, layer, name):
     """How much each layer changes, and the singular values of ``layer``.
 
-    spectra: ``probe.lora_spectra``, ``{layer: (singular values, change relative to the weights)}``; name: of the adapter.
+    spectra: ``probe.lora_spectra``, ``{layer: (singular values, relative change)}``; name: the adapter's.
     """
     figure, axes = new_figure(1, 2, 9, 3, width_ratios=(3, 2))
     left, right = axes[0]

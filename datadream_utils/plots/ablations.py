@@ -1,6 +1,6 @@
 """Figures of the ablations: what one parameter changes, and what adaptation brings for its cost."""
 
-from datadream_utils.analysis.ablations import study_that_moves, value_words
+from datadream_utils.analysis.ablations import format_value, study_command
 from datadream_utils.analysis.compare import Verdict, compare_seeds
 from datadream_utils.analysis.results import BLOCKS
 from datadream_utils.catalogue import ABLATIONS
@@ -23,14 +23,14 @@ from datadream_utils.plots.style import (
 def ablation_lines(table, parameter, baseline=None):
     """Mean accuracy over seeds against ``parameter``, whiskers of one deviation, a panel per block of the main table.
 
-    table: ``ablations.summary``; baseline: accuracy (%) of Real-finetune, drawn as a line beside R+S where
+    table: ``ablations.summarise_ablation``; baseline: accuracy (%) of Real-finetune, drawn as a line beside R+S where
     ``parameter`` does not change it. Where Real-finetune is the reference (images added to its shots), each seed's
     difference to it is drawn instead: the seeds share test images and shots, so their differences vary less than their
     accuracies.
     """
     name = f"ablation_{parameter}"
     if table.empty:
-        return empty_figure(name, f"No runs differ in {parameter} alone: {study_that_moves(parameter)}")
+        return empty_figure(name, f"No runs differ in {parameter} alone: {study_command(parameter)}")
     blocks, by_share = table["setting"].map(BLOCKS), parameter == "synthetic_per_class"
     figure, axes = panels(blocks.nunique(), COLUMN if blocks.nunique() == 1 else BOTH, 2.4)
     xlabel = ABLATIONS.get(parameter, parameter)
@@ -47,7 +47,7 @@ def ablation_lines(table, parameter, baseline=None):
             title, ylabel = f"{title}; dots: seeds, lines: means", "minus Real-finetune\n(points, same seed)"
         else:
             _draw_accuracies(ax, rows, values, baseline)
-        words = [f"{100 * v / most:.0f}" if by_share else value_words(v) for v in values]
+        words = [f"{100 * v / most:.0f}" if by_share else format_value(v) for v in values]
         ticks = [word + "\n(default)" * (value in default) for word, value in zip(words, values, strict=True)]
         ax.set_xticks(range(len(values)), ticks)
         label_axes(ax, xlabel, ylabel, title)
@@ -98,9 +98,12 @@ def _beyond_noise(table):
 
 
 def compute_lines(table):
-    """Accuracy on synthetic images alone against the images that adaptation processes; table: ``ablations.compute``."""
+    """Accuracy on synthetic images alone against the images that adaptation processes.
+
+    table: ``ablations.join_compute``.
+    """
     if table.empty:
-        reason = f"No runs differ in how long an adapter is trained: {study_that_moves('adapt_epochs')}"
+        reason = f"No runs differ in how long an adapter is trained: {study_command('adapt_epochs')}"
         return empty_figure("ablation_compute", reason)
     figure, (ax,) = panels(1, COLUMN, 2.6)
     styles = {"n_shot": "-", "adapt_epochs": "--"}

@@ -1,7 +1,7 @@
 """Figures of how near generated images are to real ones: distance against gain, fidelity against diversity."""
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.alignment import KINDS, MEASURES, REAL
+from datadream_utils.analysis.alignment import CORRELATIONS, MEASURES, REAL
 from datadream_utils.analysis.compare import Verdict, seeds_interval
 from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
@@ -22,11 +22,11 @@ from datadream_utils.plots.style import (
 REFERENCES = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}  # by what a gain is measured against
 
 
-def alignment_scatter(points, correlations, setting, measure="frechet", space="CLIP features"):
+def alignment_scatter(points, correlations, setting, space="CLIP features"):
     """The distance of a class to real images against its gain in accuracy, a point per method and class.
 
-    points: ``alignment.against_gains``; correlations: ``{kind: numbers}`` of this setting and measure; space: what the
-    distance is measured in.
+    points: ``alignment.join_gains`` of ``setting``; correlations: ``alignment.correlate_settings``; space: the features
+    in which the distance is measured.
     """
     name = f"alignment_{setting.replace('+', '')}"
     if points.empty:
@@ -41,13 +41,14 @@ def alignment_scatter(points, correlations, setting, measure="frechet", space="C
         ax.set_xscale("log")
     else:  # an unbiased distance may be negative
         ax.set_xscale("symlog", linthresh=float(points["distance"].abs().median()))
-    label_axes(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {REFERENCES[setting]} (points)")
+    label_axes(ax, f"Fréchet distance to real test images\n{space}", f"gain over {REFERENCES[setting]} (points)")
     legend(figure, [ax], 3)
-    known = {kind: numbers for kind, numbers in correlations.items() if numbers["rho"] == numbers["rho"]}
-    titles = [f"{KINDS[kind]} {_interval(known[kind])}" for kind in ("within", "between") if kind in known]
+    known = correlations[(correlations["setting"] == setting) & correlations["rho"].notna()]
+    known = known.set_index("kind").to_dict("index")
+    titles = [f"{CORRELATIONS[kind]} {_interval(known[kind])}" for kind in ("within", "between") if kind in known]
     if titles:
         ax.set_title("\n".join(["Spearman's correlation:", *titles]), fontsize=NORMAL)
-    alt = f"Scatter plot, one point per method and class: {MEASURES[measure]} against gain, {SETTING_TITLES[setting]}."
+    alt = f"Scatter plot, one point per method and class: Fréchet distance against gain, {SETTING_TITLES[setting]}."
     return describe(figure, alt, _relation(known), name, can_compare(points["method"]))
 
 
@@ -71,7 +72,7 @@ def _relation(known):
 def fidelity_diversity(aligned):
     """Fidelity against diversity, means over classes; whiskers: deviation over seeds.
 
-    aligned: a row per class, method and seed with the ``MEASURES``, as from ``alignment``.
+    aligned: ``alignment.compute_alignment``.
     """
     means = aligned.groupby(["method", "seed"], as_index=False)[list(MEASURES)].mean().dropna(subset="density")
     if set(means["method"]) <= {REAL}:

@@ -29,7 +29,7 @@ CLAIMED = "datadream_cls"  # the authors write that with one shot it recreates i
 def nearest_shots(generated, held_out, space="feature"):
     """Distributions of the distance to the nearest shot, of generated and of held-out real images, as curves.
 
-    generated: ``{method: copies.nearest}``; held_out: the same of real images; space: "feature" or "pixel".
+    generated: ``{method: copies.find_nearest}``; held_out: the same of real images; space: "feature" or "pixel".
     """
     if not generated or held_out is None:
         return empty_figure("nearest_shots", NOTHING)
@@ -64,7 +64,7 @@ def _most(shares):
 def copies_by_shots(table):
     """Shares against the number of shots, means and deviations over seeds: a row of two panels per space.
 
-    table: of ``copies.of_runs``. Left: images nearer to a shot than to held-out images; right: near copies.
+    table: ``copies.compute_copies``. Left: images nearer to a shot than to held-out images; right: near copies.
     """
     if table.empty:
         return empty_figure("copies", NOTHING)

@@ -1,12 +1,14 @@
-"""Figures of the catalogue: shown with their caption, beside the committed results, and written to files."""
+"""Figures and tables of the catalogue: shown in a notebook, with the committed ones where runs lack, and written."""
 
 from html import escape
 
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 
+from datadream_utils.analysis.tables import escape_markdown, to_markdown, write_table, write_text
 from datadream_utils.catalogue import FIGURES, TABLES
-from datadream_utils.files import atomic_write, markdown
+from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT
+from datadream_utils.plots.style import StoredPicture
 
 COMMITTED = ROOT / "figures" / "tiny"
 DPI = 150
@@ -15,9 +17,9 @@ DPI = 150
 def caption(figure):
     """A figure's words as Markdown: its finding in bold and its fixed caption, or why there is nothing to draw."""
     if figure.reason:
-        return Markdown(markdown(figure.reason))
-    finding = f"**{markdown(figure.finding)}**" if figure.finding else ""
-    fixed = markdown(FIGURES[figure.name].caption) if figure.name else ""
+        return Markdown(escape_markdown(figure.reason))
+    finding = f"**{escape_markdown(figure.finding)}**" if figure.finding else ""
+    fixed = escape_markdown(FIGURES[figure.name].caption) if figure.name else ""
     return Markdown(" ".join(filter(None, (finding, fixed))))
 
 
@@ -36,15 +38,15 @@ def show_committed(figure):
     file = COMMITTED / f"{figure.name}.png"
     if not figure.complete and file.is_file():
         display(committed_label(file))
-        display(Image(filename=file, alt=f"Committed results. {FIGURES[figure.name].caption}"))
+        display(StoredPicture(file, f"Committed results. {FIGURES[figure.name].caption}"))
 
 
-def show_table(name, text, complete=True):
-    """Display a table's caption and its Markdown ``text``; where the runs are too few, the committed table too.
+def show_table(name, table, complete=True):
+    """Display a table of the catalogue; where the runs are too few for what it compares, the committed one too.
 
-    name: its entry in ``catalogue.TABLES``; complete: False where the runs are too few for what the table compares.
+    table: a data frame as ``analysis.tables.to_markdown`` takes it.
     """
-    display(Markdown(f"{TABLES[name].caption}\n\n{text}"))
+    display(Markdown(to_markdown(name, table)))
     file = COMMITTED / f"{name}.md"
     if not complete and file.is_file():
         display(committed_label(file))
@@ -53,10 +55,7 @@ def show_table(name, text, complete=True):
 
 def committed_label(file):
     """The line above a committed figure or table, which keeps it apart from the reader's own."""
-    return Markdown(
-        f"*Not from your runs, but the committed results (`{file.relative_to(ROOT)}`: mnist5k, 16 shots, every method, "
-        "three seeds):*"
-    )
+    return Markdown(f"*Not from your runs: the committed results (`{file.relative_to(ROOT)}`; mnist5k, three seeds).*")
 
 
 def save_figure(figure, folder, name):
@@ -68,14 +67,18 @@ def save_figure(figure, folder, name):
     return folder / f"{name}.png"
 
 
+def write_tables(tables, folder):
+    """Write tables of the catalogue, ``{name: data frame}``, in their formats into ``folder``; returns the paths."""
+    return [path for name, table in tables.items() for path in write_table(folder, name, table)]
+
+
 def write_figures(figures, folder, page):
     """Write figures of the catalogue into ``folder``, and ``<page>.md``, which shows them all; returns the png's paths.
 
     An empty figure is written only if every study has it. page: an entry of ``catalogue.TABLES``.
     """
     kept = [figure for figure in figures if FIGURES[figure.name].always or not figure.reason]
-    with atomic_write(folder / f"{page}.md") as temporary:
-        temporary.write_text(gallery(kept, TABLES[page].title), encoding="utf-8")
+    write_text(folder / f"{page}.md", gallery(kept, TABLES[page].title))
     return [save_figure(figure, folder, figure.name) for figure in kept]
 
 
@@ -84,5 +87,5 @@ def gallery(figures, title):
     lines = [f"# {title}"]
     for figure in figures:
         entry, picture = FIGURES[figure.name], f'<img src="{figure.name}.png" alt="{escape(figure.alt_text())}">'
-        lines += ["", f"## {markdown(entry.title)}", "", picture, "", caption(figure).data]
+        lines += ["", f"## {escape_markdown(entry.title)}", "", picture, "", caption(figure).data]
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ import seaborn as sns
 
 from datadream_utils.analysis.ablations import STUDY
 from datadream_utils.analysis.compare import Verdict
-from datadream_utils.analysis.per_class import marked
+from datadream_utils.analysis.per_class import judge_gains
 from datadream_utils.methods import classifier_name, short_label
 from datadream_utils.plots.style import (
     BOTH,
@@ -39,12 +39,13 @@ def _points(values):
 def gain_heatmap(gains, setting):
     """Gains as a heat map: rows are classes, columns methods, numbers points (means over seeds).
 
-    gains: ``per_class.gains``. A star: the interval over seeds excludes 0. Of many classes, those that change most.
+    gains: ``per_class.compute_gains``. A star: the interval over seeds excludes 0. Of many classes, those that change
+    most are shown.
     """
     name, rows = f"class_gains_{setting.replace('+', '')}", gains[gains["setting"] == setting]
     if rows.empty:
         return empty_figure(name, f"No {setting} classifier has its reference: {STUDY}")
-    cells = marked(rows).drop_duplicates(["method", "label"])
+    cells = judge_gains(rows).drop_duplicates(["method", "label"])
     means = cells.pivot_table("gain_mean", "label", "method", sort=False)
     beyond = cells.assign(star=cells["verdict"].isin([Verdict.ABOVE.label, Verdict.BELOW.label]))
     stars = beyond.pivot(index="label", columns="method", values="star")
@@ -79,7 +80,7 @@ def _beyond_noise(cells):
 def confusion_change_heatmap(change, class_names, method, setting):
     """The change of the confusion matrix as a heat map, in points; of many classes those that change most.
 
-    change: ``per_class.confusion_change``, (n_classes, n_classes), or None.
+    change: ``per_class.compute_confusion_change``, (n_classes, n_classes), or None.
     """
     if change is None:
         reason = f"{classifier_name(method, setting)} has no reference to compare it with: {STUDY}"
@@ -115,8 +116,8 @@ def _largest_change(change, class_names):
 def reliability_curves(bins, errors, settings=("R", "R+S")):
     """Accuracy minus certainty as curves against certainty, with the mean calibration error of each classifier.
 
-    bins: ``per_class.reliability``, of which those with fewer than 10 predictions are left out; errors:
-    ``per_class.calibration``; settings: what is drawn, with real images or ("none", "S") without.
+    bins: ``per_class.compute_reliability``, of which those with fewer than 10 predictions are left out; errors:
+    ``per_class.compute_calibration``; settings: what is drawn, with real images or ("none", "S") without.
     """
     name = "reliability_RS" if "R+S" in settings else "reliability_S"
     bins = bins[bins["setting"].isin(settings) & (bins["n"] >= 10)]

@@ -1,14 +1,11 @@
 """Figures made of pictures: grids, the paper's qualitative figure, the nearest copies side by side."""
 
-import json
-
 import numpy as np
 from matplotlib.patches import Rectangle
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.stages import generated
+from datadream_utils.analysis.results import list_pictures, select_generated
 from datadream_utils.data.images import centre_square, read_image
-from datadream_utils.errors import InputError
 from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
     BOTH,
@@ -81,23 +78,15 @@ def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
 
 
 def drawn_pictures(stages, dataset, methods, n_shots, label, seed, count=EACH):
-    """``{(method, n_shot): [path, ...]}``: the first ``count`` pictures of class ``label`` that runs of ``seed`` drew.
+    """``{(method, n_shot): [path, ...]}``: the first ``count`` pictures of class ``label`` in runs of ``seed``.
 
-    Runs that are not there have no entry. InputError when what a run wrote of its images cannot be read.
+    stages: ``results.load_stages``. Runs that are not there have no entry.
     """
-    found = {}
-    for row in generated(stages, dataset).itertuples():
-        if row.method in methods and row.n_shot in n_shots and row.seed == seed:
-            source = row.folder / "images" / "metadata.jsonl"
-            try:
-                rows = [json.loads(line) for line in source.read_text().splitlines()]
-                files = [row.folder / "images" / entry["file_name"] for entry in rows if entry["label"] == label]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{source} cannot be read ({error}): delete {row.folder}, run 02_generate again."
-                ) from None
-            found[row.method, row.n_shot] = files[:count]
-    return found
+    return {
+        (stage.method, stage.n_shot): list_pictures(stage, label, count)
+        for stage in select_generated(stages, dataset).itertuples()
+        if stage.method in methods and stage.n_shot in n_shots and stage.seed == seed
+    }
 
 
 def qualitative(shots, drawn, class_name, dataset, side=96):
@@ -172,7 +161,7 @@ def _tag(ax, n, y, style):
 def worst_copies(blocks, space="feature", side=96):
     """The closest pairs as pictures: above the generated one, below the shot nearest to it, with their distance.
 
-    blocks: ``{(method, n_shot, seed): copies.worst}``, drawn one below the other.
+    blocks: ``{(method, n_shot, seed): copies.find_worst}``, drawn one below the other.
     """
     blocks = {run: pairs for run, pairs in blocks.items() if len(pairs)}
     if not blocks:

@@ -7,7 +7,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from datadream_utils.analysis.ablations import STUDY
 from datadream_utils.analysis.compare import Verdict
-from datadream_utils.analysis.cost import WORDS, pareto_front
+from datadream_utils.analysis.cost import COSTS, pareto_front
 from datadream_utils.analysis.published import published_order
 from datadream_utils.analysis.results import BLOCKS
 from datadream_utils.methods import METHODS, classifier_name
@@ -124,14 +124,15 @@ def forest(order, dataset):
 
 
 def pareto(table, cost="seconds"):
-    """Accuracy against cost, ``cost.mean_costs``; below or right of the stepped line something is cheaper and better.
+    """Accuracy against cost; below or right of the dashed steps another classifier is cheaper and more accurate.
 
-    cost: a column of ``table`` and key of ``cost.WORDS``. What costs nothing has no place on the logarithmic axis.
+    table: ``cost.compute_costs``; cost: one of its columns in ``cost.COSTS``. What costs nothing has no place on the
+    logarithmic axis.
     """
     name = {"seconds": "pareto", "flops": "pareto_flops"}.get(cost, "")
     table = table[table[cost].notna() & (table[cost] > 0)]
     if table.empty:
-        return empty_figure(name, f"No run has {WORDS[cost]}: {STUDY}")
+        return empty_figure(name, f"No run has {COSTS[cost]}: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
     for row in table.itertuples():
         style = marker_style(row.method)
@@ -144,10 +145,10 @@ def pareto(table, cost="seconds"):
     if cost != "flops":
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
-    label_axes(ax, WORDS[cost], "test accuracy (%)")
+    label_axes(ax, COSTS[cost], "test accuracy (%)")
     legend(figure, [ax], 2)
     cheapest, best = (classifier_name(row.method, row.setting) for row in (front.iloc[0], front.iloc[-1]))
     finding = f"{len(front)} of {len(table)} classifiers are not beaten in both cost and mean accuracy"
     finding += f": from {cheapest} to {best}." if len(front) > 1 else f": {best}."
-    alt = f"Scatter plot: accuracy of each classifier against {WORDS[cost]}."
+    alt = f"Scatter plot: accuracy of each classifier against {COSTS[cost]}."
     return describe(figure, alt, finding, name, can_compare(table["method"]))

@@ -47,12 +47,9 @@ class NotebookFigure(Figure):
         return " ".join(filter(None, (self.alt or alt_from_titles(self), self.finding or self.reason)))
 
     def _repr_mimebundle_(self, **_):
-        """The picture as PNG with its alt text. JupyterLab shows PNG without alt text, so a live notebook has HTML."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dots)
-        png, alt = b64encode(buffer.getvalue()).decode(), self.alt_text()
-        html = {"text/html": f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'} if is_live() else {}
-        return {"image/png": png} | html, {"image/png": {"alt": alt}}  # IPython's form: data, metadata
+        return png_bundle(buffer.getvalue(), self.alt_text())
 
 
 class PrintFigure(NotebookFigure):
@@ -62,6 +59,26 @@ class PrintFigure(NotebookFigure):
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, facecolor="white", **options)
+
+
+class StoredPicture:
+    """A png file with alt text, as a notebook shows it."""
+
+    def __init__(self, file, alt):
+        self.file, self.alt = file, alt
+
+    def _repr_mimebundle_(self, **_):
+        return png_bundle(self.file.read_bytes(), self.alt)
+
+
+def png_bundle(png, alt):
+    """A picture (bytes) and its alt text in IPython's form: data, metadata.
+
+    JupyterLab shows PNG without alt text, so a live notebook has HTML too.
+    """
+    data = b64encode(png).decode()
+    html = {"text/html": f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'} if is_live() else {}
+    return {"image/png": data} | html, {"image/png": {"alt": alt}}
 
 
 def is_live():

@@ -10,6 +10,7 @@ import torch
 from conftest import notebook_defaults, same_progress
 from PIL import Image
 
+from datadream_utils.analysis import compare
 from datadream_utils.backbones.clip import attach_clip_lora
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
@@ -191,9 +192,10 @@ def test_where_the_runs_are_too_few_the_committed_figure_stands_below(shown):
     assert reason.data == "Nothing has been run." and "committed results (`figures/tiny/order.png`" in label.data
     data, metadata = picture._repr_mimebundle_()
     assert "image/png" in data and metadata["image/png"]["alt"].startswith("Committed results.")
-    gallery.show_table("order", "| a |", complete=False)
-    assert shown[3].data.endswith("| a |") and "figures/tiny/order.md" in shown[4].data and "|---|" in shown[5].data
-    gallery.show_table("order", "| a |")
+    order = pd.DataFrame(columns=compare.ORDER)
+    gallery.show_table("order", order, complete=False)
+    assert "| Pair |" in shown[3].data and "figures/tiny/order.md" in shown[4].data and "|---|" in shown[5].data
+    gallery.show_table("order", order)
     assert len(shown) == 7
 
 

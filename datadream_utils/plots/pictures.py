@@ -1,15 +1,13 @@
-"""Figures made of pictures: grids, the paper's qualitative figure, the nearest copies side by side."""
+"""Figures made of pictures: grids, and the paper's qualitative figure."""
 
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from datadream_utils.analysis.ablations import STUDY
 from datadream_utils.analysis.results import list_pictures, select_generated
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
     BOTH,
-    COLUMN,
     NORMAL,
     SMALL,
     NotebookFigure,
@@ -156,43 +154,3 @@ def _frame(ax, n, margin, style):
 def _tag(ax, n, y, style):
     ax.text(-0.75, y + PICTURE / 2, f"{n}-shot", ha="center", va="center", fontsize=NORMAL,
             bbox={"facecolor": "white", "edgecolor": style[0], "linestyle": style[1], "linewidth": 1.6})  # fmt: skip
-
-
-def worst_copies(blocks, space="feature", side=96):
-    """The closest pairs as pictures: above the generated one, below the shot nearest to it, with their distance.
-
-    blocks: ``{(method, n_shot, seed): copies.find_worst}``, drawn one below the other.
-    """
-    blocks = {run: pairs for run, pairs in blocks.items() if len(pairs)}
-    if not blocks:
-        reason = f"There are no generated images, or no real ones besides the shots: {STUDY}"
-        return empty_figure("worst_copies", reason)
-    width = min(BOTH, max(COLUMN, 0.62 * max(map(len, blocks.values())) + 0.5))
-    figure = PrintFigure(figsize=(width, 1.75 * len(blocks)), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, squeeze=False)[:, 0]
-    for part, (run, pairs) in zip(parts, blocks.items(), strict=True):
-        _pairs(part, pairs, side)
-        part.suptitle(_pairs_title(run, len(pairs), space), fontsize=NORMAL)
-    closest = min(pairs["distance"].min() for pairs in blocks.values())
-    alt = "Pairs of pictures: above a generated one, below the few-shot image nearest to it."
-    return describe(figure, alt, f"The closest pair has a distance of {closest:.3f}.", "worst_copies")
-
-
-def _pairs_title(run, count, space):
-    method, n_shot, seed = run
-    closest = f"the {'ten' if count == 10 else count} closest pairs" if count > 1 else "the closest pair"
-    return f"{short_label(method)}, {n_shot}-shot, seed {seed}: {closest} of a generated image and a shot, by {space}s"
-
-
-def _pairs(part, pairs, side):
-    axes = part.subplots(2, len(pairs), squeeze=False)
-    for column, row in enumerate(pairs.itertuples()):
-        for line, path in enumerate((row.path, row.shot)):
-            ax = axes[line, column]
-            ax.imshow(np.asarray(centre_square(read_image(path), side)), interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            for spine in ax.spines.values():
-                spine.set_visible(False)
-        axes[0, column].set_title(f"{row.distance:.3f}", fontsize=SMALL)
-    for line, words in enumerate(("generated", "shot")):
-        axes[line, 0].set_ylabel(words, fontsize=SMALL)

@@ -217,7 +217,7 @@ TABLES = {
         BEYOND,
         "Correlation of distance and gain",
         "Spearman's rank correlation of the Fréchet distance to real test images with the gain in accuracy; below 0, "
-        "nearer images bring more. Within classes: the mean of its class is taken from each point, and the 95 % interval "
+        "nearer images bring more. Within classes: the mean of its class is taken from each point; the 95 % interval "
         "resamples classes. Between methods' means: p is that of a permutation test, corrected by Holm.",
     ),
     "alignment_by_class": _table(

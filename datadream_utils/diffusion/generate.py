@@ -25,7 +25,7 @@ from datadream_utils.data.images import centre_square, read_image, write_png
 from datadream_utils.diffusion.adapt import adapter_folder, adapter_names
 from datadream_utils.diffusion.lora import fused_lora
 from datadream_utils.diffusion.stacked import own_adapters
-from datadream_utils.files import atomic_write, inside
+from datadream_utils.files import atomic_write, inside, read_json
 from datadream_utils.methods import Method
 from datadream_utils.prompts import generation_prompt
 from datadream_utils.runs.device import enough_memory
@@ -265,8 +265,9 @@ def _metadata_row(recipe, label, index, path, root):
 
 
 def metadata(stage):
-    """The rows of a finished generate stage's ``metadata.jsonl``."""
-    return [json.loads(line) for line in (stage.folder / "images" / "metadata.jsonl").read_text().splitlines()]
+    """The rows of a finished generate stage's ``metadata.jsonl``; InputError when it cannot be read."""
+    path = stage.folder / "images" / "metadata.jsonl"
+    return read_json(path, f"delete {stage.folder} and run 02_generate again", lines=True)
 
 
 def generated_files(stage, n_classes):

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import papermill
 
-from datadream_utils.analysis.compare import paired
+from datadream_utils.analysis.compare import paired_difference
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
 from datadream_utils.files import atomic_write, read_json, sha256
@@ -91,10 +91,10 @@ def made_with(folder, stage, **changes):
 
 def gain(generated, alone):
     """What generated images bring, in a sentence; both: a column with True for every test image that was recognised."""
-    found = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
+    found = paired_difference(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
     low, high = found["low"], found["high"]
     unclear = "no difference, or too few test images to tell"
     helped = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
     interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
     once = "It is one run: other shots or another seed may bring otherwise."
-    return f"The generated images bring {found['ours']:+.1f} points ({interval}): {helped}. {once}"
+    return f"The generated images bring {found['difference']:+.1f} points ({interval}): {helped}. {once}"

@@ -239,6 +239,12 @@ TABLES = {
         "the share above that of FakeIt, which sees no shot. Near copies: nearer than 99 % of held-out images; by "
         "chance 1 %.",
     ),
+    "copies_by_shots": _table(
+        BEYOND,
+        "Copies of the shots: verdicts",
+        "Means over seeds. Difference: to the share of FakeIt, which sees no shot, or to 50 % where it was not run, "
+        "with its 95 % interval over seeds (Student's t). Recreated: surely more than half are near copies.",
+    ),
     "class_gains": _table(
         BEYOND,
         "Gain of every class",
@@ -257,6 +263,7 @@ TABLES = {
         "clock on a GPU. Image-steps and operations are those of the networks that are trained or sampled. Memory is "
         "the GPU's, else the whole process's.",
     ),
+    "conclusion": _table(PAPER, "In short", "The results in a few sentences.", formats=("md",)),
     "gallery": _table(PAPER, "Gallery of the paper's figures", "Every figure of 04_analysis.", formats=("md",)),
     "gallery_beyond": _table(
         BEYOND, "Gallery beyond the paper", "Every figure of 06_beyond_the_paper.", formats=("md",)

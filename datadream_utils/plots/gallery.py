@@ -46,7 +46,12 @@ def show_table(name, table, complete=True):
 
     table: a data frame as ``analysis.tables.to_markdown`` takes it.
     """
-    display(Markdown(to_markdown(name, table)))
+    show_text(name, to_markdown(name, table), complete)
+
+
+def show_text(name, text, complete=True):
+    """Display a table of the catalogue as the Markdown that its file holds, and the committed one as ``show_table``."""
+    display(Markdown(text))
     file = COMMITTED / f"{name}.md"
     if not complete and file.is_file():
         display(committed_label(file))
@@ -68,8 +73,14 @@ def save_figure(figure, folder, name):
 
 
 def write_tables(tables, folder):
-    """Write tables of the catalogue, ``{name: data frame}``, in their formats into ``folder``; returns the paths."""
-    return [path for name, table in tables.items() for path in write_table(folder, name, table)]
+    """Write tables of the catalogue, ``{name: data frame or Markdown}``, into ``folder``; returns the paths."""
+    paths = []
+    for name, table in tables.items():
+        if isinstance(table, str):
+            paths.append(write_text(folder / f"{name}.md", f"{table}\n"))
+        else:
+            paths += write_table(folder, name, table)
+    return paths
 
 
 def write_figures(figures, folder, page):

@@ -220,7 +220,11 @@ def read_study(path):
 
 def _check(study):
     for name in study.sweep:
-        if name in NAMED or name in NOT_IDENTITY or not any(name in _decides(s) for s in STAGES if s != "analysis"):
+        if (
+            name in NAMED
+            or name in NOT_IDENTITY
+            or not any(name in _decides(s) for s in ("adapt", "generate", "train"))
+        ):
             if name in parameter_names():
                 raise InputError(f"sweep cannot move {name!r}: it has a list of its own or does not change a result.")
             raise InputError(f"sweep: parameter {name!r} is not known.{suggest(name, parameter_names())}")

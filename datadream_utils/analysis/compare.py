@@ -265,7 +265,8 @@ def write_headline(table, dataset):
             others = rows[(rows.index != best.name) & (rows["verdict"] != Verdict.BELOW.label)]
             near = [classifier_name(row.method, row.setting) for row in others.itertuples()]
             name = classifier_name(best["method"], best["setting"])
-            words = f"{opening}, {name} has the highest mean accuracy, {best['accuracy_mean']:.1f} %"
+            what = "the highest mean accuracy, " if len(rows) > 1 else "an accuracy of "
+            words = f"{opening}, {name} has {what}{best['accuracy_mean']:.1f} %"
             sentences.append(words + (f"; not surely below it: {', '.join(near)}." if near else "."))
     return " ".join(sentences) or f"No CLIP was trained on {dataset}: 03_train_clip does that."
 

@@ -1,5 +1,7 @@
 """Figures of the ablations: what one parameter changes, and what adaptation brings for its cost."""
 
+from itertools import product
+
 from datadream_utils.analysis.ablations import format_value, study_command
 from datadream_utils.analysis.compare import Verdict, compare_seeds
 from datadream_utils.analysis.results import BLOCKS
@@ -13,6 +15,7 @@ from datadream_utils.plots.style import (
     WHISKERS,
     describe,
     empty_figure,
+    in_table_order,
     label_axes,
     legend,
     marker_style,
@@ -78,7 +81,7 @@ def _draw_differences(ax, rows, values):
 
 def _side_by_side(rows, values):
     """``(method, its rows, places)``: the places on the axis keep marks of one value from covering each other."""
-    names = list(dict.fromkeys(rows["method"]))
+    names = in_table_order(set(rows["method"]))
     for i, method in enumerate(names):
         of_method = rows[rows["method"] == method].sort_values("value")
         shift = min(0.2, 0.05 * len(names)) * 2 * (i - (len(names) - 1) / 2) / max(1, len(names) - 1)
@@ -107,8 +110,10 @@ def compute_lines(table):
         return empty_figure("ablation_compute", reason)
     figure, (ax,) = panels(1, COLUMN, 2.6)
     styles = {"n_shot": "-", "adapt_epochs": "--"}
-    for (method, moved), rows in table.groupby(["method", "moved"], sort=False):
-        rows = rows.sort_values("adapted")
+    for method, moved in product(in_table_order(set(table["method"])), styles):
+        rows = table[(table["method"] == method) & (table["moved"] == moved)].sort_values("adapted")
+        if rows.empty:
+            continue
         ax.errorbar(rows["adapted"], rows["accuracy_mean"], rows["accuracy_std"], ls=styles[moved],
                     label=f"{short_label(method)}, {ABLATIONS[moved]}", **marker_style(method), **WHISKERS)  # fmt: skip
     ax.set_xscale("log")

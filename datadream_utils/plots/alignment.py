@@ -32,10 +32,10 @@ def alignment_scatter(points, correlations, setting, space="CLIP features"):
     if points.empty:
         return empty_figure(name, f"No method has both generated images and a classifier to compare: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
-    for method, rows in points.groupby("method", sort=False):
-        ax.plot(
-            rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=short_label(method), **marker_style(method)
-        )
+    for method in in_table_order(set(points["method"])):
+        rows = points[points["method"] == method]
+        ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=short_label(method),
+                **marker_style(method))  # fmt: skip
     ax.axhline(0, color="0.6", lw=0.8)
     if (points["distance"] > 0).all():
         ax.set_xscale("log")

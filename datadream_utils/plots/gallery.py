@@ -38,7 +38,8 @@ def show_committed(figure):
     file = COMMITTED / f"{figure.name}.png"
     if not figure.complete and file.is_file():
         display(committed_label(file))
-        display(StoredPicture(file, f"Committed results. {FIGURES[figure.name].caption}"))
+        entry = FIGURES[figure.name]
+        display(StoredPicture(file, f"Committed results. {entry.title}. {entry.caption}"))
 
 
 def show_table(name, table, complete=True):

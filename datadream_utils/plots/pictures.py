@@ -125,8 +125,8 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
             for j, path in enumerate(files or [None] * EACH):
                 _place(ax, path, half * EACH + j, y, side)
         y += PICTURE + GAP
-    alt = f"Rows of pictures of the class {class_name}: {most} real images in nested frames; below, generated with "
-    alt += f"{', '.join(str(n) for n, _ in rows) or 'none'} of them."
+    alt = f"Rows of pictures of the class {class_name}: {most} real image{'s' * (most > 1)} in nested frames; below, "
+    alt += f"images generated with {', '.join(str(n) for n, _ in rows)} of them." if rows else "nothing generated."
     complete = all((method, n) in drawn for n, methods in wanted for method in methods)
     return describe(figure, alt, name="qualitative", complete=complete)
 

@@ -150,5 +150,6 @@ def pareto(table, cost="seconds"):
     cheapest, best = (classifier_name(row.method, row.setting) for row in (front.iloc[0], front.iloc[-1]))
     finding = f"{len(front)} of {len(table)} classifiers are not beaten in both cost and mean accuracy"
     finding += f": from {cheapest} to {best}." if len(front) > 1 else f": {best}."
+    finding = finding if len(table) > 1 else ""
     alt = f"Scatter plot: accuracy of each classifier against {COSTS[cost]}."
     return describe(figure, alt, finding, name, can_compare(table["method"]))

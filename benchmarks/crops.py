@@ -26,12 +26,15 @@ from benchmarks.stages import machine
 from benchmarks.tables import write_readme
 from benchmarks.worker import pictures
 from benchmarks.worlds import SIZES, inputs, parameters, prepare, stable_diffusion
-from datadream_utils.classifier.train import load_classifier, predict, validation_set
+from datadream_utils.classifier.build import load_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.train import validation_set
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.files import write_json
-from datadream_utils.interactive.setup import quiet_libraries
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import Stage, set_threads
+from datadream_utils.runs.device import set_threads
+from datadream_utils.runs.progress import quiet_libraries
+from datadream_utils.runs.stage import Stage
 
 CROPS, SEEDS = (0, 8, 1), (0, 1, 2)
 WIDTH, AWAY = 42, 4  # of a picture with a digit of 28 pixels, and how far from its middle that is at most

@@ -20,15 +20,17 @@ from benchmarks.worlds import inputs, parameters, prepare
 from datadream_utils.analysis.alignment import frechet
 from datadream_utils.analysis.features import load_encoder
 from datadream_utils.backbones.clip import image_features
-from datadream_utils.backbones.load import load_stable_diffusion, weight_dtype
+from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, class_adapters, sample_draws
+from datadream_utils.diffusion.generate import class_adapter, sample_draws
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.files import write_json
-from datadream_utils.interactive.setup import quiet_libraries
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import Stage, choose_device, set_threads
+from datadream_utils.runs.device import choose_device, set_threads, weight_dtype
+from datadream_utils.runs.progress import quiet_libraries
+from datadream_utils.runs.stage import Stage
 
 SAMPLERS = (
     ("DDIM", DDIMScheduler, 50),
@@ -55,7 +57,7 @@ def draw(pipe, recipe, p, stage, scheduler, steps):
     images, started = [], clock()
     for label in range(len(recipe.shots)):
         draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
-        with class_adapters(pipe, recipe, label, stage):
+        with class_adapter(pipe, recipe, label, stage):
             for block in (draws[i : i + p.generate_batch_size] for i in range(0, len(draws), p.generate_batch_size)):
                 images += sample_draws(pipe, recipe, block, p, stage, num_inference_steps=steps)
     pipe.scheduler = own

@@ -6,17 +6,13 @@ from benchmarks.clock import timed
 from benchmarks.worlds import inputs
 from datadream_utils.backbones.clip import ClipClassifier
 from datadream_utils.backbones.load import load_clip, model_identity
-from datadream_utils.classifier.train import (
-    clip_image_size,
-    evaluated_set,
-    fit,
-    make_classifier,
-    predict,
-    training_sets,
-)
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.train import clip_image_size, evaluated_set, fit, training_sets
 from datadream_utils.data.dataset import check_images, flatten
 from datadream_utils.files import digest
-from datadream_utils.runs.stage import Stage, choose_device
+from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.stage import Stage
 
 
 def train(p, folder, seconds, synthetic=None):

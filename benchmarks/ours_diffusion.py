@@ -2,14 +2,16 @@
 
 from benchmarks.clock import timed
 from benchmarks.worlds import inputs
-from datadream_utils.backbones.load import load_stable_diffusion, model_identity, weight_dtype
+from datadream_utils.backbones.load import load_stable_diffusion, model_identity
 from datadream_utils.data.dataset import check_images, flatten
 from datadream_utils.diffusion.adapt import adapt as adapt_all
 from datadream_utils.diffusion.adapt import finish_adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, generated_files
 from datadream_utils.diffusion.generate import generate as generate_all
+from datadream_utils.diffusion.generate import read_generated
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.files import digest
-from datadream_utils.runs.stage import Stage, check_made, choose_device
+from datadream_utils.runs.device import choose_device, weight_dtype
+from datadream_utils.runs.stage import Stage, check_made
 
 
 def silent(iterable, total=None, label=""):
@@ -43,6 +45,6 @@ def generate(p, folder, seconds, adapters=None):
         stage.begin()
         recipe = Recipe(p.system, data, shots, p.seed)
         generate_all(pipe, recipe, p, stage, Stage("adapt", adapters.parent, {}), None, silent)
-        images = [] if p.shard else flatten(generated_files(stage, len(shots)))[0]
+        images = [] if p.shard else flatten(read_generated(stage, len(shots)))[0]
         model = model_identity(p.sd_model, p.sd_revision)
         stage.finish(choose_device(p.device), model=model, images_sha256=digest(images))

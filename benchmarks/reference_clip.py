@@ -14,12 +14,13 @@ from benchmarks.clock import timed
 from benchmarks.reference_pictures import PictureAugment
 from benchmarks.worlds import inputs
 from datadream_utils.backbones.clip import ClipClassifier
-from datadream_utils.backbones.load import DTYPES, load_clip
+from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier.augment import Mix
-from datadream_utils.classifier.train import learning_rate_factor, make_classifier, train_steps
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.train import learning_rate_factor, train_steps
 from datadream_utils.data.dataset import flatten, stable_seed
 from datadream_utils.prompts import class_prompt
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import DTYPES, choose_device
 
 EVAL_BATCH = 8
 

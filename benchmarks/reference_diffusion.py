@@ -16,14 +16,13 @@ from PIL import Image
 
 from benchmarks.clock import timed
 from benchmarks.worlds import inputs
-from datadream_utils.backbones.load import DTYPES
 from datadream_utils.data.dataset import stable_seed
 from datadream_utils.data.images import to_tensor
 from datadream_utils.diffusion.adapt import plan_adapters
-from datadream_utils.diffusion.generate import Recipe
 from datadream_utils.diffusion.lora import WEIGHTS, attach_lora, save_lora
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import DTYPES, choose_device
 
 
 def load_pipeline(p, seconds):

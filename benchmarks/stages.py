@@ -26,7 +26,9 @@ from benchmarks.worlds import WORLDS, inputs, parameters, prepare, write_picture
 from datadream_utils.diffusion.lora import WEIGHTS, read_lora
 from datadream_utils.files import write_json
 from datadream_utils.params import ROOT, parameter_names
-from datadream_utils.runs.stage import PACKAGES, choose_device, cpu_name, device_name, git_state
+from datadream_utils.runs.device import choose_device, device_name
+from datadream_utils.runs.run import PACKAGES
+from datadream_utils.runs.stage import cpu_name, git_commit
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
@@ -156,7 +158,7 @@ def machine(p):
         "threads": p.num_threads or os.cpu_count(),
         "load": os.getloadavg()[0],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": git_state(),
+        "git": git_commit(),
     }
 
 

@@ -13,9 +13,8 @@ import torch
 
 from benchmarks.limits import inspect
 from benchmarks.worlds import parameters
-from datadream_utils.backbones.load import DTYPES
-from datadream_utils.interactive.setup import quiet_libraries
-from datadream_utils.runs.stage import choose_device, set_threads
+from datadream_utils.runs.device import DTYPES, choose_device, set_threads
+from datadream_utils.runs.progress import quiet_libraries
 
 METHOD = {"adapt_dset": "datadream_dset"}  # of a stage; the others are DataDream_cls's
 

@@ -1,30 +1,48 @@
-"""The parameters of the four stages: names, types and ranges. The tiny world's defaults stand in the notebooks.
+"""The parameters of the four stages: names, types, ranges, and what each decides.
 
-A notebook has one cell tagged ``parameters``; papermill adds a cell with what a parameter file changes; the next cell
-calls ``AdaptParams.read(globals())``, which refuses a misspelt name, a wrong type or an impossible value before any
-model is loaded. One file serves all four notebooks, so a name that belongs to another stage is accepted.
+The toy world's defaults stand in the notebooks: each has one cell tagged ``parameters``. papermill adds a cell with
+what a parameter file changes. The next cell calls ``start_run(stage, globals())``, which refuses a misspelt name, a
+wrong type or an impossible value before any model is loaded. One file serves all notebooks: names of other stages are
+left alone.
 
 A value may depend on the method: ``{"default": 2.0, "issynth": 3.0}`` is 3.0 for IsSynth and 2.0 for the others.
 """
 
 import ast
+import json
 import re
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from datadream_utils.errors import InputError, nearest, suggest
+from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import plain, read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
 
+Value = TypeVar("Value")
+PerMethod = Value | dict[str, Value]  # one value, or one per method: {"default": 16, "loft": 2}
+FloatOrRank = float | Literal["rank"]
+
+
+class OnlyIf(NamedTuple):
+    """Marks a parameter that plays a part only for methods whose ``attribute`` has this ``value``."""
+
+    attribute: str
+    value: object
+
+
+MACHINE = "machine"  # marks a parameter that says where a run is kept or what computes it: no result depends on it
+PICTURES = "pictures"  # marks a parameter that decides only pictures which the notebook shows
+
 
 def check_shard(shard):
     """``shard`` itself; ValueError unless it is "" or k/n with 1 <= k <= n."""
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
-    if shard and not (found and 1 <= int(found[1]) <= int(found[2])):
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    if shard and not (match and 1 <= int(match[1]) <= int(match[2])):
         raise ValueError(f"shard {shard!r} is no part of the work: write '2/4' for the second of four, '' for all")
     return shard
 
@@ -32,11 +50,10 @@ def check_shard(shard):
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Shard = Annotated[str, AfterValidator(check_shard)]
-
-# Where a run is kept and what computes it does not change what it computes.
-NOT_IDENTITY = ("output_root", "data_root", "device", "num_threads", "num_workers", "checkpoint_every", "shard")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Steps = Annotated[int, Field(ge=0)]
+Precision = Literal["no", "fp16", "bf16"]
 
 
 def resolve(path):
@@ -51,19 +68,19 @@ def run_name(dataset, method, n_shot, seed, variant=""):
 
 
 class Parameters(BaseModel):
-    """Checked parameters of one stage: every field set, of its type and in its range."""
+    """Checked parameters of one stage: every field is set, of its type and in its range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, namespace):
-        """Check the notebook's parameters.
+        """Check a notebook's parameters; ``namespace`` is its ``globals()``.
 
-        ``namespace`` is the notebook's ``globals()``; its ``In`` history tells which names the parameter cells set,
-        so that an unknown one is found. Raises InputError with every problem and its fix.
+        An unknown name is one with a type in the notebook (as in the parameters cell), or one that papermill has set.
+        A reader's own variables, which have no type, are left alone. InputError with every problem and its fix.
         """
         known = sorted({*parameter_names(), *cls.model_fields})
-        for name in _assigned_parameters(namespace.get("In", ())):
+        for name in _parameters_set_in(namespace):
             if name not in known:
                 raise InputError(f"parameter {name!r} is not known.{suggest(name, known)}")
         missing = [name for name in cls.model_fields if name not in namespace]
@@ -83,21 +100,31 @@ class Parameters(BaseModel):
         except ValidationError as error:
             raise InputError("; ".join(_sentence(e) for e in error.errors())) from None
 
+    @classmethod
+    def decisive(cls):
+        """The names of the parameters that decide this stage's result, in order."""
+        marks = {name: field.metadata for name, field in cls.model_fields.items()}
+        return [name for name in marks if MACHINE not in marks[name] and PICTURES not in marks[name]]
+
+    def identity(self):
+        """What decides the result: ``{name: value}`` of the ``decisive`` parameters."""
+        return {name: getattr(self, name) for name in self.decisive()}
+
 
 class RunParams(Parameters):
-    """What names a run and where it is kept (all stages)."""
+    """What names a run and where it is kept (stages 1 to 3)."""
 
     dataset: str
-    split_file: str
-    shots_file: str
     method: str
     n_shot: Count
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    seed: Seed
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9.=-]*$", max_length=60)]
-    output_root: str
-    data_root: str
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    num_threads: Annotated[int, Field(ge=0)]
+    split_file: str
+    shots_file: str
+    output_root: Annotated[str, MACHINE]
+    data_root: Annotated[str, MACHINE]
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MACHINE]
+    num_threads: Annotated[int, Field(ge=0), MACHINE]
 
     @model_validator(mode="after")
     def _changed_method_has_a_name(self):
@@ -117,15 +144,18 @@ class RunParams(Parameters):
         """The run's folder name."""
         return run_name(self.dataset, self.method, self.n_shot, self.seed, self.variant)
 
-    def identity(self):
-        """What decides the result: the parameters without ``NOT_IDENTITY``."""
-        return {k: v for k, v in self.model_dump().items() if k not in NOT_IDENTITY}
+    @property
+    def run_folder(self):
+        """The run's folder."""
+        return resolve(self.output_root) / self.run_name
 
 
 class AdaptParams(RunParams):
     """Stage 1: few-shot adaptation of Stable Diffusion (paper, section 3.2)."""
 
-    adapter: str
+    stage: ClassVar[str] = "adapt"
+
+    adapter: Annotated[str, OnlyIf("generates", True)]
     sd_model: str
     sd_revision: str
     resolution: Count
@@ -137,15 +167,14 @@ class AdaptParams(RunParams):
     adapters_together: Count
     crops_per_shot: Annotated[int, Field(ge=0, le=10**4)]
     adapt_lr: Positive
-    adapt_warmup_steps: Annotated[int, Field(ge=0)]
+    adapt_warmup_steps: Steps
     adapt_weight_decay: NonNegative
     max_grad_norm: Positive
-    mixed_precision: Literal["no", "fp16", "bf16"]
+    mixed_precision: Precision
     gradient_checkpointing: bool
-    checkpoint_every: Annotated[int, Field(ge=0)]
-    guidance_scale: NonNegative
-    num_inference_steps: Count
-    shard: Shard
+    checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
+    guidance_scale: Annotated[NonNegative, PICTURES]
+    num_inference_steps: Annotated[Count, PICTURES]
 
     @model_validator(mode="before")
     @classmethod
@@ -158,25 +187,26 @@ class AdaptParams(RunParams):
 class GenerateParams(RunParams):
     """Stage 2: sampling a labelled data set (paper, section 3.3)."""
 
-    adapter: str
-    start: str
-    prompt: str
-    keep: str
+    stage: ClassVar[str] = "generate"
+
+    adapter: Annotated[str, OnlyIf("generates", True)]
+    start: Annotated[str, OnlyIf("generates", True)]
+    prompt: Annotated[str, OnlyIf("generates", True)]
+    keep: Annotated[str, OnlyIf("generates", True)]
     sd_model: str
     sd_revision: str
     resolution: Count
     images_per_class: Count
     guidance_scale: NonNegative
     num_inference_steps: Count
-    start_step: Annotated[int, Field(ge=0)]
-    captioner: str
-    captioner_revision: str
-    filter_model: str
-    filter_revision: str
-    filter_tries: Count
+    start_step: Annotated[Steps, OnlyIf("start", "shot")]
+    captioner: Annotated[str, OnlyIf("prompt", "caption")]
+    captioner_revision: Annotated[str, OnlyIf("prompt", "caption")]
+    filter_model: Annotated[str, OnlyIf("keep", "clip")]
+    filter_revision: Annotated[str, OnlyIf("keep", "clip")]
+    filter_tries: Annotated[Count, OnlyIf("keep", "clip")]
     generate_batch_size: Count
-    mixed_precision: Literal["no", "fp16", "bf16"]
-    shard: Shard
+    mixed_precision: Precision
 
     @model_validator(mode="after")
     def _steps_are_left(self):
@@ -196,29 +226,36 @@ class TrainParams(RunParams):
     clip_model: str
     clip_revision: str
     images_per_class: Count
-    synthetic_per_class: Annotated[int, Field(ge=0)]
+    synthetic_per_class: Annotated[int, Field(ge=0), OnlyIf("generates", True)]
     clip_lora_rank: Count
     clip_lora_alpha: Positive
     clip_lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    real_weight: Share
+    real_weight: Annotated[Fraction, OnlyIf("generates", True)]
     train_epochs: Count
     train_batch_size: Count
     train_lr: Positive
     train_warmup_epochs: NonNegative
     train_weight_decay: NonNegative
     crop_scale_min: Annotated[float, Field(gt=0, le=1)]
-    flip: Share
+    flip: Fraction
     rand_augment_ops: Annotated[int, Field(ge=0)]
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)]
-    color_jitter: Share
-    grayscale: Share
-    blur: Share
-    solarize: Share
-    mix_share: Share
+    color_jitter: Fraction
+    grayscale: Fraction
+    blur: Fraction
+    solarize: Fraction
+    mix_share: Fraction
     val_every: Count
     eval_batch_size: Count
-    num_workers: Annotated[int, Field(ge=0)]
-    mixed_precision: Literal["no", "fp16", "bf16"]
+    num_workers: Annotated[int, Field(ge=0), MACHINE]
+    mixed_precision: Precision
+    gradient_checkpointing: bool
+
+    @property
+    def stage(self):
+        """The stage's folder within the run: ``train-R+S``, ``train-S-resnet``, ``train-R-published``."""
+        classifier = "" if self.classifier == "clip" else "-resnet"
+        return f"train-{self.setting}{classifier}" + ("-published" if self.protocol == "published" else "")
 
     @model_validator(mode="after")
     def _setting_fits_method(self):
@@ -290,35 +327,56 @@ def read_params_file(path):
     return values
 
 
-def _assigned_parameters(history):
-    """Names set by cells that hold nothing but plain constants: the parameters cell and papermill's own."""
-    names = []
-    for source in history:
-        try:
-            body = ast.parse(source).body
-        except SyntaxError:
-            continue
-        assignments = [node for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
-        if len(assignments) == len(body) and all(_is_constant(node.value) for node in assignments):
-            for node in assignments:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names += [target.id for target in targets if isinstance(target, ast.Name)]
+@lru_cache
+def notebook_defaults(stage):
+    """The values in the parameters cell of a stage's notebook, ``{name: value}``."""
+    path = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    (cell,) = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", ()))
+    return {line.target.id: ast.literal_eval(line.value) for line in ast.parse("".join(cell["source"])).body}
+
+
+def make_params(stage, values):
+    """The checked parameters of a stage ("adapt", "generate", "train", ...): ``values``, the notebook's defaults else.
+
+    Names of other stages are left out; InputError for one that no stage knows.
+    """
+    for name in values:
+        if name not in parameter_names():
+            raise InputError(f"parameter {name!r} is not known.{suggest(name, parameter_names())}")
+    fields = STAGES[stage].model_fields
+    return STAGES[stage].make(**notebook_defaults(stage) | {k: v for k, v in values.items() if k in fields})
+
+
+def plays_a_part(name, method):
+    """Whether a parameter can change a result of ``method`` (a row of ``METHODS``)."""
+    if method.settings == ("none",):
+        return name in ("clip_model", "clip_revision")
+    stages = (["adapt"] if method.adapts else []) + (["generate"] if method.generates else []) + ["train"]
+    if name in AXES:
+        return method.generates
+    for stage in stages:
+        if name in STAGES[stage].decisive():
+            marks = [mark for mark in STAGES[stage].model_fields[name].metadata if isinstance(mark, OnlyIf)]
+            if all(getattr(method, mark.attribute) == mark.value for mark in marks):
+                return True
+    return False
+
+
+def _parameters_set_in(namespace):
+    """Names that the parameters cell (it gives each a type) and papermill's own cell (marked by it) have set."""
+    names = [*namespace.get("__annotations__", ())]
+    for source in namespace.get("In", ()):
+        if source.startswith("# Parameters\n"):
+            names += [target.id for line in ast.parse(source).body for target in getattr(line, "targets", ())]
     return names
-
-
-def _is_constant(node):
-    try:
-        return bool([ast.literal_eval(node)])
-    except (ValueError, TypeError):
-        return False
 
 
 def _sentence(error):
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = nearest(where, parameter_names())
-        return f"parameter {where!r} is not known." + (f" Did you mean {near!r}?" if near else "")
+        return f"parameter {where!r} is not known.{suggest(where, parameter_names())}"
     if error["type"] == "value_error":
         return message
     return f"parameter {where!r} is {error['input']!r}: {message}"

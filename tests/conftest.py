@@ -1,6 +1,6 @@
 """Shared pieces: the notebooks' own defaults as parameters, the shipped tiny models, small data sets."""
 
-import ast
+import json
 
 import nbformat
 import numpy as np
@@ -10,17 +10,14 @@ import torch
 from PIL import Image
 
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
-from datadream_utils.data.dataset import load_dataset
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
+from datadream_utils.runs.checksums import write_checksums
+from datadream_utils.runs.progress import no_progress
+from datadream_utils.runs.run import Run
+from datadream_utils.runs.stage import FORMAT, stage_of
 
 torch.set_num_threads(1)
-
-
-def notebook_defaults(stage):
-    """The values in the parameters cell of a stage's notebook."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", 4)
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
 
 
 @pytest.fixture
@@ -30,6 +27,21 @@ def make_params(tmp_path):
     def make(stage, **changes):
         defaults = notebook_defaults(stage) | {"output_root": str(tmp_path / "outputs")}
         return STAGES[stage].make(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_run(make_params, mnist):
+    """``make_run("adapt", n_shot=2)``: a ``Run`` of the digits (or ``data``) without progress on the screen.
+
+    ``source``: the stage that it builds on, where a test has one; it is not looked for.
+    """
+
+    def make(stage, data=mnist, source=None, shard="", progress=no_progress, **changes):
+        params = make_params(stage, **changes)
+        shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
+        return Run(params, stage_of(params), data, shots, "cpu", source, shard, progress)
 
     return make
 
@@ -62,9 +74,10 @@ def folder_dataset(tmp_path):
     return tmp_path / "mine"
 
 
-def same_progress(iterable, total=None, label=""):
-    """A silent progress, for tests that call stages directly."""
-    return iterable
+def finish_stage(folder, **noted):
+    """Make a finished stage of the files in ``folder``: their checksums, and a manifest with what is ``noted``."""
+    manifest = {"format": FORMAT, "checksums": write_checksums(folder), **noted}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def run_notebook(stage, folder, **changes):

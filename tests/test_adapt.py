@@ -13,15 +13,8 @@ from datadream_utils.data.dataset import few_shot, flatten
 from datadream_utils.diffusion.adapt import Adapter, adapt, adapter_folder, plan_adapters, read_losses, train_adapter
 from datadream_utils.diffusion.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import sample
-from datadream_utils.diffusion.lora import (
-    WEIGHTS,
-    adapted_parts,
-    attach_lora,
-    count_lora,
-    detach_lora,
-    fused_lora,
-    save_lora,
-)
+from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.diffusion.probe import count_lora
 from datadream_utils.diffusion.stacked import StackedLinear, stacked_lora
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT

@@ -16,18 +16,17 @@ from datadream_utils.data.dataset import few_shot
 from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
 from datadream_utils.diffusion.generate import (
-    Recipe,
-    class_adapters,
+    class_adapter,
     class_prompts,
     draw_examples,
     generate,
-    generated_files,
-    image_seed,
     metadata,
+    read_generated,
     sample,
     sample_draws,
     start_picture,
 )
+from datadream_utils.diffusion.recipe import Recipe, image_seed
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS, get_method
 from datadream_utils.params import ROOT
@@ -94,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(pipe, clip, mnist, make_params, 
     for name in ("once", "resumed"):
         p = make_params("generate", method=method, **SMALL, output_root=str(tmp_path / name))
         stage = _generate(pipe, mnist, p, judge)
-        files = [path for files in generated_files(stage, 10) for path in files]
+        files = [path for files in read_generated(stage, 10) for path in files]
         list_of_images = stage.folder / "images" / "metadata.jsonl"
         if name == "resumed":  # lost: a whole class, half a batch, and the list
             for path in [*files[:3], files[4], list_of_images]:
@@ -195,7 +194,8 @@ def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, 
 
 def test_the_judge_is_zero_shot_clip(clip, mnist):
     from datadream_utils.backbones.clip import ClipClassifier
-    from datadream_utils.classifier.train import evaluation_pictures, predict
+    from datadream_utils.classifier.evaluate import predict
+    from datadream_utils.classifier.pictures import evaluation_pictures
 
     paths = [files[0] for files in mnist.files["val"]]
 
@@ -287,7 +287,7 @@ def test_examples_of_several_classes_drawn_at_once_are_those_drawn_class_by_clas
         together = draw_examples(pipe, p.system, mnist, shots, p, adapted, range(2), 2)
         for label, images in enumerate(together.values()):
             draws = [recipe.draw(label, i) for i in range(2)]
-            with class_adapters(pipe, recipe, label, adapted):
+            with class_adapter(pipe, recipe, label, adapted):
                 alone = sample_draws(pipe, recipe, draws, p, adapted)
             assert len(images) == 2
             assert max(np.abs(_pixels(a) - _pixels(b)).max() for a, b in zip(images, alone, strict=True)) <= 1

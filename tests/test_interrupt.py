@@ -13,7 +13,7 @@ from datadream_utils.params import ROOT
 
 CELLS = """
 from datadream_utils.errors import InputError
-from datadream_utils.interactive.setup import progress, quiet_libraries
+from datadream_utils.runs.progress import progress, quiet_libraries
 quiet_libraries()
 ---
 raise InputError("photo.jpg cannot be read: replace it, or take its name out of the list, where it stands under heron.")

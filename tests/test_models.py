@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from datadream_utils.backbones.load import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity, weight_dtype
+from datadream_utils.backbones.load import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT, read_params_file
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import choose_device, weight_dtype
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"

@@ -15,18 +15,20 @@ from conftest import same_progress
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.analysis.stages import load_stages
-from datadream_utils.classifier.train import make_classifier, train_and_test, training_sets
+from datadream_utils.analysis.results import load_stages
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.train import train_and_test, training_sets
 from datadream_utils.data.dataset import few_shot, load_dataset
 from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters, read_losses
-from datadream_utils.diffusion.generate import Recipe, generate
+from datadream_utils.diffusion.generate import generate
 from datadream_utils.diffusion.lora import WEIGHTS
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest, sha256
 from datadream_utils.methods import get_method
 from datadream_utils.runs import locks
 from datadream_utils.runs.checksums import LIST, changed_files, made_files
-from datadream_utils.runs.device import enough_memory
+from datadream_utils.runs.device import advise_on_memory
 from datadream_utils.runs.stage import SINCE, Stage, check_made, needs
 from datadream_utils.runs.stage import stage as run_stage
 
@@ -436,7 +438,7 @@ def test_only_errors_about_memory_are_translated(make_params, error, fix):
         raise error
 
     kind, p = InputError if fix else RuntimeError, make_params("train")
-    with pytest.raises(kind) as raised, enough_memory(p, "eval_batch_size"):
+    with pytest.raises(kind) as raised, advise_on_memory(p, "eval_batch_size"):
         fill()
     assert (fix or "shapes do not match") in str(raised.value)
     assert not fix or held[0]() is None  # what filled the memory is free again

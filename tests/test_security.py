@@ -9,16 +9,20 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import same_progress
+from conftest import finish_stage, same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_results, write_tables
-from datadream_utils.classifier.train import make_classifier, stage_name, train_and_test, training_sets
+from datadream_utils.analysis.results import compute_main_results, example_pictures, load_results, load_stages
+from datadream_utils.analysis.tables import write_table
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import write_results
+from datadream_utils.classifier.train import stage_name, train_and_test, training_sets
 from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
 from datadream_utils.data.images import read_image
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, generate, generated_files
+from datadream_utils.diffusion.generate import generate, read_generated
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.errors import InputError
 from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
@@ -279,7 +283,7 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    (folder / "generate" / "manifest.json").write_text(json.dumps({"parameters": parameters}))
+    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -287,16 +291,17 @@ def _generated(folder, file_name):
 )
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
-    refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
-    refuses("metadata.jsonl", generated_files, Stage("generate", tmp_path / "run" / "generate", {}), 1)
+    refuses("metadata.jsonl", example_pictures, load_stages(tmp_path), "d", 1, 0, 8)
+    refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate", {}), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
+    metrics |= dict(classifier="clip", protocol="sound")
     (tmp_path / "a" / "train-R").mkdir(parents=True)
-    (tmp_path / "a" / "train-R" / "manifest.json").write_text("{}")
     (tmp_path / "a" / "train-R" / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
+    finish_stage(tmp_path / "a" / "train-R")
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 
@@ -339,14 +344,14 @@ def test_a_runs_files_hold_no_pickle(make_params, pipe, clip, folder_dataset, tm
         elif name == "generate":
             generate(pipe, Recipe(p.system, data, shots, 0), p, made[name], made["adapt"], None, same_progress)
         else:
-            sets = training_sets("R+S", shots, generated_files(made["generate"], 2), p, 32)
+            sets = training_sets("R+S", shots, read_generated(made["generate"], 2), p, 32)
             model = make_classifier(copy.deepcopy(clip[0]), clip[1], data, p)
             predictions, history = train_and_test(model, clip[2], data, sets, p, 32, same_progress)
             model.save(made[name].folder / "classifier")
             write_results(made[name], p, data, predictions, history)
         made[name].finish()
-    table = main_results(load_results(tmp_path / "outputs"))
-    write_tables(table, tmp_path / "outputs" / "figures")
+    table = compute_main_results(load_results(tmp_path / "outputs"))
+    write_table(tmp_path / "outputs" / "figures", "main_results", table)
     plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}

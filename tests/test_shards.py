@@ -10,7 +10,8 @@ from conftest import same_progress
 
 from datadream_utils.data.dataset import few_shot
 from datadream_utils.diffusion.adapt import adapt, finish_adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, generate, metadata
+from datadream_utils.diffusion.generate import generate, metadata
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.errors import InputError
 from datadream_utils.params import NOTEBOOKS, ROOT, read_params_file
 from datadream_utils.runs.shards import part_of

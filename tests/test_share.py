@@ -13,7 +13,8 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import Recipe, generate
+from datadream_utils.diffusion.generate import generate
+from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.errors import InputError
 from datadream_utils.runs.checksums import write_checksums
 from datadream_utils.runs.stage import stage as run_stage

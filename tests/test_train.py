@@ -21,17 +21,16 @@ from datadream_utils.backbones.clip import (
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier import train
 from datadream_utils.classifier.augment import Augment, Mix
-from datadream_utils.classifier.resnet import resnet_config
+from datadream_utils.classifier.build import make_classifier, resnet_config
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import evaluation_pictures
 from datadream_utils.classifier.train import (
     MIN_LR,
     _batches,
     evaluated_split,
-    evaluation_pictures,
     fit,
     learning_rate_factor,
-    make_classifier,
     mixed_loss,
-    predict,
     stage_name,
     train_and_test,
     train_steps,

@@ -13,7 +13,10 @@ from PIL import Image
 from datadream_utils.analysis import compare
 from datadream_utils.backbones.clip import attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.classifier.train import ClipClassifier, classify, evaluation_pictures, load_classifier, predict
+from datadream_utils.classifier.build import classify, load_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import evaluation_pictures
+from datadream_utils.classifier.train import ClipClassifier
 from datadream_utils.data.dataset import few_shot
 from datadream_utils.diffusion import probe
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
@@ -68,7 +71,7 @@ def test_the_guess_through_noise_is_the_schedulers(pipe, mnist):
 def test_the_trajectory_ends_at_the_picture_that_is_drawn(pipe, adapted):
     p, recipe, stage = adapted
     draw = recipe.draw(7, 0)
-    with probe.adapted_as(pipe, draw, stage):
+    with probe.with_adapters(pipe, draw, stage):
         frames = probe.trajectory(pipe, draw, p, count=2)
         (image,) = sample(pipe, [draw.prompt], [draw.seed], p.guidance_scale, p.num_inference_steps, 32)
     assert list(frames) == [1, 3]
@@ -85,14 +88,14 @@ def test_the_adapters_scale_goes_from_the_base_model_to_the_fused_adapter(pipe, 
         fused = make()
     scaled = {}
     for s in (0.0, 1.0):
-        with probe.adapted_as(pipe, draws[0], stage, s):
+        with probe.with_adapters(pipe, draws[0], stage, s):
             scaled[s] = make()
     assert np.abs(scaled[0.0] - base).max() <= 1 and np.abs(scaled[1.0] - fused).max() <= 1
     assert np.abs(fused - base).max() > 10
-    with probe.adapted_as(pipe, draws[0], stage, [0.0, 1.0]):  # a scale for each image of the batch
+    with probe.with_adapters(pipe, draws[0], stage, [0.0, 1.0]):  # a scale for each image of the batch
         mixed = make()
     assert np.abs(mixed[0] - base[0]).max() <= 1 and np.abs(mixed[1] - fused[1]).max() <= 1
-    with probe.adapted_as(pipe, draws[0], None):
+    with probe.with_adapters(pipe, draws[0], None):
         assert (make() == base).all()
 
 

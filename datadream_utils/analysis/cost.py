@@ -15,8 +15,8 @@ from datadream_utils.analysis.results import RANKS
 from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler, tokenize
-from datadream_utils.diffusion.generate import metadata
-from datadream_utils.diffusion.lora import attach_lora, detach_lora
+from datadream_utils.diffusion.generate import read_metadata
+from datadream_utils.diffusion.lora import attached_lora
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
 from datadream_utils.prompts import class_prompt
@@ -50,16 +50,14 @@ def sd_flops(pipe, resolution):
 def adapt_flops(pipe, lora_rank, train_text_encoder, resolution):
     """Operations per image of a training step of an adapter, forward and backward."""
     latents, _, time, tokens = _inputs(pipe, resolution)
-    attach_lora(pipe, lora_rank, lora_rank, 0, train_text_encoder)
 
     def step():
         states = pipe.text_encoder(tokens).last_hidden_state
-        denoising_loss(pipe.unet, noise_scheduler(pipe), latents, torch.zeros_like(latents), time, states).backward()
+        loss = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, torch.zeros_like(latents), time, states)
+        loss.mean().backward()
 
-    try:
+    with attached_lora(pipe, lora_rank, lora_rank, 0, train_text_encoder):
         return count_flops(step)
-    finally:
-        detach_lora(pipe)
 
 
 def _inputs(pipe, resolution):
@@ -74,7 +72,7 @@ def _inputs(pipe, resolution):
 def clip_flops(clip, tokenizer, data, clip_lora_rank):
     """Operations of a training step of CLIP: "image" (per image), "texts" (per step, all classes)."""
     adapted = attach_clip_lora(clip, clip_lora_rank, clip_lora_rank, 0.0, 0)
-    classifier, side = ClipClassifier(adapted, tokenizer, data), clip.config.vision_config.image_size
+    classifier, side = ClipClassifier(adapted, tokenizer, None, data), clip.config.vision_config.image_size
 
     def step(n):
         pixels = torch.zeros(n, 3, side, side, device=clip.device)
@@ -111,7 +109,7 @@ def count_image_steps(stage, n_classes):
 
 def count_drawn(stage):
     """Images that a generate stage drew, rejected ones included."""
-    return sum(row.get("tries", 1) for row in metadata(stage))
+    return sum(row.get("tries", 1) for row in read_metadata(stage))
 
 
 def tabulate_costs(runs, stages, n_classes, flops=None):

@@ -17,13 +17,13 @@ from safetensors.numpy import save_file
 
 from datadream_utils.backbones.clip import image_features
 from datadream_utils.backbones.load import load_clip, model_identity
-from datadream_utils.classifier.train import evaluation_pictures
+from datadream_utils.classifier.pictures import evaluation_pictures
 from datadream_utils.data.dataset import flatten
-from datadream_utils.diffusion.generate import generated_files
+from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import choose_device
 
 BATCH = 256
 MOST = 20_000  # pictures of one set that are encoded, equally many of each class, but at least ``LEAST`` of each
@@ -117,7 +117,7 @@ def encode(encoder, files, cache, checksum=""):
 
 def encode_generated(encoder, stage, n_classes):
     """The first pictures (``MOST``) of a stage of ``results.select_generated``, kept in the run's ``analysis/``."""
-    files = [paths[: count_per_class(n_classes)] for paths in generated_files(stage, n_classes)]
+    files = [paths[: count_per_class(n_classes)] for paths in read_generated(stage, n_classes)]
     return encode(encoder, files, stage.folder.parent / "analysis", stage.digest)
 
 

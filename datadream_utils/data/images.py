@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
@@ -70,10 +69,7 @@ def to_tensor(image):
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def write_png(path, image, notes=None):
-    """Write a PIL image whole or not at all, ``notes`` (text by name) within it."""
-    info = PngInfo()
-    for name, text in (notes or {}).items():
-        info.add_text(name, str(text))
+def write_png(path, image):
+    """Write a PIL image whole or not at all."""
     with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG")

@@ -4,17 +4,15 @@ DISEF asks LLaVA-1.5 what an image shows, naming its class, and generates from s
 of transformers serves; the tiny world has none and lets its CLIP choose among colour words instead, and says so.
 """
 
-import json
-
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datadream_utils.backbones.clip import class_logits, image_features, text_features, tokenize
-from datadream_utils.backbones.load import DTYPES, load_clip, load_whole, opened
+from datadream_utils.backbones.load import load_clip, load_whole, opened
 from datadream_utils.data.dataset import flatten, stable_seed
 from datadream_utils.data.images import read_image
-from datadream_utils.errors import InputError
-from datadream_utils.files import write_json
+from datadream_utils.files import read_json, write_json
+from datadream_utils.runs.device import DTYPES
 
 STAND_IN = "stand-in"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "gray", "black")
@@ -22,17 +20,16 @@ MAX_TOKENS = 60  # of a caption; CLIP's text encoder reads 77
 TEMPERATURE = 0.2  # DISEF's
 
 
-def load_captioner(captioner, captioner_revision, device, dtype, stand_in=None):
-    """An object with ``note`` (what writes the captions) and ``describe(image, class_name, domain, seed)``.
+def load_captioner(run):
+    """What writes the run's captions: its ``note`` names it, ``describe(image, class_name, domain, seed)`` writes one.
 
-    captioner: a folder or hub id of an image-to-text model in safetensors, or "stand-in", which needs
-    stand_in=(CLIPModel, tokenizer, processor). InputError for a model that cannot be had.
+    ``captioner`` is a folder or hub id of an image-to-text model in safetensors, or "stand-in", which uses the CLIP
+    ``filter_model``. InputError for a model that cannot be loaded.
     """
-    if captioner == STAND_IN:
-        if stand_in is None:
-            raise InputError("captioner 'stand-in' needs a CLIP: pass stand_in=(clip, tokenizer, processor).")
-        return ColourStandIn(*stand_in)
-    return Captioner(captioner, captioner_revision, device, dtype)
+    p = run.params
+    if p.captioner == STAND_IN:
+        return ColourStandIn(*load_clip(p.filter_model, p.filter_revision, run.device, "filter_model"))
+    return Captioner(p.captioner, p.captioner_revision, run.device, DTYPES[p.mixed_precision])
 
 
 class Captioner:
@@ -105,29 +102,30 @@ def one_line(text, class_name):
     return f"{class_name}, {text}" if text else class_name
 
 
-def read_captions(method, data, shots, p, stage, device, progress=lambda shots, **_: shots):
-    """``{shot path: caption}`` for a method that prompts with captions, else None.
+def read_captions(run):
+    """``{shot path: caption}`` of the run's shots, for methods that prompt with captions.
 
-    Kept in ``captions.json`` beside the images, with what wrote them: class by class, so that a run that is killed goes
-    on where it was.
+    They are kept in ``captions.json`` beside the images with the name of their writer, class by class, so that a run
+    that is killed goes on where it was.
     """
-    if method.prompt != "caption":
-        return None
-    path, paths, labels = stage.folder / "captions.json", *flatten(shots)
-    names = [str(shot.relative_to(data.root)) for shot in paths]
-    by = [p.captioner, p.captioner_revision, p.seed]
-    stored = json.loads(path.read_text()) if path.exists() and not stage.damage([path.name]) else {}
-    if stored.get("captioner") != by or list(stored["captions"]) != names[: len(stored["captions"])]:
-        stored = {"captioner": by, "note": "", "captions": {}}
-    done = stored["captions"]
-    if len(done) < len(names):
-        clip = load_clip(p.filter_model, p.filter_revision, device, "filter_model") if p.captioner == STAND_IN else None
-        captioner = load_captioner(p.captioner, p.captioner_revision, device, DTYPES[p.mixed_precision], clip)
+    p, path, (paths, labels) = run.params, run.folder / "captions.json", flatten(run.shots)
+    names = [str(shot.relative_to(run.data.root)) for shot in paths]
+    writer = [p.captioner, p.captioner_revision, p.seed]
+    stored = {"captioner": writer, "note": "", "captions": {}}
+    if path.exists() and not run.stage.damaged_files([path.name]):
+        before = read_json(path, "delete it and run 02_generate again")
+        if before["captioner"] == writer and list(before["captions"]) == names[: len(before["captions"])]:
+            stored = before
+    captions = stored["captions"]
+    if missing := range(len(captions), len(names)):
+        captioner = load_captioner(run)
         stored["note"] = captioner.note
-        for i in progress(range(len(done), len(names)), total=len(names) - len(done), label="captions"):
-            seed, name = stable_seed(p.seed, names[i]), data.class_names[labels[i]]
-            done[names[i]] = captioner.describe(read_image(paths[i]), name, data.domain, seed)
-            if labels[i] != (labels + [None])[i + 1]:
-                write_json(path, stored)
+        with run.progress(len(missing), "captions") as advance:
+            for i in missing:
+                seed, class_name = stable_seed(p.seed, names[i]), run.data.class_names[labels[i]]
+                captions[names[i]] = captioner.describe(read_image(paths[i]), class_name, run.data.domain, seed)
+                if i + 1 == len(names) or labels[i] != labels[i + 1]:
+                    write_json(path, stored)
+                advance()
     print(f"captions by {stored['note']}")
-    return dict(zip(paths, done.values(), strict=True))
+    return dict(zip(paths, captions.values(), strict=True))

@@ -19,20 +19,23 @@ from datadream_utils.files import atomic_write
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of one training is kept, what the training is made from, and every how many steps (0: never)."""
+    """Where the state of one training is kept.
+
+    made_from: a hash of everything that the training is made from; every: steps between two saves (0: never).
+    """
 
     path: Path
     made_from: str
     every: int
 
-    def save_now_and_then(self, training, batches):
-        """Write the state when the step just made is one of those that are kept."""
+    def save_if_due(self, training):
+        """Write the state after every ``every`` steps."""
         if not self.every or len(training.rows) % self.every:
             return
         tensors = {f"parameters.{i}": parameter for i, parameter in enumerate(training.parameters)}
         for i, of_parameter in training.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in of_parameter.items()}
-        for k, of_adapter in enumerate(batches):
+        for k, of_adapter in enumerate(training.batches):
             tensors |= {f"generator.{k}": of_adapter.generator.get_state(), f"order.{k}": of_adapter.order}
         _, losses, rates = zip(*training.rows, strict=True)
         tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
@@ -43,27 +46,27 @@ class Checkpoint:
         with atomic_write(self.path) as temporary:
             save_file(tensors, temporary, {"state": text, "sha256": _digest(tensors, text)})
 
-    def load(self, training, batches):
-        """Bring everything to where the file was written; say so, and change nothing, when it cannot be trusted."""
+    def load(self, training):
+        """Bring the training to where the file was written; a file that cannot be trusted is reported and not used."""
         if not self.path.exists():
             return
         try:
             tensors, states = self._read()
-            found = [tensors[f"parameters.{i}"] for i in range(len(training.parameters))]
-            if [tensor.shape for tensor in found] != [parameter.shape for parameter in training.parameters]:
+            saved = [tensors[f"parameters.{i}"] for i in range(len(training.parameters))]
+            if [tensor.shape for tensor in saved] != [parameter.shape for parameter in training.parameters]:
                 raise ValueError("its matrices have other shapes")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             print(f"{self.path} is not used ({error}): its training starts anew.")
             return
         with torch.no_grad():
-            for parameter, value in zip(training.parameters, found, strict=True):
+            for parameter, value in zip(training.parameters, saved, strict=True):
                 parameter.copy_(value)
         training.schedule.load_state_dict(states["schedule"])
         training.scaler.load_state_dict(states["scaler"])
         _load_optimizer(training, tensors)
         losses, rates = tensors["losses"].tolist(), tensors["rates"].tolist()
         training.rows = [(step, *row) for step, row in enumerate(zip(losses, rates, strict=True))]
-        for k, of_adapter in enumerate(batches):
+        for k, of_adapter in enumerate(training.batches):
             of_adapter.generator.set_state(tensors[f"generator.{k}"])
             of_adapter.order, of_adapter.step = tensors[f"order.{k}"], len(rates)
         print(f"Going on at step {len(rates)} of the checkpoint {self.path}.")

@@ -1,4 +1,4 @@
-"""The denoising loss (paper, section 3.2, eq. 2), and what goes into it: prompts as tokens, shots as noised latents."""
+"""The denoising loss (paper, section 3.2, equation 2) and its inputs: prompts as tokens, shots as noised latents."""
 
 import math
 
@@ -12,9 +12,14 @@ from datadream_utils.data.images import read_image, resize_shortest, to_tensor
 ALL = slice(None)
 
 
-def adapter_steps(p, n_images):
+def adapter_steps(params, n_images):
     """Optimizer steps of one adapter: epochs times batches."""
-    return p.adapt_epochs * math.ceil(n_images / p.adapt_batch_size)
+    return params.adapt_epochs * math.ceil(n_images / params.adapt_batch_size)
+
+
+def adapter_seed(adapter, params):
+    """The seed of an adapter's first weights and of its batches."""
+    return stable_seed("adapt", params.seed, adapter.name)
 
 
 def noise_scheduler(pipe):
@@ -22,23 +27,20 @@ def noise_scheduler(pipe):
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
-def denoising_loss(unet, scheduler, latents, noise, timesteps, context, groups=1):
-    """The diffusion loss || target - model(z_t, t, text) ||^2, averaged over everything.
+def denoising_loss(unet, scheduler, latents, noise, timesteps, context):
+    """The diffusion loss || target - model(z_t, t, text) ||^2 of each image, (n,); paper, equation 2.
 
     latents, noise: (n, c, h, w); timesteps: (n,); context: text states (n, tokens, width).
     z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise. The target is the noise, or for a
-    v-prediction model v = sqrt(abar_t) noise - sqrt(1 - abar_t) z_0. With ``groups`` K > 1
-    the batch holds images of K adapters in turn, and the result is a loss for each (K,).
+    v-prediction model v = sqrt(abar_t) noise - sqrt(1 - abar_t) z_0.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    targets = {
-        "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-    }
-    target = targets[scheduler.config.prediction_type]()
-    predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
-    error = (predicted.float() - target.float()).pow(2)
-    return error.unflatten(0, (-1, groups)).flatten(2).mean((0, 2)).squeeze(0)
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    else:
+        target = noise
+    prediction = unet(noisy, timesteps, encoder_hidden_states=context).sample
+    return (target.float() - prediction.float()).pow(2).mean(dim=(1, 2, 3))
 
 
 def tokenize(pipe, prompts):
@@ -56,19 +58,21 @@ def tokenize(pipe, prompts):
 class Shots:
     """The few images as latents: resized, cropped at random, encoded by the VAE.
 
-    Every batch crops anew, as published; the VAE is then two fifths of a step's arithmetic at full size. ``crops`` > 0:
-    so many of each shot are cut with ``generator`` and encoded here, once, and a batch takes any of them. Where every
-    picture is square a crop has nothing to choose: one is enough.
+    With ``crops=0`` every batch crops anew, as published; the VAE then takes two fifths of a step's arithmetic at full
+    size. With ``crops=k`` each shot is cropped k times with ``generator`` and encoded once, here; a batch takes one of
+    the k at random. Square pictures have only one crop, so they are encoded once either way.
     """
 
     def __init__(self, pipe, paths, resolution, crops=0, generator=None):
         self.vae, self.resolution, self.count = pipe.vae, resolution, len(paths)
         self.pictures = [to_tensor(resize_shortest(read_image(path), resolution)) for path in paths]
-        square = all(picture.shape[1:] == (resolution, resolution) for picture in self.pictures)
-        every, self.moments = range(len(paths)), None
-        cut = self.pictures if square else [self._random_crop(i, generator) for i in every for _ in range(crops)]
-        if cut:  # (n, crops, 2 c, h, w), in the computer's memory: of many shots they are gigabytes
-            encoded = torch.cat([moments.cpu() for moments in self._encode(cut)])
+        self.moments = None  # of the VAE's posterior, (n, crops, 2 c, h, w), where crops are encoded once
+        if all(picture.shape[1:] == (resolution, resolution) for picture in self.pictures):
+            cropped = self.pictures
+        else:
+            cropped = [self._random_crop(i, generator) for i in range(len(paths)) for _ in range(crops)]
+        if cropped:
+            encoded = torch.cat([moments.cpu() for moments in self._encode(cropped)])  # gigabytes for many shots
             self.moments, self.pictures = encoded.unflatten(0, (len(paths), -1)), None
 
     def __len__(self):
@@ -77,14 +81,15 @@ class Shots:
     def latents(self, indices, generator, part=ALL):
         """Latents (n, c, h, w) of these shots, sampled from the VAE's posterior with ``generator``.
 
-        ``part``: a slice of them, the same as it is of all of them.
+        ``part``: a slice of them to compute; it gets the same latents as when all are computed.
         """
         if self.moments is None:
             moments = torch.cat(list(self._encode([self._random_crop(i, generator) for i in indices][part])))
         else:
-            crops, n = self.moments.shape[1], len(indices)
-            one = torch.randint(0, crops, (n,), generator=generator) if crops > 1 else torch.zeros(n, dtype=torch.int64)
-            moments = self.moments[indices, one][part]
+            crops, crop = self.moments.shape[1], torch.zeros(len(indices), dtype=torch.int64)
+            if crops > 1:
+                crop = torch.randint(0, crops, crop.shape, generator=generator)
+            moments = self.moments[indices, crop][part]
         posterior = DiagonalGaussianDistribution(moments.to(self.vae.device))
         shape = (len(indices), *posterior.mean.shape[1:])
         noise = torch.randn(shape, generator=generator)[part].to(posterior.mean)
@@ -104,26 +109,26 @@ class Shots:
 
 
 class Batches:
-    """What one adapter sees: its shots in random order, noised to random times; all of it from (seed, adapter name).
+    """The batches of one adapter: its shots in random order, noised to random timesteps.
 
-    What the next step depends on, and a checkpoint keeps: ``step``, ``generator``, and ``order`` of the current epoch.
-    share: ``share(n)``: the slice of a batch of n that is worked on here, and ``weight``, what its mean loss counts in
-    the batch's; the randomness is drawn for all of it.
+    All randomness comes from (seed, adapter name). The next step depends on ``step``, ``generator`` and ``order`` (of
+    the current epoch), which a checkpoint keeps. ``share(n)``: which slice of a batch of n this process works on, and
+    the weight of that slice's mean loss in the batch's loss; the randomness is drawn for the whole batch.
     """
 
-    def __init__(self, pipe, adapter, p, share=lambda n: (ALL, 1.0)):
-        self.seed = stable_seed("adapt", p.seed, adapter.name)
-        self.generator, self.p, self.share = torch.Generator().manual_seed(self.seed), p, share
-        cutting = torch.Generator().manual_seed(stable_seed("crops", p.seed, adapter.name))
-        self.shots = Shots(pipe, adapter.paths, p.resolution, p.crops_per_shot, cutting)
+    def __init__(self, pipe, adapter, params, share=lambda n: (ALL, 1.0)):
+        self.generator = torch.Generator().manual_seed(adapter_seed(adapter, params))
+        self.params, self.share = params, share
+        cropping = torch.Generator().manual_seed(stable_seed("crops", params.seed, adapter.name))
+        self.shots = Shots(pipe, adapter.paths, params.resolution, params.crops_per_shot, cropping)
         self.times = noise_scheduler(pipe).config.num_train_timesteps
         self.weight = 1.0
         self.step, self.order = 0, torch.zeros(0, dtype=torch.int64)
 
     def __iter__(self):
         """Yields (indices, latents, noise, timesteps) for every step that is left."""
-        size = self.p.adapt_batch_size
-        while self.step < adapter_steps(self.p, len(self.shots)):
+        size = self.params.adapt_batch_size
+        while self.step < adapter_steps(self.params, len(self.shots)):
             first = self.step * size % (size * math.ceil(len(self.shots) / size))
             if first == 0:
                 self.order = torch.randperm(len(self.shots), generator=self.generator)

@@ -1,100 +1,94 @@
-"""Sampling a labelled data set from the (adapted) model (paper, section 3.3), for every compared system.
-
-All that decides an image comes from (seed, class, index) alone: its noise, its prompt, the shot it starts from, the
-adapters that draw it. So any image can be drawn again by itself, and stopping, resuming or splitting the work changes
-nothing.
-"""
+"""Sampling a labelled data set from the (adapted) model (paper, section 3.3), for every compared system."""
 
 import itertools
 import json
-import random
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline
-from PIL import Image
 
 from datadream_utils.backbones.clip import clip_judge
-from datadream_utils.backbones.load import load_clip
-from datadream_utils.data.dataset import Dataset, stable_seed
+from datadream_utils.backbones.load import load_clip, model_identity
+from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import centre_square, read_image, write_png
-from datadream_utils.diffusion.adapt import adapter_folder, adapter_names
-from datadream_utils.diffusion.lora import fused_lora
-from datadream_utils.diffusion.stacked import own_adapters
-from datadream_utils.files import atomic_write, inside, read_json
-from datadream_utils.methods import Method
-from datadream_utils.prompts import generation_prompt
-from datadream_utils.runs.device import enough_memory
+from datadream_utils.diffusion.captions import read_captions
+from datadream_utils.diffusion.lora import WEIGHTS, fused_lora
+from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.diffusion.stacked import per_image_adapters
+from datadream_utils.files import atomic_write, digest, inside, read_json
+from datadream_utils.methods import METHODS
+from datadream_utils.runs.device import advise_on_memory
 from datadream_utils.runs.shards import part_of
+from datadream_utils.runs.stage import Stage
 
-TOGETHER = 4 * 512**2  # pixels of the examples drawn in one batch: as many as four pictures of a full-size model
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What decides one image: noise seed, prompt, the shot it starts from (None: noise), names of its adapters."""
-
-    seed: int
-    prompt: str
-    start: Path | None
-    adapters: tuple[str, ...]
+EXAMPLE_PIXELS = 4 * 512**2  # of the examples drawn in one batch: as many as four pictures of a full-size model
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A method on a data set: what every image of it is drawn from.
+def make_recipe(run):
+    """The ``Recipe`` of a run; its adapters are those of the run's own adapt stage."""
+    folder = (run.stage if run.stage.name == "adapt" else run.source).folder if run.method.adapts else None
+    captions = read_captions(run) if run.method.prompt == "caption" and run.stage.name == "generate" else None
+    adapters = folder / "adapters" if folder else None
+    return Recipe(run.method, run.data, run.shots, run.params.seed, adapters, captions)
 
-    shots: ``shots[label]``, paths; captions: ``{shot path: caption}``, for methods that prompt with captions.
+
+def generate(pipe, recipe, run):
+    """Draw every image that is not on disk yet; returns ``images[label]``, their paths in order.
+
+    The folder ``images/`` is an ImageFolder: ``datasets.load_dataset("imagefolder", data_dir=...)`` reads it as it is.
+    Batches are fixed blocks of indices, so a resumed run computes what an undisturbed one would have.
     """
-
-    method: Method
-    data: Dataset
-    shots: list
-    seed: int
-    captions: dict | None = None
-
-    def draw(self, label, index, attempt=0):
-        """The ``Draw`` of image ``index`` of class ``label``; a rejected one is tried again with other draws.
-
-        Image i starts from shot i, i + 1, ... in turn. The caption is that of another shot of the class (da Costa et
-        al. 2023: captions are shuffled among the shots). LoFT goes through all pairs of a class in a shuffled order.
-        """
-        folder, shots = self.data.folders[label], self.shots[label]
-        turn = (index + attempt) % len(shots)
-        if self.method.prompt == "caption":
-            others = [shot for i, shot in enumerate(shots) if i != turn] or shots
-            choice = stable_seed("caption", self.seed, folder, index, attempt) % len(others)
-            prompt = self.captions[others[choice]]
-        else:
-            prompt = class_prompts(self.method, self.data)[label]
-        adapters = adapter_names(self.method, self.data, label, len(shots))
-        if self.method.adapter == "image":
-            pairs = self._pairs[label]
-            adapters = [adapters[i] for i in pairs[index % len(pairs)]]
-        return Draw(
-            seed=image_seed(self.seed, folder, index, attempt),
-            prompt=prompt,
-            start=shots[turn] if self.method.start == "shot" else None,
-            adapters=tuple(adapters),
-        )
-
-    @cached_property
-    def _pairs(self):
-        shuffled = []
-        for folder, shots in zip(self.data.folders, self.shots, strict=True):
-            pairs = list(itertools.combinations(range(len(shots)), 2)) or [(0,)]
-            random.Random(stable_seed("pairs", self.seed, folder)).shuffle(pairs)
-            shuffled.append(pairs)
-        return shuffled
+    p = run.params
+    if run.begin():
+        labels = part_of(range(len(recipe.shots)), run.shard)
+        rows = {label: _read_rows(run, label) for label in labels}
+        missing = [
+            (label, block) for label in labels for block in _blocks(run) if not _is_drawn(run, rows, label, block)
+        ]
+        judge = load_filter(run) if run.method.keep == "clip" else None
+        with advise_on_memory(p, "generate_batch_size"), run.progress(len(missing), "batches of images") as advance:
+            for label, of_class in itertools.groupby(missing, lambda block: block[0]):
+                with class_adapter(pipe, recipe, label):
+                    for _, block in of_class:
+                        rows[label] |= _draw_block(pipe, recipe, run, label, block, judge)
+                        _write_rows(_rows_file(run, label), rows[label])
+                        advance()
+        facts = {"model": model_identity(p.sd_model, p.sd_revision)}
+        if not run.shard:
+            _write_rows(run.folder / "images" / "metadata.jsonl", *rows.values())
+            weights = sorted(recipe.adapters.glob(f"*/{WEIGHTS}")) if recipe.adapters else []
+            images = flatten(read_generated(run.stage, len(recipe.shots)))[0]
+            facts |= {"adapters_sha256": digest(weights), "images_sha256": digest(images)}
+        run.finish(**facts)
+    return read_generated(run.stage, len(recipe.shots))
 
 
-def image_seed(seed, class_name, index, attempt=0):
-    """The seed of one image's initial noise."""
-    return stable_seed("generate", seed, class_name, index, *([attempt] if attempt else []))
+def read_metadata(stage):
+    """The rows of a generate stage's ``images/metadata.jsonl``, a dict per image; [] where a part is missing still."""
+    path = stage.folder / "images" / "metadata.jsonl"
+    return read_json(path, "run 02_generate again", lines=True) if path.exists() else []
+
+
+def read_generated(stage, n_classes):
+    """``images[label]``, the paths of a generate stage's images in order."""
+    images = [[] for _ in range(n_classes)]
+    for row in read_metadata(stage):
+        source = f"{stage.folder}: metadata.jsonl"
+        images[row["label"]].append(inside(stage.folder / "images", row["file_name"], source))
+    return images
+
+
+def read_generated_by_method(run):
+    """``{method label: images[label]}`` of every method that has generated images from the same shots as ``run``."""
+    sets = {}
+    for name, method in METHODS.items():
+        folder = run.params.model_copy(update={"method": name}).run_folder / "generate"
+        if method.generates and Stage("generate", folder).finished:
+            sets[method.label] = read_generated(Stage("generate", folder), len(run.shots))
+    return sets
 
 
 @torch.no_grad()
@@ -121,158 +115,127 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
 
 
-@lru_cache(maxsize=1024)
-def start_picture(path, resolution):
-    """A shot as img2img takes it: the middle square, ``resolution`` pixels."""
-    return centre_square(read_image(path), resolution)
+def sample_draws(pipe, recipe, draws, params, **changes):
+    """Draw the images of ``draws`` with the parameters ``params``, or others as ``changes`` (keywords of ``sample``).
 
-
-def class_prompts(method, data):
-    """The generation prompt of each class (the template's where captions of shots take its place)."""
-    kind = "definition" if method.prompt == "definition" else "template"
-    return [generation_prompt(kind, name, data.domain, data.definitions.get(name, "")) for name in data.class_names]
-
-
-def example_recipe(method, data, shots, seed):
-    """The method's recipe from noise and class prompt, for pictures that need neither captions nor a start."""
-    method = replace(method, start="noise", prompt="template" if method.prompt == "caption" else method.prompt)
-    return Recipe(method, data, shots, seed)
-
-
-def draw_examples(pipe, method, data, shots, p, adapt_stage, labels, count):
-    """``count`` pictures of each class in ``labels`` from noise and class prompt; ``adapt_stage=None``: base model.
-
-    For methods that sample so they are the first that stage 2 draws, up to rounding: as many classes as ``TOGETHER``
-    allows are drawn in one batch. Returns ``{class name: [PIL image, ...]}``.
+    With LoFT each image has adapters of its own, which are attached here. Other methods' adapters are fused by
+    ``class_adapter`` beforehand.
     """
-    recipe, examples = example_recipe(method, data, shots, p.seed), {}
-    size = max(1, TOGETHER // (count * p.resolution**2))
-    for group in (labels[i : i + size] for i in range(0, len(labels), size)):
-        draws = [recipe.draw(label, i) for label in group for i in range(count)]
-        own = adapt_stage and method.adapter == "class"
-        with _each_its_own(pipe, draws, adapt_stage) if own else class_adapters(pipe, recipe, group[0], adapt_stage):
-            images = sample_draws(pipe, recipe, draws, p, adapt_stage)
-        for i, label in enumerate(group):
-            examples[data.class_names[label]] = images[i * count : (i + 1) * count]
-    return examples
-
-
-def _each_its_own(pipe, draws, stage):
-    return own_adapters(pipe, [[adapter_folder(stage, name) for name in draw.adapters] for draw in draws])
+    options = {name: getattr(params, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
+    if draws[0].start is not None:
+        options["starts"] = [start_picture(draw.start, params.resolution) for draw in draws]
+        options["start_step"] = params.start_step
+    own = recipe.method.adapter == "image" and recipe.adapters
+    with per_image_adapters(pipe, [draw.adapters for draw in draws]) if own else nullcontext():
+        prompts, seeds = [draw.prompt for draw in draws], [draw.seed for draw in draws]
+        return sample(pipe, prompts, seeds, **(options | changes))
 
 
 @contextmanager
-def class_adapters(pipe, recipe, label, adapt_stage):
-    """Draw class ``label`` with its one adapter fused; with LoFT's pairs ``sample_draws`` attaches each image's own."""
-    one = adapt_stage and recipe.method.adapter in ("class", "dataset")
-    with fused_lora(pipe, adapter_folder(adapt_stage, recipe.draw(label, 0).adapters[0]) if one else None):
+def class_adapter(pipe, recipe, label):
+    """Draw class ``label`` with its one adapter fused into the weights, where the method has one per class or set."""
+    adapters = recipe.draw(label, 0).adapters if recipe.method.adapter in ("class", "dataset") else ()
+    with fused_lora(pipe, adapters[0] if adapters else None):
         yield pipe
 
 
-def sample_draws(pipe, recipe, draws, p, adapt_stage, **changes):
-    """Draw what ``draws`` say, with the parameters ``p``, or others as ``changes`` (keywords of ``sample``)."""
-    options = {name: getattr(p, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
-    if draws[0].start is not None:
-        options |= dict(starts=[start_picture(d.start, p.resolution) for d in draws], start_step=p.start_step)
-    own = adapt_stage and recipe.method.adapter == "image"
-    with _each_its_own(pipe, draws, adapt_stage) if own else nullcontext():
-        return sample(pipe, [d.prompt for d in draws], [d.seed for d in draws], **(options | changes))
+def draw_examples(pipe, recipe, params, labels, count):
+    """``count`` pictures of each class in ``labels`` from noise and class prompt: ``{class name: [PIL image, ...]}``.
 
-
-def image_path(stage, data, label, index):
-    """``images/<class>/00000.png`` of a generate stage."""
-    return stage.folder / "images" / data.class_dir(label) / f"{index:05d}.png"
-
-
-def generate(pipe, recipe, p, stage, adapt_stage, judge, progress):
-    """Draw every image that is not on disk yet, class by class, then write ``images/metadata.jsonl``.
-
-    judge: ``judge(images) -> predicted labels`` for a method that keeps what CLIP agrees with, else None.
-    The folder is an ImageFolder: ``datasets.load_dataset("imagefolder", data_dir=...)`` reads it as it is. Batches
-    are fixed blocks of indices, so a resumed run computes what an undisturbed one would have. ``p.shard``: only that
-    part of the classes, and no list.
+    They are the first that stage 2 draws, up to rounding, for methods that sample from noise and class prompt. Several
+    classes are drawn in one batch (``EXAMPLE_PIXELS``).
     """
-    path = lambda label, index: image_path(stage, recipe.data, label, index)  # noqa: E731
-    size, count = p.generate_batch_size, _images_per_class(recipe, p)
-    labels = part_of(range(len(recipe.shots)), p.shard)
-    every = [(label, range(i, min(i + size, count))) for label in labels for i in range(0, count, size)]
-    blocks = [(label, block) for label, block in every if not all(path(label, i).exists() for i in block)]
-    drawn = _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge)
-    with closing(drawn), enough_memory(p, "generate_batch_size"):
-        for _ in progress(drawn, total=len(blocks), label="batches of images"):
-            pass
-    if p.shard:
-        return
-    rows = [
-        _metadata_row(recipe, label, index, path(label, index), stage.folder / "images")
-        for label, index in itertools.product(range(len(recipe.shots)), range(count))
-    ]
-    with atomic_write(stage.folder / "images" / "metadata.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    recipe, examples = recipe.from_noise(), {}
+    size = max(1, EXAMPLE_PIXELS // (count * params.resolution**2))
+    for group in (labels[i : i + size] for i in range(0, len(labels), size)):
+        draws = [recipe.draw(label, i) for label in group for i in range(count)]
+        own = recipe.method.adapter == "class" and recipe.adapters
+        adapters = [draw.adapters for draw in draws]
+        with per_image_adapters(pipe, adapters) if own else class_adapter(pipe, recipe, group[0]):
+            images = sample_draws(pipe, recipe, draws, params)
+        for i, label in enumerate(group):
+            examples[recipe.data.class_names[label]] = images[i * count : (i + 1) * count]
+    return examples
 
 
-def load_judge(p, data, device):
-    """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``."""
-    return clip_judge(*load_clip(p.filter_model, p.filter_revision, device, "filter_model"), data)
+@lru_cache(maxsize=1024)
+def start_picture(path, resolution):
+    """A shot as image-to-image takes it: the middle square, ``resolution`` pixels."""
+    return centre_square(read_image(path), resolution)
 
 
-def _images_per_class(recipe, p):
-    return p.images_per_class if recipe.method.generates else 0
+def load_filter(run):
+    """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``, for methods that keep what CLIP agrees with."""
+    p = run.params
+    return clip_judge(*load_clip(p.filter_model, p.filter_revision, run.device, "filter_model"), run.data)
 
 
-def _draw_blocks(pipe, recipe, p, blocks, path, adapt_stage, judge):
-    for label, group in itertools.groupby(blocks, lambda block: block[0]):
-        with class_adapters(pipe, recipe, label, adapt_stage):
-            for _, block in group:
-                _draw_block(pipe, recipe, p, label, block, path, adapt_stage, judge)
-                yield label, block
+def _image_path(run, label, index):
+    """``images/<class>/00000.png`` of a generate stage."""
+    return run.folder / "images" / run.data.class_dir(label) / f"{index:05d}.png"
 
 
-def _draw_block(pipe, recipe, p, label, block, path, adapt_stage, judge):
-    """Draw a block; what the judge takes for another class is drawn again, up to ``filter_tries`` times in all."""
-    pending, tries = list(block), p.filter_tries if judge else 1
+def _blocks(run):
+    """The indices of a class's images in fixed batches."""
+    count, size = run.params.images_per_class if run.method.generates else 0, run.params.generate_batch_size
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def _is_drawn(run, rows, label, block):
+    return all(index in rows[label] and _image_path(run, label, index).exists() for index in block)
+
+
+def _draw_block(pipe, recipe, run, label, block, judge):
+    """Draw a block of images; returns their rows of ``metadata.jsonl``, ``{index: row}``.
+
+    What the judge assigns to another class is drawn again, up to ``filter_tries`` times in all.
+    """
+    pending, rows, tries = list(block), {}, run.params.filter_tries if judge else 1
     for attempt in range(tries):
         draws = [recipe.draw(label, index, attempt) for index in pending]
-        images = sample_draws(pipe, recipe, draws, p, adapt_stage)
-        kept = [judged == label for judged in judge(images)] if judge else [True] * len(images)
-        notes = [{"tries": attempt + 1, "kept": "clip" if keep else "gave up"} if judge else None for keep in kept]
-        done = [
-            (path(label, index), image, note)
-            for index, image, note, keep in zip(pending, images, notes, kept, strict=True)
-            if keep or attempt == tries - 1
-        ]
+        images = sample_draws(pipe, recipe, draws, run.params)
+        agrees = [judged == label for judged in judge(images)] if judge else [True] * len(images)
+        accepted = {}
+        for index, draw, image, agree in zip(pending, draws, images, agrees, strict=True):
+            if agree or attempt == tries - 1:
+                accepted[_image_path(run, label, index)] = image
+                note = {"tries": attempt + 1, "kept": "clip" if agree else "gave up"} if judge else {}
+                rows[index] = _row(run, label, index, draw) | note
         with ThreadPoolExecutor() as pool:  # compressing a picture leaves Python's lock free
-            list(pool.map(write_png, *zip(*done, strict=True)))
-        pending = [index for index, keep in zip(pending, kept, strict=True) if not keep]
+            list(pool.map(write_png, accepted.keys(), accepted.values()))
+        pending = [index for index, agree in zip(pending, agrees, strict=True) if not agree]
         if not pending:
-            return
+            break
+    return {index: rows[index] for index in block}
 
 
-def _metadata_row(recipe, label, index, path, root):
-    with Image.open(path) as image:
-        notes = dict(getattr(image, "text", {}))
-    draw = recipe.draw(label, index, attempt=int(notes.get("tries", 1)) - 1)
-    row = {
-        "file_name": str(path.relative_to(root)),
+def _row(run, label, index, draw):
+    """What ``metadata.jsonl`` says of an image."""
+    return {
+        "file_name": str(_image_path(run, label, index).relative_to(run.folder / "images")),
         "label": label,
-        "class_name": recipe.data.class_names[label],
+        "class_name": run.data.class_names[label],
         "prompt": draw.prompt,
         "seed": draw.seed,
-        "adapter": " + ".join(draw.adapters) or None,
-        "start": str(draw.start.relative_to(recipe.data.root)) if draw.start else None,
+        "adapter": " + ".join(folder.name for folder in draw.adapters) or None,
+        "start": str(draw.start.relative_to(run.data.root)) if draw.start else None,
     }
-    return row | ({"tries": int(notes["tries"]), "kept": notes["kept"]} if notes else {})
 
 
-def metadata(stage):
-    """The rows of a finished generate stage's ``metadata.jsonl``; InputError when it cannot be read."""
-    path = stage.folder / "images" / "metadata.jsonl"
-    return read_json(path, f"delete {stage.folder} and run 02_generate again", lines=True)
+def _rows_file(run, label):
+    """Where the rows of a class are kept while its images are drawn."""
+    return run.folder / "rows" / f"{run.data.class_dir(label)}.jsonl"
 
 
-def generated_files(stage, n_classes):
-    """``files[label]``, the pictures of a finished generate stage in order."""
-    files = [[] for _ in range(n_classes)]
-    for row in metadata(stage):
-        files[row["label"]].append(inside(stage.folder / "images", row["file_name"], f"{stage.folder}: metadata.jsonl"))
-    return files
+def _read_rows(run, label):
+    """The rows of a class's images that are drawn already, ``{index: row}``."""
+    path = _rows_file(run, label)
+    rows = read_json(path, "delete it and run 02_generate again", lines=True) if path.exists() else []
+    return {int(Path(row["file_name"]).stem): row for row in rows}
+
+
+def _write_rows(path, *rows_of_classes):
+    """Write the rows of one class or several, each ``{index: row}``, by index."""
+    rows = [rows[index] for rows in rows_of_classes for index in sorted(rows)]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

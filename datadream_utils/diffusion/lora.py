@@ -9,12 +9,12 @@ import re
 from contextlib import contextmanager
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from datadream_utils.files import atomic_write
 
@@ -68,9 +68,13 @@ def adapted_layers(pipe, text_encoder=True):
     ]
 
 
-def detach_lora(pipe):
-    """Take the adapter off: the base model is back, bit for bit."""
-    pipe.unload_lora_weights()
+@contextmanager
+def attached_lora(pipe, rank, alpha, seed, text_encoder=True):
+    """Attach a fresh adapter while the block runs, and give its parameters; then the base is back, bit for bit."""
+    try:
+        yield attach_lora(pipe, rank, alpha, seed, text_encoder)
+    finally:
+        pipe.unload_lora_weights()
 
 
 def save_lora(pipe, folder, text_encoder=True):
@@ -83,16 +87,20 @@ def save_lora(pipe, folder, text_encoder=True):
 def write_lora(folder, states, configs):
     """Write PEFT's state dicts and configurations of [U-Net, text encoder or nothing] as diffusers' LoRA file.
 
-    Rank and alpha go into the file's metadata. The text encoder's keys carry ``text_model.``, which old and new
-    releases of transformers both read.
+    Rank and alpha go into the file's metadata, under the one key that diffusers reads: with a second key the library
+    would write them in a random order, and the same adapter would not be the same bytes. The text encoder's keys carry
+    ``text_model.``, which old and new releases of transformers both read.
     """
-    layers = {"unet_lora_layers": _diffusers_names(states[0]), "unet_lora_adapter_metadata": _metadata(configs[0])}
-    if len(states) > 1:
-        state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in _diffusers_names(states[1]).items()}
-        layers |= {"text_encoder_lora_layers": state, "text_encoder_lora_adapter_metadata": _metadata(configs[1])}
+    tensors, metadata = {}, {}
+    for part, state, config in zip(("unet", "text_encoder"), states, configs, strict=False):
+        inner = "" if part == "unet" else "text_model."
+        for key, value in convert_state_dict_to_diffusers(state).items():
+            tensors[f"{part}.{inner}{key.removeprefix(inner)}"] = value.contiguous().cpu()
+        metadata |= {f"{part}.{key}": value for key, value in _plain_values(config).items()}
+    text = json.dumps(metadata, indent=2, sort_keys=True)
     with atomic_write(folder) as temporary:
-        StableDiffusionPipeline.save_lora_weights(temporary, weight_name=WEIGHTS, **layers)
-        _sort_metadata(temporary / WEIGHTS)
+        temporary.mkdir()
+        save_file(tensors, temporary / WEIGHTS, {"lora_adapter_metadata": text})
 
 
 def read_lora(folder):
@@ -131,38 +139,7 @@ def fused_lora(pipe, folder):
                 model.get_submodule(name).weight.copy_(weight)
 
 
-def _diffusers_names(state):
-    return {k: v.contiguous().cpu() for k, v in sorted(convert_state_dict_to_diffusers(state).items())}
-
-
-def _metadata(config):
-    """An adapter's configuration, sets as sorted lists and without paths: the same bytes every time, anywhere."""
+def _plain_values(config):
+    """An adapter's configuration with sets as sorted lists and without paths: the same bytes every time, anywhere."""
     values = config.to_dict() | {"base_model_name_or_path": None}
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
-
-
-def count_lora(pipe, rank, text_encoder=True):
-    """What LoRA would train, as rows of a table: part, layers adapted, their weights' and LoRA's parameters."""
-    rows = []
-    for model, _ in adapted_parts(pipe, text_encoder):
-        layers = [layer for other, _, layer in adapted_layers(pipe, text_encoder) if other is model]
-        rows.append(
-            {
-                "part": type(model).__name__,
-                "adapted layers": len(layers),
-                "parameters of the part": sum(parameter.numel() for parameter in model.parameters()),
-                "LoRA parameters": sum(rank * (layer.in_features + layer.out_features) for layer in layers),
-            }
-        )
-    return rows
-
-
-def _sort_metadata(path):
-    """Rewrite a safetensors file's header with sorted metadata: the library writes it in a random order."""
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}

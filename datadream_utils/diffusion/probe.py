@@ -1,17 +1,20 @@
-"""Looking inside: what the model sees through noise, how a sample comes about, what an adapter changes, who is near."""
+"""Looking inside Stable Diffusion: denoising in one step, the steps of a sample, what an adapter changes."""
 
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import torch
 
 from datadream_utils.backbones.clip import image_features
+from datadream_utils.backbones.load import load_clip
 from datadream_utils.data.images import read_image
-from datadream_utils.diffusion.adapt import adapter_folder
 from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize
-from datadream_utils.diffusion.lora import adapted_layers, read_lora
-from datadream_utils.diffusion.stacked import own_adapters
+from datadream_utils.diffusion.lora import adapted_layers, adapted_parts, read_lora
+from datadream_utils.diffusion.stacked import per_image_adapters
 from datadream_utils.errors import InputError
+
+LAST = 999  # the noisiest timestep
 
 
 @torch.no_grad()
@@ -52,23 +55,22 @@ def decode(pipe, latents):
 
 
 @contextmanager
-def adapted_as(pipe, draw, adapt_stage, scale=1.0):
+def with_adapters(pipe, draw, scale=1.0):
     """Sample with the adapters of ``draw`` attached, times ``scale``: W + scale (alpha / rank) B A.
 
-    scale: a number, or a list of one for each image of a batch. ``adapt_stage=None``, or a draw without adapters: the
-    base model.
+    scale: a number, or a list with one for each image of a batch. A draw without adapters: the base model.
     """
-    if adapt_stage is None or not draw.adapters:
+    if not draw.adapters:
         yield pipe
         return
-    folders = [adapter_folder(adapt_stage, name) for name in draw.adapters]
-    each = torch.tensor(scale, device=pipe.device, dtype=pipe.unet.dtype) if isinstance(scale, list) else scale
-    with own_adapters(pipe, [folders] * (len(scale) if isinstance(scale, list) else 1), each):
+    several = isinstance(scale, list)
+    scales = torch.tensor(scale, device=pipe.device, dtype=pipe.unet.dtype) if several else scale
+    with per_image_adapters(pipe, [draw.adapters] * (len(scale) if several else 1), scales):
         yield pipe
 
 
 @torch.no_grad()
-def trajectory(pipe, draw, p, count=7):
+def trajectory(pipe, draw, params, count=7):
     """One sample on its way from noise: ``{step: picture}`` after ``count`` of the denoising steps, first and last too.
 
     Every step's latents z_t are decoded as they are. The last one is the picture that stage 2 would draw.
@@ -81,11 +83,11 @@ def trajectory(pipe, draw, p, count=7):
 
     pipe(
         [draw.prompt],
-        height=p.resolution,
-        width=p.resolution,
+        height=params.resolution,
+        width=params.resolution,
         generator=[torch.Generator("cpu").manual_seed(draw.seed)],
-        guidance_scale=p.guidance_scale,
-        num_inference_steps=p.num_inference_steps,
+        guidance_scale=params.guidance_scale,
+        num_inference_steps=params.num_inference_steps,
         callback_on_step_end=keep,
         output_type="latent",
     )
@@ -93,8 +95,40 @@ def trajectory(pipe, draw, p, count=7):
     return {step + 1: decode(pipe, latents[step])[0] for step in steps}
 
 
-def clip_features(clip, processor):
-    """``features(paths) -> (n, d)``: unit-length CLIP features of pictures."""
+def ask_about_noise(pipe, draw, resolution):
+    """The model's answers to the initial noise of ``draw`` at the last timestep: ``(noise, without, with_prompt)``.
+
+    Latents (1, c, h, w): the noise, the answer to the empty prompt and the answer to the draw's prompt, with the draw's
+    adapters.
+    """
+    side = resolution // pipe.vae_scale_factor
+    generator = torch.Generator().manual_seed(draw.seed)
+    noise = torch.randn(1, pipe.unet.config.in_channels, side, side, generator=generator)
+    with torch.no_grad(), with_adapters(pipe, draw):
+        contexts = pipe.text_encoder(tokenize(pipe, ["", draw.prompt])).last_hidden_state
+        noise = noise.to(contexts)
+        time = torch.tensor([LAST], device=pipe.device)
+        without, with_prompt = pipe.unet(noise.expand(2, -1, -1, -1), time, contexts).sample
+    return noise, without[None], with_prompt[None]
+
+
+@torch.no_grad()
+def guess_pictures(pipe, noise, answers):
+    """The clean pictures that ``answers`` (each (1, c, h, w)) to pure ``noise`` amount to, decoded (see ``decode``)."""
+    time = torch.tensor([LAST], device=pipe.device)
+    return [decode(pipe, clean_guess(pipe, noise, answer, time))[0] for answer in answers]
+
+
+def clip_features(run):
+    """``features(paths) -> (n, d)``: unit-length features of pictures by the CLIP ``filter_model``.
+
+    None, with a printed reason, when that CLIP cannot be loaded: only looking at likeness needs it.
+    """
+    try:
+        clip, _, processor = load_clip(run.params.filter_model, run.params.filter_revision, run.device, "filter_model")
+    except InputError as error:
+        print(f"No CLIP to compare with: {error}")
+        return None
 
     @torch.inference_mode()
     def features(paths):
@@ -104,7 +138,19 @@ def clip_features(clip, processor):
     return features
 
 
-def nearest(features, others):
+def count_lora(pipe, rank, text_encoder=True):
+    """What LoRA trains: a table with a row per part, its adapted layers, its parameters and those of LoRA."""
+    rows = []
+    for model, _ in adapted_parts(pipe, text_encoder):
+        layers = [layer for other, _, layer in adapted_layers(pipe, text_encoder) if other is model]
+        size = sum(parameter.numel() for parameter in model.parameters())
+        lora = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+        rows.append((type(model).__name__, len(layers), size, lora, f"{lora / size:.1%}"))
+    columns = ["part", "adapted layers", "parameters of the part", "LoRA parameters", "share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def find_nearest(features, others):
     """For each row of ``features`` (n, d) the nearest of ``others`` (m, d): ``(indices, cosine similarities)``."""
     best = (features @ others.T).max(dim=1)
     return best.indices.tolist(), best.values.tolist()

@@ -85,7 +85,7 @@ def stacked_lora(pipe, rank, alpha, seeds, text_encoder=True):
 
 
 @contextmanager
-def own_adapters(pipe, folders_of_images, scale=1.0):
+def per_image_adapters(pipe, folders_of_images, scale=1.0):
     """Sample a batch in which image i is drawn by the adapters in ``folders_of_images[i]``, averaged.
 
     W + (scale/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs

@@ -1,14 +1,15 @@
-"""A picture with the controls that redraw it.
+"""A picture with the controls that redraw it; and the source of a function.
 
 In a live notebook labelled controls stand above the picture; every one can be used from the keyboard. Where a notebook
 runs without a front end (papermill, nbconvert) only the picture is shown, in a layout that answers the question by
 itself, and no widget is made: the executed file holds no widget state.
 """
 
+import inspect
 from functools import cache, cached_property
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from datadream_utils.plots.gallery import caption, show, show_committed
 from datadream_utils.plots.style import is_live
@@ -102,3 +103,8 @@ def choose(draw, label, values, start=None):
     named = values if isinstance(values, dict) else {value: value for value in values}
     first = next((name for name, value in named.items() if start in (None, value)), None)
     return Explorer(cache(lambda name: draw(named[name])), {label: list(named)}, [first])
+
+
+def show_source(function):
+    """Show a function's source, highlighted, as the cell's output."""
+    display(Markdown(f"```python\n{inspect.getsource(function)}```"))

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from datadream_utils.diffusion.probe import lora_spectra, nearest
+from datadream_utils.diffusion.probe import find_nearest, lora_spectra
 from datadream_utils.interactive.explorer import Explorer
 from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.style import BLUE, describe, new_figure
@@ -72,7 +72,7 @@ def nearest_shot_browser(sets, shots, class_names, features, label=0, method="",
     def draw(class_name, method):
         k = class_names.index(class_name)
         drawn = sets[method][k][:count]
-        indices, likeness = nearest(features(drawn), of_shots(k))
+        indices, likeness = find_nearest(features(drawn), of_shots(k))
         near = [shots[k][i] for i in indices]
         title = f"{method}, {class_name}: each sample and the real shot most like it (cosine of CLIP features)"
         return show_grid([drawn, near], ["generated", "nearest shot"], [f"{x:.2f}" for x in likeness], title, 0.95)

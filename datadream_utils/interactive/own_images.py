@@ -1,6 +1,5 @@
 """The short path: somebody's own folder of images through stages 1 to 3, and a look at it before hours are spent."""
 
-import ast
 import shutil
 
 import pandas as pd
@@ -9,8 +8,8 @@ import papermill
 from datadream_utils.analysis.compare import paired_difference
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
-from datadream_utils.files import atomic_write, read_json, sha256
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, Count, RunParams, read_params_file, resolve
+from datadream_utils.files import atomic_write, sha256
+from datadream_utils.params import NOTEBOOKS, ROOT, Count, RunParams, read_params_file, resolve
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -78,15 +77,6 @@ def run_notebook(stage, values):
         extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
     )
     return folder
-
-
-def made_with(folder, stage, **changes):
-    """The parameters of ``stage`` (adapt, generate; train: its R+S) of the run in ``folder``, with ``changes``."""
-    notebook = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"))
-    values = {name: ast.literal_eval(entry["default"]) for name, entry in notebook.items()}
-    kept = folder / ("train-R+S" if stage == "train" else stage) / "parameters.json"
-    values |= read_json(kept, f"run {NOTEBOOKS[stage]} first") | {"output_root": str(folder.parent)}
-    return STAGES[stage].make(**values | changes)
 
 
 def gain(generated, alone):

@@ -69,13 +69,14 @@ class PredictionBox(Explorer):
     """What does the classifier make of *your* picture? An upload, or a drawing on a grid of ``PEN`` x ``PEN`` buttons.
 
     The grid is plain ipywidgets: no further package, and Tab and Space draw as well as a mouse does.
-    predict: ``predict(PIL image) -> (what the classifier sees, probabilities)``; example: the picture shown first;
-    drawing: offer the grid, for white digits on black.
+    predict: ``predict(PIL image) -> (what the classifier sees, probabilities)``; example: the path of the picture that
+    is shown first; drawing: offer the grid, for white digits on black.
     """
 
     def __init__(self, predict, class_names, example, drawing=True):
-        super().__init__(lambda picture: draw_prediction(picture, *predict(picture), list(class_names)), {}, [example])
-        self.picture, self.drawing, self.clearing = example, drawing, False
+        first = read_image(example)
+        super().__init__(lambda picture: draw_prediction(picture, *predict(picture), list(class_names)), {}, [first])
+        self.picture, self.drawing, self.clearing = first, drawing, False
 
     def figure(self):
         """The picture as it stands, and what is predicted."""

@@ -75,6 +75,17 @@ def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
     return figure
 
 
+def real_beside_synthetic(shots, images, class_names, title):
+    """A row per class: five of the few shots, a gap, ten generated images. shots, images: paths by label."""
+    shown = max((min(len(of_class), 10) for of_class in images), default=0)
+    rows = [
+        [*real[:5], *[None] * (6 - len(real[:5])), *generated[:10]]
+        for real, generated in zip(shots[:100], images[:100], strict=True)
+    ]
+    titles = ["real"] + [""] * 5 + (["synthetic"] + [""] * 9)[:shown]
+    return show_grid(rows, list(class_names[:100]), titles, title)
+
+
 def drawn_pictures(stages, dataset, methods, n_shots, label, seed, count=EACH):
     """``{(method, n_shot): [path, ...]}``: the first ``count`` pictures of class ``label`` in runs of ``seed``.
 

@@ -13,7 +13,7 @@ from datadream_utils.files import atomic_write, inside, sha256s
 
 LIST = "checksums.txt"
 RECORDS = {"parameters.json", "manifest.json", LIST}  # what a stage says of itself: nothing that it was asked to make
-PASSING = {"shards", "checkpoints"}  # folders of a stage at work
+PASSING = {"shards", "checkpoints", "rows"}  # folders of a stage at work
 
 
 def made_files(folder):

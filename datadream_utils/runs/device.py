@@ -1,4 +1,4 @@
-"""Memory: what a stage took at most, and what to lower when there is not enough."""
+"""The device that computes: choosing it, CPU threads, numerical precision, and memory that may run out."""
 
 import resource
 import sys
@@ -9,6 +9,42 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from datadream_utils.errors import InputError
+from datadream_utils.runs.stage import cpu_name
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# How torch words it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+def choose_device(device):
+    """ "auto": CUDA, then Apple's MPS, then the CPU; InputError for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name in available if available[name])
+    if not available[device]:
+        raise InputError(f"device {device!r} is not available here: use 'auto' or 'cpu'.")
+    return device
+
+
+def device_name(device):
+    """The device's model. Two devices of the same name round alike, so they make the same bytes."""
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{device} ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def set_threads(num_threads):
+    """Limit torch's CPU threads (0: as many as cores). A fixed number gives the same bytes on every core count."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def weight_dtype(mixed_precision, device):
+    """The dtype of frozen weights: float32, or half precision; InputError for fp16 on a CPU."""
+    if mixed_precision == "fp16" and device == "cpu":
+        raise InputError("mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16' on a CPU.")
+    return DTYPES[mixed_precision]
 
 
 def peak_memory(device):
@@ -20,45 +56,21 @@ def peak_memory(device):
     return peak
 
 
-# How torch says it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
-FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+def is_out_of_memory(error):
+    """Whether an error means that memory is full: torch.OutOfMemoryError, or a RuntimeError, which MPS raises."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def is_full(error):
-    """Whether an error says that memory is full: torch.OutOfMemoryError, a RuntimeError too, which MPS raises bare."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
-
-
-def clear(error):
-    """Give back the memory that ``error``, which says that it is full, was raised in."""
-    traceback.clear_frames(error.__traceback__)  # they hold what filled it
+def free_memory(error):
+    """Free what the frames of ``error`` still hold, so that there is memory again."""
+    traceback.clear_frames(error.__traceback__)
     clear_device_cache(garbage_collection=True)
 
 
-def begun_again(start, parameters, spare):
-    """The rows of the generator ``start()``; of another one after ``spare()`` where the first does not fit into memory.
-
-    parameters: what it changes, to be put back; ``spare()``: whether there is a way to need less.
-    """
-    kept = [(parameter, parameter.detach().clone()) for parameter in parameters if parameter.requires_grad]
-    rows = start()
-    try:
-        first = next(rows)
-    except (RuntimeError, MemoryError) as error:
-        if not is_full(error) or not spare():
-            raise
-        clear(error)
-        for parameter, value in kept:
-            parameter.data.copy_(value)
-        rows = start()
-        first = next(rows)
-    kept.clear()
-    yield first
-    yield from rows
-
-
 @contextmanager
-def enough_memory(p, *names):
+def advise_on_memory(params, *names):
     """Turn "out of memory" within into an InputError that says which of the parameters ``names`` to change.
 
     A number is to be lowered (1 is as low as it gets), a switch to be set to true.
@@ -66,10 +78,10 @@ def enough_memory(p, *names):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_full(error):
+        if not is_out_of_memory(error):
             raise
-        clear(error)
-        values = {name: getattr(p, name) for name in names}
+        free_memory(error)
+        values = {name: getattr(params, name) for name in names}
         fixes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
         fixes += [f"set {name} to true" for name, value in values.items() if value is False]
         raise InputError(

@@ -13,7 +13,7 @@ from datadream_utils.errors import InputError
 PATIENCE = 2.0  # seconds; a process that was just killed takes a moment to go, and others look in for one
 
 
-def hold(folder, part=""):
+def lock(folder, part=""):
     """Keep every other process out of ``folder``, or out of one ``part`` ("2-of-4"), until ``release``: the locks.
 
     The whole folder and a part of it exclude each other; different parts do not. InputError names the process that is
@@ -22,13 +22,13 @@ def hold(folder, part=""):
     whole = folder / ".lock"
     (folder / "shards" if part else folder).mkdir(parents=True, exist_ok=True)
     if part:
-        own = _hold(folder / "shards" / f".{part}.lock", folder)
-        _hold(whole, folder).release()
+        own = _lock(folder / "shards" / f".{part}.lock", folder)
+        _lock(whole, folder).release()
         return [own]
     locks = []
     try:
         for path in [whole, *sorted(folder.glob("shards/.*.lock"))]:
-            locks.append(_hold(path, folder))
+            locks.append(_lock(path, folder))
     except InputError:
         release(locks)
         raise
@@ -36,11 +36,11 @@ def hold(folder, part=""):
 
 
 def release(locks):
-    for lock in locks:
-        lock.release(force=True)
+    for one in locks:
+        one.release(force=True)
 
 
-def held(folder):
+def is_locked(folder):
     """Whether a process works in ``folder``, or in a part of it."""
     for path in [folder / ".lock", *folder.glob("shards/.*.lock")]:
         if path.exists():
@@ -51,14 +51,14 @@ def held(folder):
     return False
 
 
-def _hold(path, folder):
-    lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
+def _lock(path, folder):
+    file_lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=PATIENCE)
+        file_lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise InputError(
             f"{folder} is being worked on by {path.read_text() or 'another process'}: wait until it has finished, or "
             "stop it (restart the kernel of its notebook)."
         ) from None
     path.write_text(f"process {os.getpid()} on {platform.node()}")
-    return lock
+    return file_lock

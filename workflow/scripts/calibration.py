@@ -15,21 +15,18 @@ import torch
 from PIL import Image
 
 from datadream_utils.backbones.clip import ClipClassifier
-from datadream_utils.backbones.load import load_clip, load_stable_diffusion, weight_dtype
-from datadream_utils.classifier.train import (
-    clip_image_size,
-    evaluation_pictures,
-    fit,
-    make_classifier,
-    predict,
-    training_pictures,
-)
+from datadream_utils.backbones.load import load_clip, load_stable_diffusion
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import evaluation_pictures, training_pictures
+from datadream_utils.classifier.train import clip_image_size, fit
 from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
-from datadream_utils.diffusion.generate import Recipe, generate, load_judge
-from datadream_utils.runs.device import begun_again
-from datadream_utils.runs.stage import Stage, set_threads
+from datadream_utils.diffusion.generate import generate, load_judge
+from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.runs.device import begun_again, set_threads, weight_dtype
+from datadream_utils.runs.stage import Stage
 
 STEPS = 4  # the first is not counted: libraries warm up in it
 clock = time.perf_counter

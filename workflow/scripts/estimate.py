@@ -25,7 +25,7 @@ from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
-from datadream_utils.runs.stage import choose_device
+from datadream_utils.runs.device import choose_device
 from workflow.scripts.calibration import Bench, start_seconds
 from workflow.scripts.study import read_study
 

@@ -15,12 +15,12 @@ import sys
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, tqdm
 
-from datadream_utils.backbones.load import load_stable_diffusion, weight_dtype
+from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.data.dataset import check_images, few_shot, flatten, load_dataset
 from datadream_utils.diffusion.adapt import adapt, finish_adapt, plan_adapters
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.params import NOTEBOOKS, ROOT, AdaptParams, parameter_names, read_params_file
-from datadream_utils.runs.stage import choose_device, set_threads
+from datadream_utils.runs.device import choose_device, set_threads, weight_dtype
 from datadream_utils.runs.stage import stage as run_stage
 from workflow.scripts.team import Team
 

@@ -1,0 +1,118 @@
+"""The evaluation of a classifier, and the result files of a train stage.
+
+The test split is read in one place, by ``evaluate``, once, when training is over.
+"""
+
+import json
+
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+
+from datadream_utils.backbones.load import model_identity
+from datadream_utils.classifier.pictures import evaluation_pictures, load_batches, tested_split
+from datadream_utils.data.dataset import flatten, write_shots
+from datadream_utils.diffusion.generate import read_generated
+from datadream_utils.files import atomic_write, digest, write_json
+from datadream_utils.runs.device import advise_on_memory
+
+
+@torch.inference_mode()
+def class_probabilities(classifier, paths, params):
+    """The probabilities of pictures (paths), a tensor (pictures, classes).
+
+    The class names go through the text tower once, not once per batch. The classifier's mode is left as it was.
+    """
+    was_training = classifier.training
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    weights = classifier.class_weights()
+    pictures = evaluation_pictures(paths, classifier.processor)
+    batches = load_batches(pictures, params, batch_size=params.eval_batch_size)
+    logits = torch.cat([classifier(pixels.to(device), weights).cpu() for pixels in batches])
+    classifier.train(was_training)
+    return logits.float().softmax(-1)
+
+
+def predict(classifier, files, params):
+    """A table with a row per picture of ``files[label]``: label, prediction, correct, probability of the prediction."""
+    paths, labels = flatten(files)
+    probability, prediction = class_probabilities(classifier, paths, params).max(-1)
+    table = pd.DataFrame({"label": labels, "prediction": prediction.numpy()})
+    return table.assign(correct=table["label"] == table["prediction"], probability=probability.numpy())
+
+
+def evaluate(classifier, run):
+    """The predictions on the tested split, a row per picture with its ``file``; the stored ones of a finished stage.
+
+    Under ``protocol: published`` it is the split that the authors' released code tests on, which for three data sets is
+    their training split.
+    """
+    if run.stage.finished:
+        return read_results(run.stage)[1]
+    files = run.data.files[tested_split(run)]
+    with advise_on_memory(run.params, "eval_batch_size"):
+        predictions = predict(classifier, files, run.params)
+    return predictions.assign(file=[str(path.relative_to(run.data.root)) for path in flatten(files)[0]])
+
+
+def save_results(run, classifier, history, predictions):
+    """Write the classifier and its results, and finish the stage; returns the metrics (accuracies in percent).
+
+    ``classifier/``, ``predictions.parquet``, ``history.csv``, ``metrics.json`` and ``shots.txt``. A stage that is
+    finished already is left as it is.
+    """
+    if run.stage.finished:
+        return read_results(run.stage)[0]
+    p, data = run.params, run.data
+    if p.setting != "none":
+        classifier.save(run.folder / "classifier")
+        with atomic_write(run.folder / "history.csv") as temporary:
+            history.to_csv(temporary, index=False, float_format="%.6g")
+    write_shots(data, run.shots, run.folder / "shots.txt")
+    with atomic_write(run.folder / "predictions.parquet") as temporary:
+        predictions.to_parquet(temporary, index=False)
+    metrics = _metrics(run, predictions)
+    write_json(run.folder / "metrics.json", metrics)
+    split = tested_split(run)
+    synthetic = read_generated(run.source, len(run.shots)) if run.source else []
+    run.finish(
+        model=model_identity(p.clip_model, p.clip_revision),
+        evaluated_on=split,
+        evaluated_sha256=digest(flatten(data.files[split])[0]),
+        synthetic_sha256=digest(flatten(synthetic)[0]),
+    )
+    return metrics
+
+
+def read_results(stage):
+    """``(metrics, predictions, history)`` of a finished train stage; history is None for zero-shot CLIP."""
+    history = stage.folder / "history.csv"
+    return (
+        json.loads((stage.folder / "metrics.json").read_text(encoding="utf-8")),
+        pd.read_parquet(stage.folder / "predictions.parquet"),
+        pd.read_csv(history) if history.exists() else None,
+    )
+
+
+def wilson_interval(n_correct, n):
+    """Wilson's 95 % interval of a proportion, as two numbers in [0, 1]."""
+    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _metrics(run, predictions):
+    p = run.params
+    low, high = wilson_interval(int(predictions["correct"].sum()), len(predictions))
+    per_class = predictions.groupby("label")["correct"].mean()
+    return {
+        "dataset": run.data.name,
+        **{name: getattr(p, name) for name in ("method", "setting", "n_shot", "seed", "variant")},
+        "classifier": "clip" if p.classifier == "clip" else "resnet",
+        "protocol": p.protocol,
+        "accuracy": round(100 * float(predictions["correct"].mean()), 4),
+        "interval_95": [round(100 * low, 4), round(100 * high, 4)],
+        "n_test": len(predictions),
+        "per_class": {run.data.class_names[label]: round(100 * mean, 4) for label, mean in per_class.items()},
+        "parameters": p.identity(),
+    }

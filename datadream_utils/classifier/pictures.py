@@ -1,0 +1,132 @@
+"""The pictures that a classifier learns from and is tested on (paper, section 3.4).
+
+An epoch shows ``images_per_class`` pictures of every class of each kind, real and synthetic. The shots are repeated to
+that number, and so are the first ``synthetic_per_class`` generated images where only these are used. So every setting
+takes the same number of optimizer steps.
+"""
+
+import torch
+
+from datadream_utils.classifier.augment import Augment
+from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.data.images import centre_square, read_image, to_tensor
+from datadream_utils.diffusion.generate import read_generated
+from datadream_utils.errors import InputError
+
+CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Pictures by index as tensors, made by ``transform([PIL image, ...]) -> [tensor, ...]``.
+
+    A picture is decoded once and kept while there is room, also when it stands in several places (repeated shots).
+    """
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform, self.kept, self.room = list(paths), transform, {}, None
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        """Several pictures; torch's loader asks for a batch with it."""
+        paths = [self.paths[index] for index in indices]
+        new = [path for path in dict.fromkeys(paths) if path not in self.kept]
+        decoded = dict(zip(new, self.transform([read_image(path) for path in new]), strict=True)) if new else {}
+        for path, tensor in decoded.items():
+            if self.room is None:
+                worker = torch.utils.data.get_worker_info()  # every process of a loader keeps its own
+                self.room = CACHE_BYTES // tensor.nbytes // (worker.num_workers if worker else 1)
+            if len(self.kept) < self.room:
+                self.kept[path] = tensor
+        return [decoded[path] if path in decoded else self.kept[path] for path in paths]
+
+
+class CropMargin:
+    """Pictures for augmentation: the middle square, a seventh larger than the classifier's input, uint8."""
+
+    def __init__(self, image_size):
+        self.side = image_size * 8 // 7
+
+    def __call__(self, images):
+        return [to_tensor(centre_square(image, self.side)) for image in images]
+
+
+class Preprocess:
+    """Pictures for evaluation: exactly the processor's own preprocessing (PIL bicubic), float32."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, images):
+        return [torch.from_numpy(pixels) for pixels in self.processor(images=images).pixel_values]
+
+
+def training_pictures(paths, image_size):
+    """``Pictures`` for augmentation."""
+    return Pictures(paths, CropMargin(image_size))
+
+
+def evaluation_pictures(paths, processor):
+    """``Pictures`` as the classifier sees them when it is tested."""
+    return Pictures(paths, Preprocess(processor))
+
+
+def training_sets(run, image_size):
+    """``{"real": (pictures, labels), "synthetic": ...}`` of the run's setting; {} without training.
+
+    Every image that the stage reads is checked first, the test images too. InputError for one that cannot be read, and
+    for too few generated images.
+    """
+    synthetic = read_generated(run.source, len(run.shots)) if run.source else []
+    tested = [run.data.files.get("val", []), run.data.files[tested_split(run)]]
+    for files in (*tested, synthetic):
+        check_images(flatten(files)[0])
+    return make_sets(run.params, run.shots, synthetic, image_size)
+
+
+def make_sets(p, shots, synthetic, image_size):
+    """The sets of ``training_sets`` from ``shots[label]`` and ``synthetic[label]``, paths."""
+    files = {}
+    if "R" in p.setting:
+        files["real"] = [[paths[i % len(paths)] for i in range(p.images_per_class)] for paths in shots]
+    if "S" in p.setting:
+        fewest = min(len(paths) for paths in synthetic)
+        name = "synthetic_per_class" if p.synthetic_per_class else "images_per_class"
+        if fewest < getattr(p, name):
+            raise InputError(
+                f"{name}={getattr(p, name)}, but a class has {fewest} generated images: set it to {fewest}, or run "
+                "02_generate with more in another variant."
+            )
+        used = p.synthetic_per_class or p.images_per_class
+        files["synthetic"] = [[paths[i % used] for i in range(p.images_per_class)] for paths in synthetic]
+    sets = {}
+    for kind, of_classes in files.items():
+        paths, labels = flatten(of_classes)
+        sets[kind] = (training_pictures(paths, image_size), torch.tensor(labels))
+    return sets
+
+
+def augment_examples(sets, classifier, p, count=12):
+    """``{title: [array (height, width, 3) in [0, 1], ...]}``: ``count`` pictures of each set, plain and augmented."""
+    device = next(classifier.parameters()).device
+    augment = Augment(p, classifier.image_size, [0.0] * 3, [1.0] * 3, device)  # without normalisation, to be looked at
+    examples = {}
+    for kind, (pictures, _) in sets.items():
+        chosen = torch.stack([pictures[i * len(pictures) // count] for i in range(count)])
+        for title, pixels in {"as it is": chosen / 255, "augmented": augment(chosen).clamp(0, 1).cpu()}.items():
+            examples[f"{kind}, {title}"] = list(pixels.permute(0, 2, 3, 1).numpy())
+    return examples
+
+
+def tested_split(run):
+    """The split that accuracy is measured on: "test", or under the published protocol what the authors' code reads."""
+    return run.data.published_test if run.params.protocol == "published" else "test"
+
+
+def load_batches(pictures, p, **options):
+    """A DataLoader that leaves torch's global generator alone, so that evaluating while training changes nothing."""
+    return torch.utils.data.DataLoader(pictures, num_workers=p.num_workers, generator=torch.Generator(), **options)

@@ -1,0 +1,210 @@
+"""One stage of one run at work: its parameters, data, shots and device, and what it records when it is done.
+
+Every notebook of stages 1 to 3 begins with ``run = start_run(stage, globals())``, and the functions of a stage take the
+``run``. They begin with ``run.begin()``, which is False when the stage is finished already, and end with
+``run.finish()``. So a cell can be run again, a killed run goes on where it was, and several processes never work on the
+same stage at once.
+"""
+
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datadream_utils.data.dataset import Dataset, check_images, few_shot, flatten, load_dataset
+from datadream_utils.errors import InputError
+from datadream_utils.files import digest, read_json, remove, write_json
+from datadream_utils.params import MACHINE, STAGES, RunParams, make_params
+from datadream_utils.runs.checksums import LIST, torn_files, write_checksums
+from datadream_utils.runs.device import choose_device, device_name, peak_memory, set_threads, weight_dtype
+from datadream_utils.runs.locks import lock, release
+from datadream_utils.runs.progress import quiet_libraries, show_progress
+from datadream_utils.runs.stage import FORMAT, Stage, finished_stage, git_commit, stage_of
+
+PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
+SECONDS = ("seconds", "processor_seconds")  # how long a stage took, as its manifest names it
+
+
+@dataclass
+class Run:
+    """One stage of one run, opened by ``start_run``.
+
+    params: the checked parameters; shots: ``shots[label]``, the few real images; source: the finished stage that this
+    one reads (the adapters for generate, the images for train), or None; shard: "2/4" for the second quarter of the
+    work, "" for all of it; progress: what shows the progress (``progress.show_progress``).
+    """
+
+    params: RunParams
+    stage: Stage
+    data: Dataset
+    shots: list[list[Path]]
+    device: str
+    source: Stage | None = None
+    shard: str = ""
+    progress: Any = show_progress
+    _started: tuple = (0.0, 0.0)
+    _resumed: bool = False
+    _earlier: dict = field(default_factory=dict)  # the seconds of a finished stage whose damage is being mended
+    _locks: list = field(default_factory=list)
+
+    def __repr__(self):
+        p, count = self.params, len(self.data.class_names)
+        work = f" (part {self.shard})" if self.shard else ""
+        return (
+            f"{self.method.label}: {p.n_shot} shots of {count} classes of {self.data.name}, on {self.device}\n"
+            f"{self.stage.name}{work} is kept in {self.folder}"
+        )
+
+    @property
+    def method(self):
+        """The compared system, a row of ``methods.METHODS``."""
+        return self.params.system
+
+    @property
+    def folder(self):
+        """The stage's folder."""
+        return self.stage.folder
+
+    @property
+    def dtype(self):
+        """The dtype of frozen weights."""
+        return weight_dtype(self.params.mixed_precision, self.device)
+
+    @property
+    def part(self):
+        """The shard as it stands in file names, "2-of-4"; "" for the whole stage."""
+        return self.shard.replace("/", "-of-")
+
+    def begin(self):
+        """Lock the folder, note the parameters and the time, and return True; return False when all is done.
+
+        What has vanished or changed of a finished stage is deleted, to be made again. InputError when another process
+        works here, or the folder cannot be written.
+        """
+        if self._done():
+            return False
+        try:
+            self._locks = lock(self.folder, self.part)
+            if self._done():  # by another process, in the meantime
+                release(self._locks)
+                return False
+            self._resumed = (self.folder / "parameters.json").exists()
+            if not self.part:  # else other parts may be writing
+                self._delete_damaged()
+            write_json(self.folder / "parameters.json", {"format": FORMAT, "parameters": self.params.identity()})
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written ({error}): set output_root to another folder.") from None
+        self._started = _clocks()
+        return True
+
+    def finish(self, **facts):
+        """Write ``manifest.json``: everything that is needed to make this stage again, and more ``facts``.
+
+        A part of the work writes ``shards/<k>-of-<n>.json`` instead. The lock is released.
+        """
+        took = {name: now - then for name, now, then in zip(SECONDS, _clocks(), self._started, strict=True)}
+        done = {"device": device_name(self.device), **peak_memory(self.device)}
+        done["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self.part:
+            seconds = {name: round(took[name], 1) for name in SECONDS}
+            write_json(self.folder / "shards" / f"{self.part}.json", {"shard": self.part, **seconds, **done})
+        else:
+            write_json(self.folder / "manifest.json", self._manifest(took, done, facts))
+        release(self._locks)
+
+    def _manifest(self, took, done, facts):
+        fix = f"delete it and run {self.stage.notebook} again"
+        shards = [read_json(path, fix) for path in sorted(self.folder.glob("shards/*.json"))]
+        earlier = [self._earlier] if self._earlier else shards
+        paths = flatten(self.shots)[0]
+        fields = type(self.params).model_fields
+        return {
+            "format": FORMAT,
+            "stage": self.stage.name,
+            "parameters": self.params.identity(),
+            "machine": {name: getattr(self.params, name) for name in fields if MACHINE in fields[name].metadata},
+            "split": self.data.split,
+            "shots_sha256": digest(paths),
+            "shots": [str(path.relative_to(self.data.root)) for path in paths],
+            **facts,
+            **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
+            "resumed": self._resumed,  # then the seconds are those since
+            **done,
+            "num_threads": torch.get_num_threads(),
+            "shards": shards,
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "git": git_commit(),
+            "checksums": write_checksums(self.folder),
+        }
+
+    def _done(self):
+        """Whether there is nothing to do; says so."""
+        if self.part and not self.stage.finished and (self.folder / "shards" / f"{self.part}.json").exists():
+            print(f"Part {self.part} of {self.folder} is done already.")
+            return True
+        if self.stage.finished and (self.part or not self.stage.damaged_files()):
+            print(f"{self.folder} is finished already: nothing to do.")
+            return True
+        return False
+
+    def _delete_damaged(self):
+        """Delete damaged files, then the manifest (a kill in between loses nothing), the list, half-written files."""
+        damaged = self.stage.damaged_files() if self.stage.finished else torn_files(self.folder)
+        for name in damaged:
+            if name != LIST:
+                print(f"{self.folder / name} has vanished or changed: it is made again.")
+                (self.folder / name).unlink(missing_ok=True)
+        if self.stage.finished:
+            manifest = self.stage.manifest()
+            self._earlier = {name: manifest[name] for name in SECONDS}
+            (self.folder / "manifest.json").unlink()
+        (self.folder / LIST).unlink(missing_ok=True)
+        for half_written in list(self.folder.rglob(".*.part")):
+            remove(half_written)
+
+
+def start_run(stage, namespace):
+    """Open ``stage`` ("adapt", "generate" or "train") of the run that a notebook's parameters describe.
+
+    ``namespace`` is the notebook's ``globals()``. InputError, before any model is loaded, for a bad parameter, data
+    that cannot be read, or an earlier stage that is missing or was made from something else.
+    """
+    quiet_libraries()
+    return open_run(STAGES[stage].read(namespace))
+
+
+def open_run(params, shard="", progress=show_progress):
+    """A ``Run`` of checked parameters; see ``start_run``."""
+    data = load_dataset(params.dataset, params.data_root, params.split_file)
+    shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
+    paths = flatten(shots)[0]
+    check_images(paths)
+    needed = {"adapt": None, "generate": "adapt" if params.system.adapts else None}
+    needed = needed.get(params.stage, "generate" if params.system.generates else None)
+    source = finished_stage(params, needed, paths) if needed else None
+    device = choose_device(params.device)
+    weight_dtype(params.mixed_precision, device)
+    set_threads(params.num_threads)
+    return Run(params, stage_of(params), data, shots, device, source, shard, progress)
+
+
+def params_of(folder, stage, **changes):
+    """The parameters of ``stage`` ("adapt", "generate", "train-S", ...) of the run in ``folder``, with ``changes``.
+
+    InputError when the run has no such stage.
+    """
+    made = Stage(stage, Path(folder) / stage)
+    if (values := made.parameters()) is None:
+        raise InputError(f"{made.folder} is not there: run {made.notebook} first.")
+    return make_params(stage.partition("-")[0], values | {"output_root": str(Path(folder).parent)} | changes)
+
+
+def _clocks():
+    """(seconds of the wall clock, processor seconds of this process and its children), to take differences of."""
+    return time.time(), sum(os.times()[:4])

@@ -1,6 +1,12 @@
 """DataDream in notebooks: adapt Stable Diffusion to a few images, generate a training set, train CLIP on it, analyse.
 
-Stages import one way: analysis -> train -> generate -> adapt -> datasets, methods, params.
+Begin with ``methods.py`` (every compared system is one row), then follow the four stages:
+
+    data -> diffusion (adapt, generate) -> classifier -> analysis -> plots
+
+``runs`` keeps what a stage has made, ``backbones`` loads the pretrained models, ``interactive`` has the controls of a
+live notebook. A room imports from its own modules and from rooms before it: data, runs, backbones, diffusion,
+classifier, analysis, plots, interactive.
 """
 
 import os

@@ -39,14 +39,6 @@ MACHINE = "machine"  # marks a parameter that says where a run is kept or what c
 PICTURES = "pictures"  # marks a parameter that decides only pictures which the notebook shows
 
 
-def check_shard(shard):
-    """``shard`` itself; ValueError unless it is "" or k/n with 1 <= k <= n."""
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
-    if shard and not (match and 1 <= int(match[1]) <= int(match[2])):
-        raise ValueError(f"shard {shard!r} is no part of the work: write '2/4' for the second of four, '' for all")
-    return shard
-
-
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -327,9 +319,13 @@ def read_params_file(path):
     return values
 
 
-@lru_cache
 def notebook_defaults(stage):
     """The values in the parameters cell of a stage's notebook, ``{name: value}``."""
+    return dict(_read_defaults(stage))
+
+
+@lru_cache
+def _read_defaults(stage):
     path = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
     notebook = json.loads(path.read_text(encoding="utf-8"))
     (cell,) = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", ()))
@@ -377,6 +373,8 @@ def _sentence(error):
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"parameter {where!r} is not known.{suggest(where, parameter_names())}"
+    if error["type"] == "missing":
+        return f"parameter {where!r} is not set"
     if error["type"] == "value_error":
         return message
     return f"parameter {where!r} is {error['input']!r}: {message}"

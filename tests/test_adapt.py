@@ -4,21 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same_progress
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from datadream_utils.data.dataset import few_shot, flatten
-from datadream_utils.diffusion.adapt import Adapter, adapt, adapter_folder, plan_adapters, read_losses, train_adapter
+from datadream_utils.diffusion.adapt import Adapter, SingleTraining, adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import sample
-from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, attached_lora, fused_lora, save_lora
 from datadream_utils.diffusion.probe import count_lora
 from datadream_utils.diffusion.stacked import StackedLinear, stacked_lora
-from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import stage as run_stage
 
 
 def _batch(pipe, n=3):
@@ -37,7 +34,8 @@ def test_loss_equals_one_written_from_the_noise_schedule(pipe, prediction_type):
     abar = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
     target = {"epsilon": noise, "v_prediction": abar.sqrt() * noise - (1 - abar).sqrt() * latents}[prediction_type]
-    expected = F.mse_loss(pipe.unet(noisy, timesteps, context, return_dict=False)[0], target)
+    predicted = pipe.unet(noisy, timesteps, context, return_dict=False)[0]
+    expected = torch.stack([F.mse_loss(*of_image) for of_image in zip(predicted, target, strict=True)])
     actual = denoising_loss(pipe.unet, scheduler, latents, noise, timesteps, context)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
@@ -48,16 +46,15 @@ def test_lora_at_init_changes_nothing(pipe):
     before = pipe.unet(latents, timesteps, context).sample
     tokens = tokenize(pipe, ["a photo of a seven"])
     text = pipe.text_encoder(tokens).last_hidden_state
+    count = count_lora(pipe, 16)["LoRA parameters"].sum()
     parameters = attach_lora(pipe, rank=16, alpha=16.0, seed=1)
     try:
         assert torch.equal(pipe.unet(latents, timesteps, context).sample, before)
         assert torch.equal(pipe.text_encoder(tokens).last_hidden_state, text)
         assert all(parameter.dtype == torch.float32 for parameter in parameters)
-        assert sum(parameter.numel() for parameter in parameters) == sum(
-            row["LoRA parameters"] for row in count_lora(pipe, 16)
-        )
+        assert sum(parameter.numel() for parameter in parameters) == count
     finally:
-        detach_lora(pipe)
+        pipe.unload_lora_weights()
     assert torch.equal(pipe.unet(latents, timesteps, context).sample, before)
 
 
@@ -69,13 +66,14 @@ def test_lora_sits_on_the_papers_layers(pipe):
             assert adapted and all(name.endswith(targets) for name in adapted)
             assert all(any(name.endswith(target) for name in adapted) for target in targets)
     finally:
-        detach_lora(pipe)
+        pipe.unload_lora_weights()
 
 
-def test_adapting_lowers_the_loss_of_the_shots_and_the_base_returns(pipe, mnist, make_params):
-    p = make_params("adapt", n_shot=2, adapt_epochs=30, adapt_batch_size=2)
+def test_adapting_lowers_the_loss_of_the_shots_and_the_base_returns(pipe, make_run):
+    run = make_run("adapt", n_shot=2, adapt_epochs=30, adapt_batch_size=2)
+    p = run.params
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
-    adapter = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[7]
+    adapter = plan_adapters(run)[7]
     generator = torch.Generator().manual_seed(1)
     timesteps = torch.arange(50, 1000, 60)
     latents = Shots(pipe, adapter.paths, 32).latents([0, 1], generator).repeat(8, 1, 1, 1)
@@ -84,12 +82,12 @@ def test_adapting_lowers_the_loss_of_the_shots_and_the_base_returns(pipe, mnist,
     @torch.no_grad()
     def fixed_loss():
         context = pipe.text_encoder(tokenize(pipe, adapter.prompts[:1] * 16)).last_hidden_state
-        return denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context).item()
+        return denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context).mean().item()
 
     base = fixed_loss()
-    rows = list(train_adapter(pipe, adapter, p))
-    adapted = fixed_loss()
-    detach_lora(pipe)
+    with attached_lora(pipe, p.lora_rank, p.lora_alpha, 0) as parameters:
+        rows = SingleTraining(pipe, adapter, parameters, p).run()
+        adapted = fixed_loss()
     assert [step for step, _, _ in rows] == list(range(30))
     assert adapted < 0.95 * base and fixed_loss() == base
     after = pipe.unet.state_dict()
@@ -111,7 +109,7 @@ def _perturbed_adapter(pipe, folder, text_encoder=True, alpha=32.0):
 def test_plain_diffusers_draws_what_the_trained_adapter_draws(pipe, tmp_path, text_encoder):
     base = np.stack([np.asarray(x) for x in sample(pipe, ["a photo of a seven"] * 2, [1, 2], 2.0, 4, 32)])
     attached = _perturbed_adapter(pipe, tmp_path / "adapter", text_encoder)
-    detach_lora(pipe)
+    pipe.unload_lora_weights()
     plain = StableDiffusionPipeline.from_pretrained(ROOT / "models" / "tiny-stable-diffusion", dtype=torch.float32)
     plain.load_lora_weights(tmp_path / "adapter")
     plain.set_progress_bar_config(disable=True)
@@ -130,7 +128,7 @@ def test_fused_predicts_what_attached_does_and_gives_the_base_back(pipe, tmp_pat
     base = predict()
     _perturbed_adapter(pipe, tmp_path / "adapter")
     attached = predict()
-    detach_lora(pipe)
+    pipe.unload_lora_weights()
     before = {name: w.clone() for m in (pipe.unet, pipe.text_encoder) for name, w in m.state_dict().items()}
     with fused_lora(pipe, tmp_path / "adapter"):
         for fused, expected, plain in zip(predict(), attached, base, strict=True):
@@ -141,8 +139,8 @@ def test_fused_predicts_what_attached_does_and_gives_the_base_back(pipe, tmp_pat
 
 
 @pytest.mark.parametrize("method, names", [("datadream_cls", 10), ("datadream_dset", 1), ("fakeit", 0)])
-def test_one_adapter_per_class_or_data_set(mnist, method, names):
-    adapters = plan_adapters(get_method(method), mnist, few_shot(mnist, 3, 0))
+def test_one_adapter_per_class_or_data_set(mnist, make_run, method, names):
+    adapters = plan_adapters(make_run("adapt", method=method, n_shot=3))
     assert len(adapters) == names
     assert sum(len(adapter.paths) for adapter in adapters) == (30 if names else 0)
     for adapter in adapters:
@@ -151,17 +149,14 @@ def test_one_adapter_per_class_or_data_set(mnist, method, names):
 
 
 @pytest.mark.parametrize("method", ["datadream_cls", "loft"])
-def test_adapters_trained_together_are_those_trained_one_by_one(pipe, mnist, make_params, tmp_path, method):
-    shots, weights, losses = few_shot(mnist, 3, 0), [], []
+def test_adapters_trained_together_are_those_trained_one_by_one(pipe, make_run, tmp_path, method):
+    weights, losses = [], []
     for together in (1, 4):
-        p = make_params("adapt", method=method, n_shot=3, adapt_epochs=8, adapt_batch_size=2, adapt_lr=1e-3,
-                        adapters_together=together, output_root=str(tmp_path / str(together)))  # fmt: skip
-        stage = run_stage(p, "adapt")
-        stage.begin()
-        adapters = plan_adapters(p.system, mnist, shots)[:6]
-        adapt(pipe, adapters, p, stage, same_progress)
-        weights.append([load_file(adapter_folder(stage, adapter.name) / WEIGHTS) for adapter in adapters])
-        losses.append(read_losses(stage))
+        run = make_run("adapt", method=method, n_shot=3, adapt_epochs=8, adapt_batch_size=2, adapt_lr=1e-3,
+                       adapters_together=together, output_root=str(tmp_path / str(together)))  # fmt: skip
+        adapters = plan_adapters(run)[:6]
+        losses.append(adapt(pipe, adapters, run))
+        weights.append([load_file(run.folder / "adapters" / adapter.name / WEIGHTS) for adapter in adapters])
     start = {key: value.shape for key, value in weights[0][0].items()}
     for alone, together in zip(*weights, strict=True):
         assert {key: value.shape for key, value in together.items()} == start
@@ -212,28 +207,27 @@ def test_stacked_adapters_leave_the_base_as_it_was(pipe):
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_loft_has_an_adapter_per_shot(mnist):
-    adapters = plan_adapters(get_method("loft"), mnist, few_shot(mnist, 3, 0))
+def test_loft_has_an_adapter_per_shot(mnist, make_run):
+    adapters = plan_adapters(make_run("adapt", method="loft", n_shot=3))
     assert len(adapters) == len({adapter.name for adapter in adapters}) == 30
     assert [len(adapter.paths) for adapter in adapters] == [1] * 30
     assert [adapter.paths[0] for adapter in adapters] == flatten(few_shot(mnist, 3, 0))[0]
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_same_parameters_same_bytes_and_resuming_changes_nothing(pipe, mnist, make_params, tmp_path, together):
-    adapters = plan_adapters(get_method("datadream_cls"), mnist, few_shot(mnist, 2, 0))[:3]
+def test_same_parameters_same_bytes_and_resuming_changes_nothing(pipe, make_run, tmp_path, together):
     contents = []
     for name in ("once", "resumed"):
         changes = dict(n_shot=2, adapt_epochs=2, adapters_together=together)
-        stage = run_stage(p := make_params("adapt", **changes, output_root=str(tmp_path / name)), "adapt")
-        stage.begin()
-        adapt(pipe, adapters, p, stage, same_progress)
+        run = make_run("adapt", **changes, output_root=str(tmp_path / name))
+        adapters = plan_adapters(run)[:3]
+        adapt(pipe, adapters, run)
+        files = [run.folder / "adapters" / adapter.name / WEIGHTS for adapter in adapters]
         if name == "resumed":  # lost: one adapter of a group
-            (adapter_folder(stage, adapters[1].name) / WEIGHTS).unlink()
-            adapter_folder(stage, adapters[1].name).rmdir()
-            adapt(pipe, adapters, p, stage, same_progress)
-        files = [adapter_folder(stage, adapter.name) / WEIGHTS for adapter in adapters]
-        files += sorted((stage.folder / "losses").iterdir())
+            files[1].unlink()
+            files[1].parent.rmdir()
+            adapt(pipe, adapters, run)
+        files += sorted((run.folder / "losses").iterdir())
         contents.append([file.read_bytes() for file in files])
     assert contents[0] == contents[1]
     assert len(set(contents[0])) == len(contents[0])

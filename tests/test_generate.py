@@ -1,27 +1,29 @@
 """Generation: images are functions of (seed, class, index); resuming changes nothing; ImageFolder layout."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import same_progress
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from datadream_utils.backbones.clip import clip_judge
-from datadream_utils.data.dataset import few_shot
-from datadream_utils.diffusion.adapt import adapt, adapter_folder, plan_adapters
+from datadream_utils.backbones.clip import ClipClassifier, clip_judge
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.data.dataset import few_shot, flatten
+from datadream_utils.diffusion import generate as generating
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
 from datadream_utils.diffusion.generate import (
     class_adapter,
-    class_prompts,
     draw_examples,
     generate,
-    metadata,
-    read_generated,
+    make_recipe,
+    read_metadata,
     sample,
     sample_draws,
     start_picture,
@@ -30,8 +32,7 @@ from datadream_utils.diffusion.recipe import Recipe, image_seed
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS, get_method
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import needs
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.runs.stage import finished_stage
 
 
 def _pixels(image):
@@ -76,61 +77,60 @@ def test_every_image_has_its_own_seed():
     assert len(seeds) == 1350
 
 
-def _generate(pipe, mnist, p, judge=None, adapted=None):
-    stage, shots = run_stage(p, "generate"), few_shot(mnist, p.n_shot, p.seed)
-    if stage.begin():
-        captions = read_captions(p.system, mnist, shots, p, stage, "cpu")
-        generate(pipe, Recipe(p.system, mnist, shots, p.seed, captions), p, stage, adapted, judge, same_progress)
-    return stage
+def _generate(pipe, run):
+    return generate(pipe, make_recipe(run), run)
 
 
 SMALL = dict(images_per_class=3, generate_batch_size=2, num_inference_steps=2, start_step=1, filter_tries=3, n_shot=3)
 
 
 @pytest.mark.parametrize("method", ["fakeit", "disef"])
-def test_a_killed_run_resumes_to_the_same_bytes(pipe, clip, mnist, make_params, tmp_path, method):
-    contents, judge = [], clip_judge(*clip, mnist) if method == "disef" else None
+def test_a_killed_run_resumes_to_the_same_bytes(pipe, make_run, tmp_path, method):
+    contents = []
     for name in ("once", "resumed"):
-        p = make_params("generate", method=method, **SMALL, output_root=str(tmp_path / name))
-        stage = _generate(pipe, mnist, p, judge)
-        files = [path for files in read_generated(stage, 10) for path in files]
-        list_of_images = stage.folder / "images" / "metadata.jsonl"
+        run = make_run("generate", method=method, **SMALL, output_root=str(tmp_path / name))
+        files = flatten(_generate(pipe, run))[0]
+        list_of_images = run.folder / "images" / "metadata.jsonl"
         if name == "resumed":  # lost: a whole class, half a batch, and the list
             for path in [*files[:3], files[4], list_of_images]:
                 path.unlink()
-            stage = _generate(pipe, mnist, p, judge)
+            assert flatten(_generate(pipe, run))[0] == files
         contents.append([path.read_bytes() for path in [*files, list_of_images]])
     assert contents[0] == contents[1] and len(set(contents[0])) == 31
 
 
-def test_the_set_is_an_image_folder_with_metadata(pipe, mnist, make_params):
-    p = make_params("generate", method="fakeit", images_per_class=1, num_inference_steps=1)
-    folder = _generate(pipe, mnist, p).folder / "images"
+def test_the_set_is_an_image_folder_with_metadata(pipe, mnist, make_run):
+    run = make_run("generate", method="fakeit", images_per_class=1, num_inference_steps=1)
+    images, folder = _generate(pipe, run), run.folder / "images"
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    assert [row["class_name"] for row in rows] == list(mnist.class_names)
-    assert all((folder / row["file_name"]).is_file() for row in rows)
+    assert rows == read_metadata(run.stage) and [row["class_name"] for row in rows] == list(mnist.class_names)
+    assert [[folder / row["file_name"]] for row in rows] == images
     assert rows[7]["prompt"] == "seven, a digit" and rows[7]["seed"] == image_seed(0, "7", 0)
     on_disk = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert on_disk == {row["file_name"] for row in rows}
 
 
-def test_prompts_follow_the_method(mnist):
-    assert class_prompts(METHODS["datadream_cls"], mnist)[7] == "a photo of a seven"
-    assert class_prompts(METHODS["fakeit"], mnist)[7] == "seven, a digit"
-
-
-def _recipe(method, mnist, n_shot=4, seed=0, **axes):
+def _recipe(method, mnist, n_shot=4, seed=0, adapters=Path("adapters"), **axes):
     shots = few_shot(mnist, n_shot, seed)
     captions = {path: f"caption of {path.name}" for files in shots for path in files}
-    return Recipe(get_method(method, **axes), mnist, shots, seed, captions)
+    return Recipe(get_method(method, **axes), mnist, shots, seed, adapters, captions)
+
+
+def test_prompts_follow_the_method(mnist):
+    assert _recipe("datadream_cls", mnist).class_prompts[7] == "a photo of a seven"
+    assert _recipe("fakeit", mnist).class_prompts[7] == "seven, a digit"
 
 
 def test_every_method_draws_from_what_its_row_says(mnist):
     draw = {name: _recipe(name, mnist).draw(7, 5) for name in METHODS if METHODS[name].generates}
     shots = few_shot(mnist, 4, 0)[7]
     assert draw["fakeit"].adapters == draw["issynth"].adapters == draw["disef"].adapters == ()
-    assert draw["datadream_cls"].adapters == ("0007_seven",) and draw["datadream_dset"].adapters == ("all_classes",)
-    assert len(draw["loft"].adapters) == 2 and all(name.startswith("0007_seven_00") for name in draw["loft"].adapters)
+    assert draw["datadream_cls"].adapters == (Path("adapters/0007_seven"),)
+    assert draw["datadream_dset"].adapters == (Path("adapters/all_classes"),)
+    pair = draw["loft"].adapters
+    assert len(pair) == 2 and all(folder.name.startswith("0007_seven_00") for folder in pair)
+    plain = {name: _recipe(name, mnist).without_adapters().draw(7, 5) for name in draw}
+    assert all(replace(draw[name], adapters=()) == plain[name] for name in draw)
     assert draw["issynth"].start == draw["disef"].start == shots[5 % 4]
     assert {name for name in draw if draw[name].start is None} == {"fakeit", "datadream_cls", "datadream_dset", "loft"}
     assert draw["issynth"].prompt == "a photo of a seven" and draw["disef"].prompt.startswith("caption of ")
@@ -150,97 +150,85 @@ def test_loft_goes_through_every_pair_before_it_repeats_one(mnist):
     pairs = [recipe.draw(2, i).adapters for i in range(20)]
     assert len(set(pairs[:10])) == 10 and pairs[:10] == pairs[10:] and pairs[:10] != sorted(pairs[:10])
     assert all(a != b for a, b in pairs) and [recipe.draw(3, i).adapters for i in range(10)] != pairs[:10]
-    assert _recipe("loft", mnist, n_shot=1).draw(2, 7).adapters == ("0002_two_000",)
+    assert _recipe("loft", mnist, n_shot=1).draw(2, 7).adapters == (Path("adapters/0002_two_000"),)
 
 
-def test_parts_of_methods_combine(pipe, clip, mnist, make_params):
+def test_parts_of_methods_combine(pipe, make_run):
     """DataDream's adapters, started from a shot, kept if CLIP agrees."""
     axes = dict(start="shot", keep="clip", variant="mixed")
     changes = dict(method="datadream_dset", **{**SMALL, "images_per_class": 2}, **axes)
     with pytest.raises(InputError, match="start='shot' makes 'datadream_dset' another method: name the run"):
-        make_params("generate", **{**changes, "variant": ""})
-    pa = make_params("adapt", method="datadream_dset", n_shot=3, adapt_epochs=1, variant="mixed")
-    adapted = run_stage(pa, "adapt")
-    adapted.begin()
-    adapt(pipe, plan_adapters(pa.system, mnist, few_shot(mnist, 3, 0)), pa, adapted, same_progress)
-    rows = metadata(_generate(pipe, mnist, make_params("generate", **changes), clip_judge(*clip, mnist), adapted))
+        make_run("generate", **{**changes, "variant": ""})
+    adapted = make_run("adapt", method="datadream_dset", n_shot=3, adapt_epochs=1, variant="mixed")
+    adapt(pipe, plan_adapters(adapted), adapted)
+    run = make_run("generate", source=adapted.stage, **changes)
+    _generate(pipe, run)
+    rows = read_metadata(run.stage)
     assert all(row["start"].startswith("train/") and row["adapter"] == "all_classes" for row in rows)
     assert {row["kept"] for row in rows} <= {"clip", "gave up"} and len(rows) == 20
 
 
-def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, make_params):
-    p, asked = make_params("generate", method="issynth", keep="clip", variant="filtered", **SMALL), []
+def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, make_run, monkeypatch):
+    changes = {**SMALL, "generate_batch_size": 3}
+    run, looks = make_run("generate", method="issynth", keep="clip", variant="filtered", **changes), []
 
     def judge(images):  # never agrees on class 0; agrees on the others at the second look
-        asked.append(len(images))
-        label = len(seen) // 3
-        looks[label] = looks.get(label, 0) + 1
-        return [label if label and looks[label] > 1 else -1] * len(images)
+        looks.append(len(images))
+        label = max(0, (len(looks) - 2) // 2)
+        return [label if label and len(looks) % 2 else -1] * len(images)
 
-    looks, seen = {}, []
-    recipe = Recipe(p.system, mnist, few_shot(mnist, 3, 0), 0)
-    p = p.model_copy(update={"generate_batch_size": 3})
-    stage = run_stage(p, "generate")
-    stage.begin()
-    generate(pipe, recipe, p, stage, None, judge, lambda blocks, **_: (seen.extend(block) for _, block in blocks))
-    rows = metadata(stage)
+    monkeypatch.setattr(generating, "load_filter", lambda run: judge)
+    _generate(pipe, run)
+    rows = read_metadata(run.stage)
     assert [row["tries"] for row in rows] == [3] * 3 + [2] * 27
     assert [row["kept"] for row in rows] == ["gave up"] * 3 + ["clip"] * 27
     assert all(row["seed"] == image_seed(0, str(row["label"]), i % 3, row["tries"] - 1) for i, row in enumerate(rows))
     again = sample(pipe, [rows[4]["prompt"]] * 3, [row["seed"] for row in rows[3:6]], 3.0, 2, 32,
                    [start_picture(mnist.root / row["start"], 32) for row in rows[3:6]], 1)  # fmt: skip
-    assert np.abs(_pixels(again[1]) - _pixels(Image.open(stage.folder / "images" / rows[4]["file_name"]))).max() <= 1
+    assert np.abs(_pixels(again[1]) - _pixels(Image.open(run.folder / "images" / rows[4]["file_name"]))).max() <= 1
 
 
-def test_the_judge_is_zero_shot_clip(clip, mnist):
-    from datadream_utils.backbones.clip import ClipClassifier
-    from datadream_utils.classifier.evaluate import predict
-    from datadream_utils.classifier.pictures import evaluation_pictures
-
-    paths = [files[0] for files in mnist.files["val"]]
-
-    class P:
-        eval_batch_size, num_workers = 4, 0
-
-    expected = predict(ClipClassifier(clip[0], clip[1], mnist), evaluation_pictures(paths, clip[2]), range(10), P)
+def test_the_judge_is_zero_shot_clip(clip, mnist, make_params):
+    one_per_class = [files[:1] for files in mnist.files["val"]]
+    expected = predict(ClipClassifier(*clip, mnist), one_per_class, make_params("train", eval_batch_size=4))
     judge = clip_judge(*clip, mnist)
-    assert judge([Image.open(path).convert("RGB") for path in paths]) == expected["prediction"].tolist()
+    images = [Image.open(path).convert("RGB") for (path,) in one_per_class]
+    assert judge(images) == expected["prediction"].tolist()
 
 
-def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_params, capsys):
-    p = make_params("generate", method="disef", n_shot=2)
-    stage, shots = run_stage(p, "generate"), few_shot(mnist, 2, 0)
-    captions = read_captions(p.system, mnist, shots, p, stage, "cpu")
-    assert set(captions) == {path for files in shots for path in files}
-    assert all(mnist.class_names[label] in captions[path] for label, files in enumerate(shots) for path in files)
+def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_run, capsys):
+    run = make_run("generate", method="disef", n_shot=2)
+    captions = read_captions(run)
+    assert set(captions) == {path for files in run.shots for path in files}
+    assert all(mnist.class_names[label] in captions[path] for label, files in enumerate(run.shots) for path in files)
     assert "stand-in" in capsys.readouterr().out
-    stored = json.loads((stage.folder / "captions.json").read_text())
+    stored = json.loads((run.folder / "captions.json").read_text())
     stored["captions"] = dict.fromkeys(stored["captions"], "mine")
-    (stage.folder / "captions.json").write_text(json.dumps(stored))
-    assert set(read_captions(p.system, mnist, shots, p, stage, "cpu").values()) == {"mine"}
-    other = p.model_copy(update={"seed": 1})
-    assert "mine" not in read_captions(p.system, mnist, few_shot(mnist, 2, 1), other, stage, "cpu").values()
-    assert read_captions(METHODS["fakeit"], mnist, shots, p, stage, "cpu") is None
+    (run.folder / "captions.json").write_text(json.dumps(stored))
+    assert set(read_captions(run).values()) == {"mine"} == set(make_recipe(run).captions.values())
+    other = replace(run, params=run.params.model_copy(update={"seed": 1}), shots=few_shot(mnist, 2, 1))
+    assert "mine" not in read_captions(other).values()
+    assert make_recipe(make_run("generate", method="fakeit", n_shot=2)).captions is None
 
 
-def test_captions_go_on_where_a_killed_run_was(mnist, make_params):
-    p = make_params("generate", method="disef", n_shot=2)
-    stage, shots = run_stage(p, "generate"), few_shot(mnist, 2, 0)
-    whole = read_captions(p.system, mnist, shots, p, stage, "cpu")
-    (stage.folder / "captions.json").unlink()
-    seen = []
+def test_captions_go_on_where_a_killed_run_was(make_run):
+    steps = []
 
-    def killed(indices, **_):
-        for i in indices:
-            yield i
-            seen.append(i)
-            if i == 4:
+    @contextmanager
+    def killed_after_five(total, label):
+        def advance(n=1):
+            steps.append(total)
+            if len(steps) == 5:
                 raise KeyboardInterrupt
 
+        yield advance
+
+    whole = read_captions(make_run("generate", method="disef", n_shot=2))
+    run = make_run("generate", method="disef", n_shot=2, variant="killed", progress=killed_after_five)
     with pytest.raises(KeyboardInterrupt):
-        read_captions(p.system, mnist, shots, p, stage, "cpu", killed)
-    assert read_captions(p.system, mnist, shots, p, stage, "cpu", lambda of, **_: seen.extend(of) or of) == whole
-    assert seen == [0, 1, 2, 3, 4, *range(4, 20)]  # the third class had begun only
+        read_captions(run)
+    assert read_captions(run) == whole
+    assert steps == [20] * 5 + [16] * 16  # the third class had begun only
 
 
 def test_pndm_does_not_start_in_the_middle(pipe, mnist, monkeypatch):
@@ -256,67 +244,53 @@ def test_pndm_does_not_start_in_the_middle(pipe, mnist, monkeypatch):
     assert pipe.scheduler is scheduler
 
 
-def test_loft_draws_each_image_of_a_batch_with_its_own_two_adapters(pipe, mnist, make_params):
-    p = make_params("adapt", method="loft", n_shot=3, adapt_epochs=30)
-    stage, shots = run_stage(p, "adapt"), few_shot(mnist, 3, 0)
-    stage.begin()
-    adapt(pipe, plan_adapters(p.system, mnist, shots)[:3], p, stage, same_progress)
-    recipe = Recipe(p.system, mnist, shots, 0)
-    together = draw_examples(pipe, p.system, mnist, shots, p, stage, [0], 3)["zero"]
-    base = draw_examples(pipe, p.system, mnist, shots, p, None, [0], 3)["zero"]
+def test_loft_draws_each_image_of_a_batch_with_its_own_two_adapters(pipe, make_run):
+    run = make_run("adapt", method="loft", n_shot=3, adapt_epochs=30)
+    adapt(pipe, plan_adapters(run)[:3], run)
+    recipe, p = make_recipe(run), run.params
+    together = draw_examples(pipe, recipe, p, [0], 3)["zero"]
+    base = draw_examples(pipe, recipe.without_adapters(), p, [0], 3)["zero"]
     plain = StableDiffusionPipeline.from_pretrained(ROOT / "models" / "tiny-stable-diffusion", dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     for i in range(3):
-        plain.load_lora_weights(adapter_folder(stage, f"0000_zero_{i:03d}"), adapter_name=f"0000_zero_{i:03d}")
+        name = f"0000_zero_{i:03d}"
+        plain.load_lora_weights(run.folder / "adapters" / name, adapter_name=name)
     for i, image in enumerate(together):
         draw = recipe.draw(0, i)
-        plain.set_adapters(list(draw.adapters), [0.5, 0.5])
+        plain.set_adapters([folder.name for folder in draw.adapters], [0.5, 0.5])
         options = (p.guidance_scale, p.num_inference_steps, p.resolution)
         (alone,) = sample(plain, [draw.prompt], [draw.seed], *options)
         assert np.abs(_pixels(image) - _pixels(alone)).max() <= 1
         assert np.abs(_pixels(image) - _pixels(base[i])).mean() > 3
 
 
-def test_examples_of_several_classes_drawn_at_once_are_those_drawn_class_by_class(pipe, mnist, make_params):
-    p = make_params("adapt", n_shot=2, adapt_epochs=10, num_inference_steps=5)
-    stage, shots = run_stage(p, "adapt"), few_shot(mnist, 2, 0)
-    stage.begin()
-    adapt(pipe, plan_adapters(p.system, mnist, shots)[:2], p, stage, same_progress)
-    recipe = Recipe(p.system, mnist, shots, 0)
-    for adapted in (stage, None):
-        together = draw_examples(pipe, p.system, mnist, shots, p, adapted, range(2), 2)
+def test_examples_of_several_classes_drawn_at_once_are_those_drawn_class_by_class(pipe, make_run):
+    run = make_run("adapt", n_shot=2, adapt_epochs=10, num_inference_steps=5)
+    adapt(pipe, plan_adapters(run)[:2], run)
+    for recipe in (make_recipe(run), make_recipe(run).without_adapters()):
+        together = draw_examples(pipe, recipe, run.params, range(2), 2)
         for label, images in enumerate(together.values()):
             draws = [recipe.draw(label, i) for i in range(2)]
-            with class_adapter(pipe, recipe, label, adapted):
-                alone = sample_draws(pipe, recipe, draws, p, adapted)
+            with class_adapter(pipe, recipe, label):
+                alone = sample_draws(pipe, recipe, draws, run.params)
             assert len(images) == 2
             assert max(np.abs(_pixels(a) - _pixels(b)).max() for a, b in zip(images, alone, strict=True)) <= 1
 
 
 def test_stages_out_of_order_say_what_to_run(make_params):
     with pytest.raises(InputError, match="adapt is not finished: run 01_adapt_sd first with the same dataset, method"):
-        needs(make_params("generate"), "adapt", "01_adapt_sd")
+        finished_stage(make_params("generate"), "adapt")
 
 
-def test_other_parameters_never_overwrite(make_params, capsys):
-    stage = run_stage(make_params("generate"), "generate")
-    stage.begin()
-    stage.finish()
+def test_other_parameters_never_overwrite(make_run, capsys):
+    run = make_run("generate")
+    run.begin()
+    run.finish()
     with pytest.raises(InputError, match="was made with guidance_scale=2.0, not 3.0: set 'variant'"):
-        run_stage(make_params("generate", guidance_scale=3.0), "generate")
-    again = run_stage(make_params("generate", num_threads=2), "generate")  # how, not what
-    assert not again.begin() and "finished already" in capsys.readouterr().out
-    assert run_stage(make_params("generate", guidance_scale=3.0, variant="strong"), "generate").begin()
-
-
-def test_manifest_tells_how_to_make_it_again(make_params):
-    stage = run_stage(make_params("generate"), "generate")
-    stage.begin()
-    manifest = stage.finish(shots=["a.png"])
-    assert manifest == stage.manifest()
-    assert manifest["parameters"]["seed"] == 0 and manifest["shots"] == ["a.png"]
-    assert {"torch", "diffusers", "transformers", "peft"} <= manifest["versions"].keys()
-    assert {"seconds", "device", "git", "python", "num_threads"} <= manifest.keys()
+        make_run("generate", guidance_scale=3.0)
+    assert not make_run("generate", num_threads=2).begin()  # how it is computed, not what
+    assert "finished already" in capsys.readouterr().out
+    assert make_run("generate", guidance_scale=3.0, variant="strong").begin()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
 """Parameters: the notebooks' defaults are valid, files use known names, mistakes are explained."""
 
 import pytest
-from conftest import notebook_defaults
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, AdaptParams, read_params_file
+from datadream_utils.params import (
+    NOTEBOOKS,
+    ROOT,
+    STAGES,
+    AdaptParams,
+    notebook_defaults,
+    plays_a_part,
+    read_params_file,
+)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -78,9 +85,9 @@ def test_alpha_follows_the_rank_or_is_a_number(make_params):
             make_params("adapt", **wrong)
 
 
-def _read(changes, history=()):
+def _read(changes, history=(), annotations=()):
     namespace = notebook_defaults("adapt") | changes
-    return AdaptParams.read(namespace | {"In": ["", *history]})
+    return AdaptParams.read(namespace | {"In": ["", *history], "__annotations__": dict.fromkeys(annotations, int)})
 
 
 def test_misspelt_parameter_is_found_in_the_injected_cell():
@@ -88,9 +95,42 @@ def test_misspelt_parameter_is_found_in_the_injected_cell():
         _read({"n_shots": 4}, ["# Parameters\nn_shots = 4\n"])
 
 
-def test_other_stages_parameters_and_other_variables_are_fine():
-    source = "from x import y\nstep = 3"
-    assert _read({"step": 3, "train_epochs": 5}, ["# Parameters\ntrain_epochs = 5\n", source, "%matplotlib inline"])
+def test_misspelt_parameter_is_found_in_the_parameters_cell():
+    with pytest.raises(InputError, match=r"parameter 'lora_ranks' is not known. Did you mean 'lora_rank'\?"):
+        _read({"lora_ranks": 4}, annotations=["n_shot", "lora_ranks"])
+
+
+@pytest.mark.parametrize(
+    "own", ["k = 5", "k = 5\nn_shots = 3", "from x import y\nstep = 3", "%matplotlib inline", "x ="]
+)
+def test_other_stages_parameters_and_a_readers_own_cells_are_fine(own):
+    assert _read({"k": 5, "n_shots": 3, "train_epochs": 5}, ["# Parameters\ntrain_epochs = 5\n", own, own])
+
+
+def test_what_only_shows_or_computes_decides_nothing(make_params):
+    same = dict(guidance_scale=9.0, num_inference_steps=3, num_threads=4, device="cpu", checkpoint_every=7)
+    assert make_params("adapt").identity() == make_params("adapt", **same).identity()
+    assert make_params("generate").identity() != make_params("generate", guidance_scale=9.0).identity()
+    assert {"n_shot", "lora_rank", "variant"} < set(AdaptParams.decisive())
+
+
+@pytest.mark.parametrize(
+    "name, methods",
+    [
+        ("lora_rank", {"datadream_cls", "datadream_dset", "loft"}),
+        ("guidance_scale", {"fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"}),
+        ("start_step", {"issynth", "disef"}),
+        ("filter_tries", {"disef"}),
+        ("captioner", {"disef"}),
+        ("real_weight", {"fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"}),
+        ("clip_model", set(METHODS)),
+        ("train_lr", set(METHODS) - {"clip_zeroshot"}),
+        ("start", {"fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"}),
+        ("output_root", set()),
+    ],
+)
+def test_a_parameter_plays_a_part_for_the_methods_that_read_it(name, methods):
+    assert {key for key, method in METHODS.items() if plays_a_part(name, method)} == methods
 
 
 def test_a_removed_line_is_named():

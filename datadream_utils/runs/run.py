@@ -24,6 +24,7 @@ from datadream_utils.runs.checksums import LIST, torn_files, write_checksums
 from datadream_utils.runs.device import choose_device, device_name, peak_memory, set_threads, weight_dtype
 from datadream_utils.runs.locks import lock, release
 from datadream_utils.runs.progress import quiet_libraries, show_progress
+from datadream_utils.runs.shards import check_shard
 from datadream_utils.runs.stage import FORMAT, Stage, finished_stage, git_commit, stage_of
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
@@ -113,6 +114,7 @@ class Run:
         if self.part:
             seconds = {name: round(took[name], 1) for name in SECONDS}
             write_json(self.folder / "shards" / f"{self.part}.json", {"shard": self.part, **seconds, **done})
+            print(f"Part {self.part} is done.")
         else:
             write_json(self.folder / "manifest.json", self._manifest(took, done, facts))
         release(self._locks)
@@ -180,7 +182,8 @@ def start_run(stage, namespace):
 
 
 def open_run(params, shard="", progress=show_progress):
-    """A ``Run`` of checked parameters; see ``start_run``."""
+    """A ``Run`` of checked parameters; see ``start_run``. ``shard``: the part of the work to do, "2/4"; "" for all."""
+    check_shard(shard)
     data = load_dataset(params.dataset, params.data_root, params.split_file)
     shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
     paths = flatten(shots)[0]

@@ -204,8 +204,8 @@ TABLES = {
         "The published order",
         "Pairs of systems whose first is better in the published table (in the data set's own column where it has one, "
         "else in the averages), and our paired difference (points). A pair holds or is reversed only if the difference "
-        "exceeds the noise of test images and of seeds. An arrow marks an order that is reversed in the averages without "
-        "the three data sets that the authors test on training images.",
+        "exceeds the noise of test images and of seeds. An arrow: reversed in the averages without the three data sets "
+        "that the authors test on training images.",
     ),
     "pairs": _table(
         BEYOND,

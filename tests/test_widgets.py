@@ -7,29 +7,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import notebook_defaults, same_progress
 from PIL import Image
 
 from datadream_utils.analysis import compare
 from datadream_utils.backbones.clip import attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.classifier.build import classify, load_classifier
+from datadream_utils.classifier.build import ClipClassifier, classify, load_classifier
 from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.pictures import evaluation_pictures
-from datadream_utils.classifier.train import ClipClassifier
 from datadream_utils.data.dataset import few_shot
 from datadream_utils.diffusion import probe
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize
-from datadream_utils.diffusion.generate import example_recipe, sample
+from datadream_utils.diffusion.generate import make_recipe, sample
 from datadream_utils.diffusion.lora import adapted_layers, fused_lora, read_lora
 from datadream_utils.errors import InputError
 from datadream_utils.interactive import explorer, model_widgets, prediction_widgets
-from datadream_utils.params import AdaptParams
+from datadream_utils.params import AdaptParams, notebook_defaults
 from datadream_utils.plots import gallery, style
 from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.style import alt_from_titles, empty_figure
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.runs.progress import no_progress
+from datadream_utils.runs.run import Run
+from datadream_utils.runs.stage import stage_of
 
 KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.ToggleButtons, ipywidgets.ToggleButton, ipywidgets.Button,
             ipywidgets.FileUpload)  # fmt: skip
@@ -37,15 +36,13 @@ KEYBOARD = (ipywidgets.SelectionSlider, ipywidgets.ToggleButtons, ipywidgets.Tog
 
 @pytest.fixture(scope="module")
 def adapted(pipe, mnist, tmp_path_factory):
-    """Four steps of one adapter on two classes: ``(parameters, recipe, finished adapt stage)``."""
+    """The run of four steps of one adapter on two shots of every class."""
     changes = {"output_root": str(tmp_path_factory.mktemp("runs")), "method": "datadream_dset", "n_shot": 2}
     changes |= {"adapt_epochs": 4, "adapt_batch_size": 20, "num_inference_steps": 3, "adapt_lr": 1e-2}
-    p = AdaptParams.make(**(notebook_defaults("adapt") | changes))
-    shots = few_shot(mnist, 2, 0)
-    stage = run_stage(p, "adapt")
-    stage.begin()
-    adapt(pipe, plan_adapters(p.system, mnist, shots), p, stage, same_progress)
-    return p, example_recipe(p.system, mnist, shots, 0), stage
+    params = AdaptParams.make(**(notebook_defaults("adapt") | changes))
+    run = Run(params, stage_of(params), mnist, few_shot(mnist, 2, 0), "cpu", None, "", no_progress)
+    adapt(pipe, plan_adapters(run), run)
+    return run
 
 
 def test_the_guess_through_noise_is_the_schedulers(pipe, mnist):
@@ -69,9 +66,8 @@ def test_the_guess_through_noise_is_the_schedulers(pipe, mnist):
 
 
 def test_the_trajectory_ends_at_the_picture_that_is_drawn(pipe, adapted):
-    p, recipe, stage = adapted
-    draw = recipe.draw(7, 0)
-    with probe.with_adapters(pipe, draw, stage):
+    p, draw = adapted.params, make_recipe(adapted).draw(7, 0)
+    with probe.with_adapters(pipe, draw):
         frames = probe.trajectory(pipe, draw, p, count=2)
         (image,) = sample(pipe, [draw.prompt], [draw.seed], p.guidance_scale, p.num_inference_steps, 32)
     assert list(frames) == [1, 3]
@@ -80,27 +76,27 @@ def test_the_trajectory_ends_at_the_picture_that_is_drawn(pipe, adapted):
 
 
 def test_the_adapters_scale_goes_from_the_base_model_to_the_fused_adapter(pipe, adapted):
-    _p, recipe, stage = adapted
+    recipe = make_recipe(adapted)
     draws = [recipe.draw(7, i) for i in range(2)]
     make = lambda: np.stack(sample(pipe, [d.prompt for d in draws], [d.seed for d in draws], 2.0, 2, 32)).astype(int)  # noqa: E731
     base = make()
-    with fused_lora(pipe, stage.folder / "adapters" / "all_classes"):
+    with fused_lora(pipe, adapted.folder / "adapters" / "all_classes"):
         fused = make()
     scaled = {}
     for s in (0.0, 1.0):
-        with probe.with_adapters(pipe, draws[0], stage, s):
+        with probe.with_adapters(pipe, draws[0], s):
             scaled[s] = make()
     assert np.abs(scaled[0.0] - base).max() <= 1 and np.abs(scaled[1.0] - fused).max() <= 1
     assert np.abs(fused - base).max() > 10
-    with probe.with_adapters(pipe, draws[0], stage, [0.0, 1.0]):  # a scale for each image of the batch
+    with probe.with_adapters(pipe, draws[0], [0.0, 1.0]):  # a scale for each image of the batch
         mixed = make()
     assert np.abs(mixed[0] - base[0]).max() <= 1 and np.abs(mixed[1] - fused[1]).max() <= 1
-    with probe.with_adapters(pipe, draws[0], None):
+    with probe.with_adapters(pipe, recipe.without_adapters().draw(7, 0)):
         assert (make() == base).all()
 
 
 def test_spectra_are_those_of_the_whole_product(pipe, adapted):
-    folder = adapted[2].folder / "adapters" / "all_classes"
+    folder = adapted.folder / "adapters" / "all_classes"
     spectra, matrices = probe.lora_spectra(pipe, folder), read_lora(folder)
     assert len(spectra) == len(matrices) == len(adapted_layers(pipe))
     for (values, share), (model, name, layer) in zip(spectra.values(), adapted_layers(pipe), strict=True):
@@ -119,7 +115,7 @@ def test_nearest_is_the_largest_cosine():
     a, b = (
         torch.nn.functional.normalize(torch.randn(n, 5, generator=torch.Generator().manual_seed(n))) for n in (3, 7)
     )
-    indices, likeness = probe.nearest(a, b)
+    indices, likeness = probe.find_nearest(a, b)
     for row, index, value in zip(a, indices, likeness, strict=True):
         cosines = [torch.cosine_similarity(row, other, dim=0).item() for other in b]
         assert index == int(np.argmax(cosines)) and value == pytest.approx(max(cosines), abs=1e-6)
@@ -230,14 +226,15 @@ def test_each_sample_is_shown_with_its_nearest_shot(mnist):
     assert "copies, one" in alt_from_titles(browser.figure())
 
 
-def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown):
-    given = []
+def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown, tmp_path):
+    given, example = [], tmp_path / "example.png"
+    Image.new("RGB", (28, 28)).save(example)
 
     def predict_one(image):
         given.append(image)
         return np.asarray(image), np.array([0.2, 0.8])
 
-    box = prediction_widgets.PredictionBox(predict_one, ("zero", "one"), Image.new("RGB", (28, 28)))
+    box = prediction_widgets.PredictionBox(predict_one, ("zero", "one"), example)
     box.picture_shown = explorer.display("picture")
     for row in range(1, 11):
         box.controls[f"row {row}, column 5"].value = True
@@ -254,31 +251,30 @@ def test_the_box_predicts_what_is_drawn_and_what_is_uploaded(shown):
         assert message in box.controls["Message"].value and given[-1].size == (5, 7)
 
 
-def test_every_control_is_one_that_the_keyboard_can_use_and_says_what_it_is(shown):
-    box = prediction_widgets.PredictionBox(lambda image: (image, np.ones(1)), ("x",), Image.new("RGB", (2, 2)))
+def test_every_control_is_one_that_the_keyboard_can_use_and_says_what_it_is(shown, tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "example.png")
+    box = prediction_widgets.PredictionBox(lambda image: (image, np.ones(1)), ("x",), tmp_path / "example.png")
     for control in [*_explorer().controls.values(), *box.controls.values()]:
         if not isinstance(control, ipywidgets.Label):
             assert isinstance(control, KEYBOARD) and (control.description or control.tooltip)
 
 
-def test_a_saved_classifier_is_the_one_that_was_tested(mnist, make_params):
-    p = make_params("train", n_shot=2)
-    stage = run_stage(p, "train-R+S")
-    clip, tokenizer, processor = load_clip(p.clip_model)
-    model = ClipClassifier(attach_clip_lora(clip, 4, 8.0, 0.0, seed=0), tokenizer, mnist).eval()
+def test_a_saved_classifier_is_the_one_that_was_tested(mnist, make_run):
+    run = make_run("train", n_shot=2)
+    clip, tokenizer, processor = load_clip(run.params.clip_model)
+    model = ClipClassifier(attach_clip_lora(clip, 4, 8.0, 0.0, seed=0), tokenizer, processor, mnist).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    model.save(stage.folder / "classifier")
+    model.save(run.folder / "classifier")
     paths = [files[0] for files in mnist.files["val"]]
-    expected = predict(model, evaluation_pictures(paths, processor), range(10), p)
-    loaded, processor = load_classifier(stage, mnist, p)
+    expected = predict(model, [[path] for path in paths], run.params)
+    loaded = load_classifier(run)
     for path, row in zip(paths, expected.itertuples(), strict=True):
-        seen, probabilities = classify(loaded, processor, Image.open(path).convert("RGB"))
-        assert probabilities.argmax() == row.prediction and probabilities.max() == pytest.approx(
-            row.probability, abs=1e-5
-        )
+        seen, probabilities = classify(loaded, Image.open(path).convert("RGB"))
+        assert probabilities.argmax() == row.prediction
+        assert probabilities.max() == pytest.approx(row.probability, abs=1e-5)
         assert seen.shape == (32, 32, 3) and 0 <= seen.min() <= seen.max() <= 1
 
 

@@ -13,7 +13,8 @@ from datadream_utils.analysis import alignment, compare, copies, features, per_c
 from datadream_utils.analysis.compare import Verdict
 from datadream_utils.analysis.features import Encoded, Encoder, encode, load_runs_encoder
 from datadream_utils.analysis.results import load_predictions
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.methods import classifier_name
 
@@ -235,10 +236,11 @@ def test_features_are_clips_and_kept_by_content(clip, pictures, tmp_path):
     expected = model.get_image_features(**processor(images=Image.open(pictures[2][1]), return_tensors="pt"))
     expected = expected.pooler_output[0].detach().numpy()
     assert found.features[9] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
-    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and found.of(2).paths == tuple(pictures[2])
-    assert found.some(2, 0).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and found.of_class(2).paths == tuple(pictures[2])
+    assert found.sample(2, 0).labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert (
-        found.some(2, 0).paths == found.some(2, 0).paths and len({found.some(2, seed).paths for seed in range(9)}) > 1
+        found.sample(2, 0).paths == found.sample(2, 0).paths
+        and len({found.sample(2, seed).paths for seed in range(9)}) > 1
     )
     nothing = Encoder(None, None, encoder.identity)  # what is kept needs no model
     again = encode(nothing, pictures, tmp_path / "analysis")
@@ -310,7 +312,7 @@ def test_without_copying_half_of_the_images_are_nearer_to_a_shot(monkeypatch):
     real = copies.find_nearest(others, shots)
     assert copies.summarise_nearest(copies.find_nearest(copied, shots), real)["feature_copies"] < 25
     assert measured(copied)["feature_nearer"] > 65 and measured(copied)["n_draws"] == 10  # shifted, and yet found
-    few = copies.held_out_draws(others.some(19, 0), shots)
+    few = copies.held_out_draws(others.sample(19, 0), shots)
     assert few.shape == (0, 0) and np.isnan(copies.share_nearer(None, copied, others, few)["feature_nearer"])
 
 
@@ -549,7 +551,7 @@ def test_alignment_puts_real_images_beside(tmp_path, clip):
     table = alignment.measure_stages(encoder, pd.DataFrame([stage]), real, {0: others}, ("zero", "one"))
     sizes = table.set_index(["method", "class_name"])[["n_real", "n_synthetic"]]
     assert sizes.loc[(alignment.REAL, "one")].tolist() == [20, 8] and len(table) == 4
-    again = alignment.frechet(real.of(1).features, others.some(8, 0).of(1).features)
+    again = alignment.frechet(real.of_class(1).features, others.sample(8, 0).of_class(1).features)
     assert table.set_index(["method", "label"]).loc[(alignment.REAL, 1), "frechet"] == pytest.approx(again)
     gains = pd.DataFrame(
         {

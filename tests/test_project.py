@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from packaging.requirements import Requirement
 
-from datadream_utils.data.archives import known_names, read_known
+from datadream_utils.data.known import known_names, read_known
 from datadream_utils.methods import METHODS
 from datadream_utils.params import ROOT
 
@@ -87,6 +87,7 @@ def test_nothing_is_pickled_or_trusted():
 
 def test_every_module_is_in_a_room():
     everywhere = {path for top in ("datadream_utils", "workflow", "models") for path in (ROOT / top).rglob("*.py")}
+    everywhere -= {ROOT / "workflow" / "__init__.py"}  # only rooms have modules
     assert {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in everywhere} == set(FLOOR_OF)
 
 

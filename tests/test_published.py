@@ -102,7 +102,7 @@ def test_the_joined_table_in_markdown_and_latex(tmp_path):
     assert "| Real-finetune | ✓ |  | 74.0 ± 1.0 | 78.3 ± 2.8 | -4.3 | " in real and "73.9" in real
     assert loft.endswith("| LoFT |  | ✓ | 74.0 ± 1.0 | – |  |  |")
     tex = to_latex("beside", joined)
-    assert tex.count("toprule") == 1 and r"78.3 $\pm$ 2.8 & -4.3 \\" in tex and "73.9" not in tex
+    assert tex.count("toprule") == 1 and r"78.3$_{\pm 2.8}$ & -4.3 \\" in tex and "73.9" not in tex
     paths = write_table(tmp_path, "beside", joined)
     assert [path.suffix[1:] for path in paths] == list(TABLES["beside"].formats)
     assert (tmp_path / "beside.csv").read_text().count("\n") == 3

@@ -13,7 +13,7 @@ from scipy.stats import bootstrap, permutation_test, rankdata
 
 from datadream_utils.analysis.compare import LEVEL, Verdict, holm
 from datadream_utils.analysis.features import encode_generated, encode_real
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
 NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020
@@ -102,7 +102,7 @@ def measure(real, fake):
 def measure_classes(real, fake, class_names):
     """A row of ``measure`` per class of two ``Encoded`` sets."""
     rows = [
-        {"label": label, "class_name": name} | measure(real.of(label).features, fake.of(label).features)
+        {"label": label, "class_name": name} | measure(real.of_class(label).features, fake.of_class(label).features)
         for label, name in enumerate(class_names)
     ]
     return pd.DataFrame(rows)
@@ -121,7 +121,7 @@ def measure_stages(encoder, stages, real, others, class_names):
         names = {"method": stage.method, "n_shot": stage.n_shot, "seed": stage.seed}
         tables.append(measure_classes(real, fake, class_names).assign(**names))
     for seed, other in others.items():
-        table = measure_classes(real, other.some(count, seed), class_names)
+        table = measure_classes(real, other.sample(count, seed), class_names)
         tables.append(table.assign(method=REAL, n_shot=0, seed=seed))
     return pd.concat(tables, ignore_index=True)
 

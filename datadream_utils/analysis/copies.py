@@ -15,8 +15,8 @@ from scipy.spatial.distance import cdist
 
 from datadream_utils.analysis.compare import Verdict, judge_seeds, seeds_interval
 from datadream_utils.analysis.features import encode_generated, encode_real
-from datadream_utils.data.dataset import few_shot
 from datadream_utils.data.images import centre_square, read_image
+from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
 CHANCE = 0.01

@@ -52,7 +52,7 @@ class Encoded:
     labels: np.ndarray
     features: np.ndarray
 
-    def of(self, label):
+    def of_class(self, label):
         """The pictures of one class."""
         return self.where(self.labels == label)
 
@@ -66,7 +66,7 @@ class Encoded:
         left_out = {path for paths in files for path in paths}
         return self.where(np.array([path not in left_out for path in self.paths], bool))
 
-    def some(self, count, seed):
+    def sample(self, count, seed):
         """``count`` pictures of every class (or all, where there are fewer), drawn by ``seed``."""
         rank, rng = np.zeros(len(self.labels), int), np.random.default_rng(seed)
         for label in np.unique(self.labels):

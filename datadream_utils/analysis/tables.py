@@ -7,7 +7,7 @@ catalogue's title and caption, headings in words with units, and formatted numbe
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -87,7 +87,6 @@ RESULT_NOTES = {
 _TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
 # HTML's own codes begin no markup; a dollar in a tag of its own begins no formula.
 _MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|\\`*[]~!"} | {"$": "<span>$</span>"})
-_TEX_SIGNS = {"≈": r"\approx", "◇": r"\diamond", "○": r"\circ"}
 
 
 def escape_markdown(text):
@@ -103,18 +102,19 @@ def escape_latex(text):
 
 @dataclass(frozen=True)
 class Style:
-    """How a format writes the parts of a cell."""
+    """How a format writes the parts of a cell: templates, and its own words for some signs."""
 
     escape: Callable
     bold: str
     deviation: str
-    small_deviation: str
     mark: str
     tick: str
+    signs: dict
 
 
-MARKDOWN = Style(escape_markdown, "**{}**", " ± {}", " ± {}", "<sup>{}</sup>", "✓")
-LATEX = Style(escape_latex, r"\textbf{{{}}}", r" $\pm$ {}", r"$_{{\pm {}}}$", r"$^{{{}}}$", r"\checkmark")
+MARKDOWN = Style(escape_markdown, "**{}**", " ± {}", "<sup>{}</sup>", "✓", {})
+LATEX = Style(escape_latex, r"\textbf{{{}}}", r"$_{{\pm {}}}$", r"$^{{{}}}$", r"\checkmark",
+              {"≈": r"\approx", "◇": r"\diamond", "○": r"\circ"})  # fmt: skip
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Layout:
     align: str
     rows: list
     rules: tuple = ()
-    notes: dict = None
+    notes: dict = field(default_factory=dict)
 
 
 def to_markdown(name, table, caption=True):
@@ -136,8 +136,8 @@ def to_markdown(name, table, caption=True):
     layout = _lay_out(name, table, MARKDOWN)
     lines = [f"**{TABLES[name].title}.** {TABLES[name].caption}", ""] if caption else []
     lines += _markdown_lines(layout)
-    for mark, text in (layout.notes or {}).items():
-        lines += ["", f"<sup>{mark}</sup> {escape_markdown(text)}"]
+    for mark, text in layout.notes.items():
+        lines += ["", f"{MARKDOWN.mark.format(mark)} {escape_markdown(text)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -157,8 +157,8 @@ def to_latex(name, table):
         lines += [r"\midrule"] if index in layout.rules else []
         lines.append(" & ".join(row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    for mark, text in (layout.notes or {}).items():
-        lines.append(rf"\\{{\footnotesize $^{{{_TEX_SIGNS.get(mark, mark)}}}$ {escape_latex(text)}}}")
+    for mark, text in layout.notes.items():
+        lines.append(rf"\\{{\footnotesize {LATEX.mark.format(LATEX.signs.get(mark, mark))} {escape_latex(text)}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -251,18 +251,16 @@ def _find_marks(table):
 
 
 def _results_cell(row, style):
-    text = _with_deviation(row.accuracy_mean, row.accuracy_std, style.small_deviation)
+    text = _with_deviation(row.accuracy_mean, row.accuracy_std, style)
     text = style.bold.format(text) if row.best else text
-    if not row.mark:
-        return text
-    return text + style.mark.format(_TEX_SIGNS.get(row.mark, row.mark) if style is LATEX else row.mark)
+    return text + (style.mark.format(style.signs.get(row.mark, row.mark)) if row.mark else "")
 
 
-def _with_deviation(mean, deviation, template=MARKDOWN.deviation):
+def _with_deviation(mean, deviation, style=MARKDOWN):
     """``74.0 ± 1.0``; one seed has no deviation, a missing mean is a dash."""
     if pd.isna(mean):
         return "–"
-    return f"{mean:.1f}" + ("" if pd.isna(deviation) else template.format(f"{deviation:.1f}"))
+    return f"{mean:.1f}" + ("" if pd.isna(deviation) else style.deviation.format(f"{deviation:.1f}"))
 
 
 def _system(method, setting, style=MARKDOWN):
@@ -272,18 +270,17 @@ def _system(method, setting, style=MARKDOWN):
 
 def _lay_out_joined(table, style):
     """``published.join_published``: ours, the published, ours minus the published; in Markdown the notes, too."""
-    rows = []
-    for row in table.itertuples():
-        ours, theirs = (_with_deviation(mean, std, style.deviation) for mean, std in
-                        ((row.our_mean, row.our_std), (row.published_mean, row.published_std)))  # fmt: skip
-        difference = _points(row.difference)
-        notes = [style.escape(row.note)] if style is MARKDOWN else []
-        rows.append([style.escape(row.dataset), *_system(row.method, row.setting, style), ours, theirs, difference])
-        rows[-1] += notes
-    headings = ["Data set", "Method", "R", "S", "Ours", "Published", "Difference"]
-    if style is MARKDOWN:
-        return Layout([*headings, "Note"], "llccrrrl", rows)
-    return Layout(headings, "llccrrr", rows)
+    rows = [
+        [style.escape(row.dataset), *_system(row.method, row.setting, style),
+         _with_deviation(row.our_mean, row.our_std, style),
+         _with_deviation(row.published_mean, row.published_std, style), _points(row.difference)]
+        for row in table.itertuples()
+    ]  # fmt: skip
+    headings, align = ["Data set", "Method", "R", "S", "Ours", "Published", "Difference"], "llccrrr"
+    if style is LATEX:  # a page has no room for the notes
+        return Layout(headings, align, rows)
+    rows = [[*row, style.escape(note)] for row, note in zip(rows, table["note"], strict=True)]
+    return Layout([*headings, "Note"], align + "l", rows)
 
 
 def _lay_out_order(order):
@@ -297,7 +294,7 @@ def _lay_out_order(order):
                      f"{verdict.sign} {verdict.label}", row.outcome])  # fmt: skip
     headings = ["Pair", "Published in", "Published", f"Without {', '.join(LEAKY.values())}", "Ours", "95 % over images",
                 "Per seed", "95 % over seeds", "Verdict", "Order"]  # fmt: skip
-    return Layout(headings, "llrrrccc" + "ll", rows)
+    return Layout(headings, "llrrrcccll", rows)
 
 
 def _lay_out_pairs(pairs):

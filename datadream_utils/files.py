@@ -102,11 +102,6 @@ def inside(folder, name, source):
     return folder / plain(name, f"{source}: a file name", LONG)
 
 
-def literal(text):
-    """A name as a figure of matplotlib shows it literally: no dollar in it begins a formula."""
-    return text.replace("$", r"\$")
-
-
 @contextmanager
 def atomic_write(path, keep_existing=False):
     """Give a temporary path beside ``path`` to make a file or folder at; it takes the name only when complete.

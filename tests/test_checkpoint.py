@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import adapt as adapt_module
 from datadream_utils.diffusion.adapt import Adapter, Training, adapt, plan_adapters
 from datadream_utils.diffusion.checkpoint import Checkpoint

@@ -13,7 +13,6 @@ from datadream_utils.analysis.compare import Verdict
 from datadream_utils.analysis.results import load_predictions, load_results
 from datadream_utils.errors import InputError
 from datadream_utils.methods import classifier_name
-from datadream_utils.plots import style as plots
 
 
 def _random(share, n_images=2000, seeds=3, seed=0):
@@ -284,18 +283,18 @@ def test_missing_predictions_are_named(runs):
         load_results(runs)
 
 
-def test_the_figure_has_every_pair_and_the_same_bytes(runs, tmp_path):
-    order = compare.compare_order(compare.compare_pairs(_correct(runs)), "d")
-    for name in ("a", "b"):
-        plots.save_figure(plots.forest(order, "d"), tmp_path, name)
-    for suffix in ("png", "pdf"):
-        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-    figure = plots.forest(order, "d")
-    (ax,) = figure.axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == order["pair"].tolist()
-    figure.draw_without_rendering()
-    for text in (ax.title, ax.xaxis.label):
-        box = text.get_window_extent()
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0, text
-    (ax,) = plots.forest(order[:0], "d").axes
-    assert ax.texts[0].get_text() == "no published pair has been run"
+def test_a_conclusion_has_at_most_four_sentences_with_the_counts():
+    keys = [("fakeit", "S"), ("loft", "S"), ("real", "R"), ("loft", "R+S"), ("issynth", "R+S")]
+    shares = dict(zip(keys, (0.3, 0.5, 0.6, 0.8, 0.4), strict=True))
+    correct = {
+        key: pd.DataFrame({s: np.arange(1000) < 1000 * share for s in range(3)}) for key, share in shares.items()
+    }
+    table = pd.DataFrame([{"dataset": "d", "method": m, "setting": s, "accuracy_mean": 100 * shares[m, s]}
+                          for m, s in keys])  # fmt: skip
+    pairs = compare.compare_pairs(correct)
+    words = compare.write_conclusion(compare.add_verdicts(table, {"d": pairs}), pairs, "d")
+    order = compare.compare_order(pairs, "d")["outcome"].value_counts()
+    assert words.count(". ") <= 3 and "LoFT (S) has the highest mean accuracy, 50.0 %" in words
+    assert "better than the real ones alone with 1 of 2 methods, surely worse with 1." in words
+    assert f"{order.get('holds', 0)} hold here, {order.get('reversed', 0)} are reversed" in words
+    assert "LoFT (S) has an accuracy of 50.0 %" in compare.write_headline(table[1:2].assign(verdict=""), "d")

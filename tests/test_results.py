@@ -1,4 +1,4 @@
-"""Intervals, tables, figures."""
+"""Intervals, the table of all runs, the main table and how it is written."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import finish_stage
-from IPython.core.formatters import DisplayFormatter
 
 from datadream_utils.analysis.results import (
     PREDICTION_COLUMNS,
@@ -27,8 +26,6 @@ from datadream_utils.classifier.evaluate import save_results, wilson_interval
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
-from datadream_utils.plots import style as plots
-from datadream_utils.plots import training as training_figures
 from datadream_utils.runs.checksums import write_checksums
 
 
@@ -254,49 +251,3 @@ def test_no_class_means_the_data_sets_example_or_its_first(folder_dataset):
     data = load_dataset(str(folder_dataset))
     assert find_class(data, "") == 0
     assert find_class(replace(data, example="crème brûlée"), "") == 1
-
-
-def test_figures_have_the_same_bytes_every_time(tmp_path):
-    table = compute_main_results(_runs())
-    for name in ("a", "b"):
-        plots.save_figure(plots.accuracy_bars(table, "mnist_5k"), tmp_path, name)
-    for suffix in ("png", "pdf"):
-        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-
-
-def test_bars_say_which_is_highest_and_lowest():
-    table = compute_main_results(_runs())
-    best, worst = (table.loc[row] for row in (table["accuracy_mean"].idxmax(), table["accuracy_mean"].idxmin()))
-    sentence = plots.accuracy_bars(table, table["dataset"][0]).sentence
-    assert f"({best['accuracy_mean']:.1f} %); lowest" in sentence and f"({worst['accuracy_mean']:.1f} %)." in sentence
-
-
-def test_grid_has_a_place_for_every_picture():
-    red = np.full((4, 4, 3), [1.0, 0, 0])
-    figure = plots.show_grid([[red, red], [red, None]], ["a", "b"], title="t")
-    assert sum(len(ax.images) for ax in figure.axes) == 3 and list(figure._repr_mimebundle_()[0]) == ["image/png"]
-    assert len(plots.show_grid([]).axes) == 1
-
-
-def test_a_shown_figure_says_in_words_what_it_shows():
-    black = np.zeros((4, 4, 3))
-    grid = plots.show_grid([[black] * 2] * 2, ["one", "two"], ["before", "after"], title="Drawn")
-    _, metadata = DisplayFormatter().format(grid)
-    assert metadata == {"image/png": {"alt": "Drawn; rows: one, two; columns: before, after"}}
-    heatmap = training_figures.confusion_heatmap(np.array([[3, 1], [0, 4]]), ["one", "two"], "Confusions")
-    assert heatmap.alt == "Confusions. On the diagonal: one 75, two 100. Largest off it: one as two 25."
-    large = training_figures.confusion_heatmap(np.eye(30), [f"class {i}" for i in range(30)], "Confusions")
-    assert large.alt == "Confusions. Mean of the diagonal: 100."
-
-
-def test_curves_say_in_words_what_they_show():
-    curves = training_figures.loss_curves({"one": [6.0, 5, 4, 3, 2, 1], "two": [6.0, 5, 4, 3, 2, 7]}, "Loss")
-    words = "Mean loss, in equal parts of the steps: 6.00, 5.00, 4.00, 3.00, 2.00, 4.00"
-    assert curves.sentence == f"{words}; it is lower in the last for 1 of 2 adapters."
-    assert curves.alt == f"Loss. {curves.sentence}"
-    assert "0.80; it is lower" in training_figures.loss_curves({"short": [0.9, 0.8]}).sentence
-    assert training_figures.loss_curves({}).sentence == "Nothing was adapted."
-    history = pd.DataFrame({"step": range(4), "loss": [2.0, 1, 1, 0.5], "val_accuracy": [None, 0.5, None, 0.75]})
-    words = "Two curves over 4 optimizer steps. Training loss: 2.00 at first, 0.50 at last."
-    assert training_figures.training_curves(history).alt == f"{words} Validation accuracy: 50, 75 %."
-    assert training_figures.training_curves(history.assign(val_accuracy=None)).alt == words

@@ -24,10 +24,13 @@ from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe, read_generated
 from datadream_utils.errors import InputError
-from datadream_utils.files import literal, read_yaml
+from datadream_utils.files import read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
-from datadream_utils.plots import style as plots
-from datadream_utils.plots import training as training_figures
+from datadream_utils.plots.gallery import save_figure
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.results import accuracy_bars, teaser
+from datadream_utils.plots.style import literal
+from datadream_utils.plots.training import confusion_heatmap
 from datadream_utils.runs.stage import Stage
 
 
@@ -271,9 +274,9 @@ def test_figures_show_dollars_as_they_are(name):
 def test_no_name_breaks_a_figure(tmp_path):
     names = [r"$\frac{$", "a_$b$", "<b>&amp;", "東京"]
     picture = np.zeros((4, 4, 3))
-    plots.save_figure(training_figures.confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
-    plots.save_figure(plots.teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
-    plots.save_figure(plots.show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
+    save_figure(confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
+    save_figure(teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
+    save_figure(show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
     assert len(list(tmp_path.glob("*.pdf"))) == 3
 
 
@@ -282,7 +285,8 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0)
+    manifest = {"format": FORMAT, "parameters": parameters, "checksums": write_checksums(folder / "generate")}
+    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +350,7 @@ def test_a_runs_files_hold_no_pickle(make_run, pipe, folder_dataset, tmp_path):
             save_results(runs[stage], model, history, evaluate(model, runs[stage]))
     table = compute_main_results(load_results(tmp_path / "outputs"))
     write_table(tmp_path / "outputs" / "figures", "main_results", table)
-    plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
+    save_figure(accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
 

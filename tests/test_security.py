@@ -285,8 +285,7 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    manifest = {"format": FORMAT, "parameters": parameters, "checksums": write_checksums(folder / "generate")}
-    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest))
+    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0)
 
 
 @pytest.mark.parametrize(

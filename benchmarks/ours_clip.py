@@ -8,7 +8,8 @@ from datadream_utils.classifier.build import make_classifier, zero_shot_clip
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.classifier.pictures import make_sets
 from datadream_utils.classifier.train import train_classifier
-from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import check_images
 from datadream_utils.files import digest
 
 

@@ -2,7 +2,8 @@
 
 from benchmarks.clock import timed
 from datadream_utils.backbones.load import load_stable_diffusion
-from datadream_utils.data.dataset import check_images, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import check_images
 from datadream_utils.diffusion.adapt import adapt as adapt_all
 from datadream_utils.diffusion.adapt import plan_adapters
 from datadream_utils.diffusion.generate import generate as generate_all

@@ -16,9 +16,10 @@ from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier.augment import Mix
 from datadream_utils.classifier.train import learning_rate_factor, train_steps
-from datadream_utils.data.dataset import flatten, stable_seed
+from datadream_utils.data.dataset import flatten
 from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import DTYPES
+from datadream_utils.seeds import stable_seed
 
 EVAL_BATCH = 8
 

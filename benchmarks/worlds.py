@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
 from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.runs.device import choose_device

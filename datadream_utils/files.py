@@ -1,6 +1,7 @@
 """Files: reading text that somebody else wrote, writing whole or not at all, checksums.
 
-Text is read with a bound on its size and as UTF-8. Names in it are safe to print, to show and to join to a path.
+Text is read as UTF-8 and with a limit on its size. Names from it are checked before they are printed or joined to a
+path.
 """
 
 import errno
@@ -11,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -31,8 +33,8 @@ CANNOT_WRITE = {
     errno.EPERM: "it is not permitted. Allow writing there",
 }
 
-# Control characters (terminals obey some), line separators (lists are lines), marks that turn the direction of
-# writing round (a name would read as another), and what is left of a file name that is not UTF-8.
+# Control characters (some change a terminal), line separators (they would break a list of lines), marks that reverse
+# the direction of writing (a name would read as another), and bytes of a file name that are not UTF-8.
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
@@ -41,12 +43,17 @@ MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|\\`*[]~!"} | {"$": "<s
 
 
 def plain(text, what, limit=200):
-    """``text`` itself; InputError, with the character escaped, when it has a control character or is too long."""
-    if found := _UNPRINTED.search(text):
-        raise InputError(f"{what} is {text[:limit]!r}: take the character {found[0]!r} out of it.")
+    """``text`` itself; InputError when it has a control character, shown escaped, or more than ``limit`` characters."""
+    if unprinted := _UNPRINTED.search(text):
+        raise InputError(f"{what} is {text[:limit]!r}: take the character {unprinted[0]!r} out of it.")
     if len(text) > limit:
         raise InputError(f"{what} is {text[:40]!r}... and has {len(text)} characters: {limit} are allowed.")
     return text
+
+
+def composed(name):
+    """A name in Unicode's composed form (NFC): systems write the same "café" in two ways."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_bytes(path, limit=MAX_BYTES):
@@ -63,7 +70,7 @@ def read_bytes(path, limit=MAX_BYTES):
 def read_yaml(path):
     """A YAML file as plain values, None when it is empty; InputError names the file and what is wrong.
 
-    Aliases are refused: a few lines of them can stand for gigabytes, and nothing here needs them.
+    Aliases are refused: a few lines of them can expand to gigabytes, and no file of this project needs them.
     """
     try:
         text = read_bytes(path, MAX_YAML).decode("utf-8-sig")
@@ -71,21 +78,24 @@ def read_yaml(path):
             if isinstance(token, yaml.AliasToken):
                 raise yaml.YAMLError(f"line {token.start_mark.line + 1} has an alias, *{token.value}: write it out")
         return yaml.safe_load(text)
-    except Exception as error:  # PyYAML lets KeyError, AttributeError, RecursionError and more out, by the tag
+    except Exception as error:  # PyYAML raises KeyError, AttributeError, RecursionError and more, depending on the tag
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} cannot be read as YAML: {reason}") from None
 
 
 def read_json(path, fix, lines=False):
-    """The object in a JSON file, with ``lines`` a list of those in its lines. InputError ends with ``fix``."""
+    """The dict in a JSON file; with ``lines`` the list of dicts in a file of one JSON value a line.
+
+    InputError for a file that cannot be read or holds something else; its sentence ends with ``fix``, what to do.
+    """
     try:
         text = read_bytes(path).decode()
-        found = [json.loads(line) for line in (text.split("\n") if lines else [text]) if line or not lines]
+        values = [json.loads(line) for line in text.split("\n") if line] if lines else [json.loads(text)]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): {fix}.") from None
-    if not all(isinstance(value, dict) for value in found):
+    if not all(isinstance(value, dict) for value in values):
         raise InputError(f"{path} cannot be read (it holds something else than 'name: value'): {fix}.")
-    return found if lines else found[0]
+    return values if lines else values[0]
 
 
 def inside(folder, name, source):
@@ -125,19 +135,19 @@ def literal(text):
 
 
 @contextmanager
-def atomic_write(path):
-    """Give a temporary path beside ``path`` to write a file or folder to; it takes the name only when complete.
+def atomic_write(path, keep_existing=False):
+    """Give a temporary path beside ``path`` to make a file or folder at; it takes the name only when complete.
 
-    InputError, naming ``path`` and what to do, when the disk is full or may not be written.
+    What ``path`` was before is replaced; with keep_existing, a folder that another process has made there in the
+    meantime stays and the new one is dropped. InputError, naming ``path`` and what to do, when the disk is full or may
+    not be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir() and temporary.is_dir():  # a folder does not replace one that holds something
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _rename(temporary, path, keep_existing)
     except (OSError, SafetensorError) as error:
         if (reason := _why_not_written(error, path)) is None:
             raise
@@ -149,34 +159,25 @@ def atomic_write(path):
         remove(temporary)
 
 
-@contextmanager
-def atomic_folder(path):
-    """Give a temporary folder beside ``path`` to fill; it takes the name only when complete.
-
-    When another process was first, its folder stays and this one is dropped.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def _rename(temporary, path, keep_existing):
+    """Give ``temporary`` the name ``path``. A folder does not replace one that holds something: that is deleted."""
+    if temporary.is_dir() and path.is_dir() and not keep_existing:
+        shutil.rmtree(path)
     try:
-        yield temporary
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.replace(temporary, path)
+    except OSError:
+        if not (keep_existing and temporary.is_dir() and path.is_dir()):
+            raise
 
 
 def write_json(path, value):
+    """Write a JSON value whole or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove(path):
-    """Delete a file or a folder with all it holds, if it is there and can be."""
+    """Delete a file or a folder with all its content, if it is there and can be deleted."""
     with suppress(OSError):  # on a disk that has become read-only it stays; nothing reads it
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
@@ -184,8 +185,8 @@ def remove(path):
 def _why_not_written(error, path):
     """What is wrong with the disk and what helps, or None when ``error`` is about something else than writing there."""
     if isinstance(error, SafetensorError):
-        found = re.search(r"os error (\d+)", str(error))
-        return CANNOT_WRITE.get(int(found[1])) if found else None
+        number = re.search(r"os error (\d+)", str(error))
+        return CANNOT_WRITE.get(int(number[1])) if number else None
     elsewhere = error.filename and not Path(error.filename).is_relative_to(path.parent)
     above = error.filename and path.is_relative_to(error.filename)
     return CANNOT_WRITE.get(error.errno) if not elsewhere or above else None
@@ -198,7 +199,7 @@ def sha256(path):
 
 
 def sha256s(paths):
-    """The sha256 of each file, in order, on all cores (hashing leaves the interpreter free); None where there is none.
+    """The sha256 of each file, in order, None for a path that is no file. Several files are hashed at a time.
 
     InputError names a file that cannot be read.
     """
@@ -206,7 +207,7 @@ def sha256s(paths):
     size = 1 + len(paths) // (8 * os.cpu_count())  # many small files at a time: a task costs more than hashing one
     parts = [paths[i : i + size] for i in range(0, len(paths), size)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [found for part in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for found in part]
+        return [value for values in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for value in values]
 
 
 def _sha256_if_there(path):
@@ -219,5 +220,5 @@ def _sha256_if_there(path):
 
 
 def digest(paths):
-    """One sha256 of the contents of many files, in order: what a stage was given."""
+    """One sha256 of the contents of many files, in order: it identifies what a stage was given."""
     return hashlib.sha256("".join(sha256s(paths)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The sentence that names a class, for Stable Diffusion and CLIP alike (the authors' first small template)."""
+"""The sentence that names a class, the same for Stable Diffusion and CLIP (the authors' first small template)."""
 
 
 def class_prompt(class_name, domain=""):
@@ -7,11 +7,10 @@ def class_prompt(class_name, domain=""):
 
 
 def generation_prompt(kind, class_name, domain="", definition=""):
-    """The prompt a method generates with.
+    """The prompt of a generated image.
 
-    kind "template": ``class_prompt``. kind "definition": ``seven, a digit``, class name and what it is, as FakeIt
-    prompts (Sariyildiz et al. 2023, section 3.2); a class that the data set does not define is prompted by its name
-    alone, their plainest prompt. Every generated image's prompt is kept in ``metadata.jsonl``.
+    kind "template": ``class_prompt``. kind "definition": class name and what it is, ``seven, a digit``, as in FakeIt
+    (Sariyildiz et al. 2023, section 3.2); without a definition the class name alone, their plainest prompt.
     """
     if kind == "template":
         return class_prompt(class_name, domain)

@@ -11,7 +11,8 @@ from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
 
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.run import Run

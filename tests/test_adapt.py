@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.data.dataset import few_shot, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import Adapter, SingleTraining, adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import sample

@@ -1,12 +1,17 @@
-"""Data sets: nested shots, disjoint splits, a user's own folder, and every way it can be wrong."""
+"""Data sets: nested shots, disjoint splits, a user's own folder, pictures of all kinds, and what can be wrong."""
+
+import struct
+import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
-from datadream_utils.data.dataset import check_images, few_shot, flatten, load_dataset, stable_seed, write_shots
-from datadream_utils.data.images import read_image
+from datadream_utils.data.dataset import flatten, load_dataset
+from datadream_utils.data.images import check_images, read_image
+from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.errors import InputError
+from datadream_utils.seeds import stable_seed
 
 
 def test_mnist_has_the_splits_it_promises(mnist):
@@ -165,6 +170,157 @@ def test_class_folders_with_dataset_yaml(class_folders):
     assert data.class_names == ("locomotive", "pie") and data.example == "pie" and data.folders[0] == "train"
 
 
+# -- folders as they come
+
+
+def write_pictures(folder, count=4, suffix=".png"):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("L", (4, 4), i).save(folder / f"{i}{suffix}")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """``photos("train/cat", "test/cat", ...)``: a data set of these folders, four pictures each."""
+
+    def make(*folders):
+        for folder in folders:
+            write_pictures(tmp_path / "photos" / folder)
+        return tmp_path / "photos"
+
+    return make
+
+
+def test_what_systems_leave_beside_classes_is_skipped(photos, class_folders):
+    root = photos("train/cat", "train/dog", "test/cat", "test/dog", "__MACOSX/train", "train/@eaDir", "test/__MACOSX")
+    (root / "train" / "cat" / "@eaDir").mkdir()
+    assert load_dataset(str(root)).class_names == ("cat", "dog")
+    write_pictures(class_folders / "__MACOSX")
+    write_pictures(class_folders / "$RECYCLE.BIN")
+    assert load_dataset(str(class_folders)).class_names == ("apple pie", "train")
+
+
+def test_one_level_too_high_names_the_folder_below(photos):
+    root = photos("photos/cat", "photos/dog")
+    with pytest.raises(
+        InputError, match="photos holds one folder of folders: did you mean the data set '.*photos/photos'"
+    ):
+        load_dataset(str(root))
+    assert load_dataset(str(root / "photos")).class_names == ("cat", "dog")
+    (root / "photos" / "cat" / "black").mkdir()
+    for path in (root / "photos" / "cat").glob("*.png"):
+        path.rename(path.parent / "black" / path.name)
+    with pytest.raises(InputError, match="cat has no images .* only folders: move the pictures out of them"):
+        load_dataset(str(root / "photos"))
+
+
+@pytest.mark.parametrize(
+    "train, val, test",
+    [
+        ("Train", "Val", "Test"),
+        ("train", "validation", "test"),
+        ("training", "valid", "testing"),
+        ("train", "dev", "TEST"),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(photos, train, val, test):
+    data = load_dataset(str(photos(*(f"{split}/{name}" for split in (train, val, test) for name in ("cat", "dog")))))
+    assert {split: classes[1][0].parts[-3] for split, classes in data.files.items()} == dict(
+        train=train, val=val, test=test
+    )
+    assert data.split == f"the folder's own {train}, {val}, {test}"
+
+
+def test_a_folder_of_train_and_validation_is_tested_on_validation(photos):
+    data = load_dataset(str(photos("train/cat", "train/dog", "valid/cat", "valid/dog")))
+    assert set(data.files) == {"train", "test"} and data.files["test"][0][0].parts[-3] == "valid"
+    assert data.split == "the folder's own train, valid; test is its valid"
+
+
+def test_two_folders_for_one_split(photos):
+    root = photos("train/cat", "train/dog", "val/cat", "val/dog", "valid/cat", "valid/dog", "test/cat", "test/dog")
+    with pytest.raises(InputError, match="/val and .*/valid both stand for val: remove or rename one"):
+        load_dataset(str(root))
+
+
+def test_classes_may_be_called_as_splits_are(photos):
+    assert load_dataset(str(photos("car", "bus", "test", "val"))).class_names == ("bus", "car", "test", "val")
+
+
+def test_splits_without_classes_are_not_two_classes(photos):
+    with pytest.raises(InputError, match="holds test and train without class folders in them: put each class's images"):
+        load_dataset(str(photos("train", "test")))
+
+
+def test_codes_before_class_names_are_left_out_of_prompts(photos):
+    root = photos("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
+    data = load_dataset(str(root))
+    assert data.class_names == ("Black footed Albatross", "Laysan Albatross", "Red winged Blackbird")
+    assert data.folders[0] == "001.Black_footed_Albatross"
+    (root / "010.Red_winged_Blackbird").rename(root / "7up")  # not every folder has a code
+    assert load_dataset(str(root)).class_names[0] == "001.Black footed Albatross"
+
+
+@pytest.mark.parametrize(
+    "folders, names",
+    [
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
+        (["1920_fashion", "1930_fashion"], ("1920 fashion", "1930 fashion")),  # they would be the same
+        (["707-320", "727-200"], ("707-320", "727-200")),
+        (["0", "1"], ("0", "1")),
+    ],
+)
+def test_which_codes_are_left_out(photos, folders, names):
+    assert load_dataset(str(photos(*folders))).class_names == names
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9 noir") for form in ("NFC", "NFD"))
+
+
+def test_names_in_two_unicode_forms_are_equal(photos, tmp_path):
+    root = photos(f"train/{COMPOSED}", "train/tea", f"test/{DECOMPOSED}", "test/tea")
+    data = load_dataset(str(root))
+    assert data.folders == (COMPOSED, "tea") and DECOMPOSED != COMPOSED
+    assert [len(paths) for paths in data.files["test"]] == [4, 4]
+    (root / "dataset.yaml").write_text(f"classes: {{tea: tea, {DECOMPOSED}: coffee}}", encoding="utf-8")
+    assert load_dataset(str(root)).class_names == ("tea", "coffee")
+    for form in (COMPOSED, DECOMPOSED):
+        (tmp_path / "shots.txt").write_text(f"{form}/1.png\ntea/0.png\n", encoding="utf-8")
+        assert few_shot(data, 1, 0, str(tmp_path / "shots.txt"))[0] == [root / "train" / COMPOSED / "1.png"]
+        (tmp_path / "split.csv").write_text(
+            f"split,filename\ntest,test/{form}/1.png\ntrain,train/{form}/0.png\ntrain,train/tea/0.png\ntest,test/tea/1.png\n",
+            encoding="utf-8",
+        )
+        assert len(flatten(load_dataset(str(root), "data", str(tmp_path / "split.csv")).files["test"])[0]) == 2
+    write_pictures(root / "train" / DECOMPOSED)
+    with pytest.raises(InputError, match="has two folders called 'café noir', in two Unicode forms: join them"):
+        load_dataset(str(root))
+
+
+def test_a_data_set_may_be_in_the_home_folder(photos, tmp_path, monkeypatch):
+    root = photos("cat", "dog")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_dataset("~/photos").root == root
+    (tmp_path / "photos.zip").touch()
+    with pytest.raises(InputError, match=r"photos.zip' is a file: unpack it and give the folder"):
+        load_dataset(str(tmp_path / "photos.zip"))
+
+
+def test_a_class_of_files_that_are_not_read_says_which(photos):
+    root = photos("cat", "dog")
+    for path in (root / "cat").iterdir():
+        path.rename(path.with_suffix(".heix"))
+    with pytest.raises(InputError, match="cat has no images .*, only .heix: convert them or remove the folder"):
+        load_dataset(str(root))
+    (root / "dog" / "deeper").mkdir()
+    (root / "dog" / "deeper" / "1.png").touch()
+    (root / "dog" / "notes.txt").touch()
+    for path in (root / "cat").iterdir():
+        path.rename(path.with_suffix(".png"))
+    data = load_dataset(str(root))
+    assert [data.count_unread(label) for label in (0, 1)] == [0, 2]
+
+
 def test_a_folder_of_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty has no class folders: put each class's images in train/<class>/"):
@@ -234,6 +390,23 @@ def test_truncated_picture_is_named(folder_dataset):
         check_images(flatten(load_dataset(str(folder_dataset)).files["train"])[0])
 
 
+@pytest.mark.parametrize("broken", [3, 12])
+def test_all_broken_pictures_are_reported_together(tmp_path, broken):
+    paths = [tmp_path / f"{i:02d}.png" for i in range(20)]
+    for path in paths:
+        Image.effect_noise((40, 40), 50).save(path)
+    assert check_images(paths) == [(40, 40)] * 20
+    for path in paths[2 : 2 + broken]:
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=f"^{broken} of 20 pictures cannot be read:") as caught:
+        check_images(paths)
+    lines = str(caught.value).splitlines()
+    assert [path.name for path in paths if str(path) in str(caught.value)] == [
+        f"{i:02d}.png" for i in range(2, 2 + min(broken, 10))
+    ]
+    assert lines[-1] == "... and 2 more." if broken == 12 else len(lines) == 4
+
+
 def test_not_a_picture_is_named(tmp_path):
     (tmp_path / "fake.png").write_text("hello")
     with pytest.raises(InputError, match=r"fake\.png cannot be read as a picture"):
@@ -269,3 +442,84 @@ def test_odd_pictures_become_rgb(tmp_path):
 
     Image.new("P", (8, 8)).save(tmp_path / "palette.gif")
     assert read_image(tmp_path / "palette.gif").mode == "RGB"
+
+
+@pytest.mark.parametrize("suffix, kind", [(".jfif", "JPEG"), (".JPE", "JPEG"), (".avif", "AVIF"), (".jpg", "AVIF")])
+def test_formats_of_the_web_are_read(photos, suffix, kind):
+    root = photos("cat", "dog")
+    Image.new("RGB", (30, 20), (200, 30, 30)).save(root / "cat" / f"photo{suffix}", kind)
+    paths = [path for classes in load_dataset(str(root)).files.values() for path in classes[0]]
+    assert root / "cat" / f"photo{suffix}" in paths
+    image = read_image(root / "cat" / f"photo{suffix}")
+    assert image.size == (30, 20) and np.abs(np.asarray(image).astype(int) - (200, 30, 30)).max() < 8
+
+
+def test_photos_of_phones_are_read_with_an_optional_package(tmp_path):
+    pytest.importorskip("pillow_heif")
+    Image.new("RGB", (30, 20), (200, 30, 30)).save(tmp_path / "photo.heic")
+    assert read_image(tmp_path / "photo.heic").size == (30, 20)
+
+
+def exif_bytes(*entries):
+    """EXIF data of ``(tag, type, 4 bytes of value)`` entries, one value each."""
+    rows = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + rows + bytes(4)
+
+
+UPRIGHT, MAKE = 0x0112, 0x010F
+
+
+def test_odd_exif_data_cost_no_picture(tmp_path):
+    pixels = np.zeros((10, 20, 3), np.uint8)
+    pixels[:5, :10] = 255  # white at the top left: rotated by 90 degrees it is at the top right
+    image, turn = Image.fromarray(pixels), (UPRIGHT, 3, struct.pack("<HH", 6, 0))
+    wrong_type = (MAKE, 11, struct.pack("<f", 1.5))  # a maker's name typed as FLOAT
+    image.save(tmp_path / "typed.jpg", exif=exif_bytes(wrong_type, turn), quality=95)
+    with pytest.raises(AttributeError), Image.open(tmp_path / "typed.jpg") as opened:
+        ImageOps.exif_transpose(opened)
+    turned = read_image(tmp_path / "typed.jpg")
+    assert turned.size == (10, 20) and turned.getpixel((8, 2))[0] > 200 and turned.getpixel((1, 2))[0] < 50
+    for name, exif in {
+        "no data": b"Exif\0\0",
+        "no header": b"Exif\0\0hello",
+        "cut": exif_bytes(turn)[:20],
+        "as a fraction": exif_bytes((UPRIGHT, 5, struct.pack("<I", 9999))),
+        "as a text": exif_bytes((UPRIGHT, 2, b"6\0\0\0")),
+        "too large": exif_bytes((UPRIGHT, 3, struct.pack("<HH", 99, 0))),
+    }.items():
+        image.save(tmp_path / f"{name}.jpg", exif=exif)
+        assert read_image(tmp_path / f"{name}.jpg").size == (20, 10)
+
+
+@pytest.mark.parametrize("kind, compression", [("tiff", None), ("tiff", "tiff_lzw"), ("png", None), ("webp", None)])
+def test_pictures_are_turned_once(tmp_path, kind, compression):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[UPRIGHT] = 6
+    image.save(tmp_path / f"it.{kind}", exif=exif, **({"compression": compression} if compression else {}))
+    assert read_image(tmp_path / f"it.{kind}").size == (10, 20)
+
+
+def test_much_text_in_a_png_is_read(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "<x/>" * 2**19, zip=True)  # 2 MB
+    Image.new("L", (4, 4), 7).save(tmp_path / "it.png", pnginfo=info)
+    assert read_image(tmp_path / "it.png").getpixel((0, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_deep_grey_values_are_scaled_by_their_depth(tmp_path, depth):
+    ramp = np.linspace(0, 2**depth - 1, 64 * 64).reshape(64, 64)
+    expected = np.round(np.linspace(0, 255, 64 * 64).reshape(64, 64))
+    for values, suffix in (
+        (ramp.astype(np.uint16), "png"),
+        (ramp.astype(np.int32), "tif"),
+        (ramp.astype(np.float32), "tif"),
+    ):
+        Image.fromarray(values).save(tmp_path / f"it.{suffix}")
+        assert np.abs(np.asarray(read_image(tmp_path / f"it.{suffix}"))[..., 1] - expected).max() <= 1
+
+
+def test_real_numbers_up_to_one_are_shares_of_white(tmp_path):
+    Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)).save(tmp_path / "it.tif")
+    assert [read_image(tmp_path / "it.tif").getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from datadream_utils.backbones.clip import ClipClassifier, clip_judge
 from datadream_utils.classifier.evaluate import predict
-from datadream_utils.data.dataset import few_shot, flatten
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import generate as generating
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions

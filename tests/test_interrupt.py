@@ -13,14 +13,16 @@ from datadream_utils.params import ROOT
 
 CELLS = """
 from datadream_utils.errors import InputError
-from datadream_utils.runs.progress import progress, quiet_libraries
+from datadream_utils.runs.progress import quiet_libraries, show_progress
 quiet_libraries()
 ---
 raise InputError("photo.jpg cannot be read: replace it, or take its name out of the list, where it stands under heron.")
 ---
 import time
-for _ in progress((time.sleep(0.01) for _ in range(1200)), total=1200, label="steps"):
-    pass
+with show_progress(1200, "steps") as advance:
+    for _ in range(1200):
+        time.sleep(0.01)
+        advance()
 ---
 1 / 0
 ---
@@ -55,7 +57,7 @@ def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on
         assert len(first) <= len(top) and first.startswith("│ InputError: photo.jpg cannot be read: replace it, or ")
         assert " ".join([first, second[2:]]).endswith("name out of the list, where it stands under heron.")
         (_, error), status = _run_cell(client, long, when_shown=manager.interrupt_kernel)
-        assert status == "error" and error["ename"] == "KeyboardInterrupt" and len(error["traceback"]) == 3
+        assert status == "error" and error["ename"] == "Interrupted" and len(error["traceback"]) == 3
         assert error["traceback"][1].count("\n") == 1 and "Interrupted at step " in error["traceback"][1]
         assert " of 1200. What is finished" in error["traceback"][1]
         (error,), _ = _run_cell(client, bug)

@@ -15,7 +15,8 @@ from datadream_utils.analysis import compare, features, results, significance
 from datadream_utils.analysis import copies as memorisation
 from datadream_utils.analysis import per_class as classwise
 from datadream_utils.analysis.features import Encoded, Encoder, encode, encoder_of
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.plots import results as figures
 

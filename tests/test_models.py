@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from datadream_utils.backbones.load import ALTERNATIVES, load_clip, load_stable_diffusion, model_identity
+from datadream_utils.backbones.load import ROLES, load_clip, load_stable_diffusion, model_identity
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.runs.device import choose_device, weight_dtype
@@ -204,7 +204,7 @@ def test_the_conversion_that_the_message_names_works(folders, tmp_path):
 def test_every_alternative_is_a_hub_id_or_is_here():
     paper = read_params_file(ROOT / "params" / "paper.yaml")
     for parameter in ("sd_model", "clip_model"):
-        *hub, tiny = ALTERNATIVES[parameter]
+        *hub, tiny = ROLES[parameter].alternatives
         assert paper[parameter] == hub[0] and all(len(name.split("/")) == 2 for name in hub)
         assert (ROOT / tiny).is_dir()
 
@@ -295,7 +295,7 @@ calls += [(load_stable_diffusion, "tiny/sd", "v9"), (load_clip, "tiny/pickled", 
 calls += [(load_clip, "tiny/pickled", "")]
 answers = [attempt(*call) for call in calls]
 constants.HF_HUB_OFFLINE = True
-answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""))]
+answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""), *calls[-2:])]
 print(json.dumps(answers))
 """
 
@@ -324,8 +324,9 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     assert "(its hub page has no model_index.json)" in other
     assert "(its hub page has no revision 'v9': sd_revision must be one of this page's, or empty for its" in no_revision
     assert "model.safetensors" in no_weights and "safe_serialization=True" in no_weights
-    assert by_bot == {"hub": "tiny/pickled", "commit": COMMIT, "weights": [CONVERTED]}
+    assert by_bot == {"hub": "tiny/pickled", "commit": COMMIT, "weights": CONVERTED}
     assert offline[:2] == [pinned, clip]
+    assert "model.safetensors" in offline[3] and offline[4] == by_bot  # what was fetched once loads without the hub
     assert "the hub cannot be reached, and no copy of it was downloaded before" in offline[2]
     for message in (gated, missing, other, no_revision, offline[2]):
         assert message.count("set sd_model to") == 1 and message.endswith("or to 'models/tiny-stable-diffusion'.")

@@ -14,7 +14,7 @@ from datadream_utils.interactive.own_images import (
     EXAMPLE_CLASSES,
     OwnImagesParams,
     describe_folder,
-    doubled,
+    duplicates,
     gain,
     write_example,
 )
@@ -40,12 +40,26 @@ def test_the_example_is_a_folder_as_a_user_has_it(example):
     assert table["not read"].tolist() == [0, 0, 1]  # mine.txt, of "three"
 
 
+def test_one_class_is_refused_before_anything_runs(example):
+    for name in EXAMPLE_CLASSES[1:]:
+        shutil.rmtree(example / name)
+    with pytest.raises(InputError, match="has one class, 'three': .* add the folder of another class"):
+        describe_folder(load_dataset(str(example)))
+
+
+def test_every_unreadable_picture_of_a_folder_is_named(folder_dataset):
+    for path in (folder_dataset / "train" / "apple_pie").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match="3 of 5 pictures cannot be read"):
+        describe_folder(load_dataset(str(folder_dataset)))
+
+
 def test_a_picture_in_train_and_test_is_found(folder_dataset):
-    assert doubled(load_dataset(str(folder_dataset))) == []
+    assert duplicates(load_dataset(str(folder_dataset))) == []
     source = folder_dataset / "train" / "apple_pie" / "0.png"
     copy = folder_dataset / "test" / "crème brûlée" / "again.png"
     shutil.copy(source, copy)
-    assert doubled(load_dataset(str(folder_dataset))) == [(source, copy)]
+    assert duplicates(load_dataset(str(folder_dataset))) == [(source, copy)]
 
 
 def test_the_gain_is_that_of_the_same_images():

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 from test_sources import class_folder_archive, hub_rows, pets_archive, touch, write_parquet
 
-from datadream_utils.data.archives import read_known
+from datadream_utils.data.known import read_known
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 

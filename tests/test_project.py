@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from packaging.requirements import Requirement
 
-from datadream_utils.data.archives import known_names, read_known
+from datadream_utils.data.known import known_names, read_known
 from datadream_utils.methods import METHODS
 from datadream_utils.params import ROOT
 

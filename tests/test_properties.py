@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import notebook_defaults
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -24,14 +23,17 @@ from scipy.io import savemat
 from datadream_utils.analysis.compare import paired
 from datadream_utils.analysis.results import to_latex, to_markdown
 from datadream_utils.classifier.evaluate import wilson_interval
-from datadream_utils.data.archives import read_known, safe_dir
-from datadream_utils.data.dataset import Dataset, few_shot, load_dataset, write_shots
+from datadream_utils.data.dataset import Dataset, load_dataset
+from datadream_utils.data.folders import safe_dir
 from datadream_utils.data.images import SUFFIXES, centre_square, read_image
-from datadream_utils.data.splits import SplitFile, apply_split, read_shots, read_split_file, stable_seed
+from datadream_utils.data.known import read_known
+from datadream_utils.data.shots import few_shot, read_shots, write_shots
+from datadream_utils.data.splits import SplitFile, apply_split, read_split_file
 from datadream_utils.errors import InputError
 from datadream_utils.files import inside, plain
 from datadream_utils.methods import METHODS, for_method
-from datadream_utils.params import STAGES, read_params_file
+from datadream_utils.params import STAGES, notebook_defaults, read_params_file
+from datadream_utils.seeds import stable_seed
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
 

@@ -1,6 +1,5 @@
 """Hostile input: refused with a sentence, or rendered harmless. And what the project writes: no pickle, known files."""
 
-import copy
 import io
 import json
 import os
@@ -9,26 +8,26 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import same_progress
 from matplotlib.figure import Figure
 from PIL import Image
 
 from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_tables
 from datadream_utils.classifier.build import make_classifier
-from datadream_utils.classifier.evaluate import write_results
-from datadream_utils.classifier.train import stage_name, train_and_test, training_sets
-from datadream_utils.data.dataset import few_shot, load_dataset, write_shots
+from datadream_utils.classifier.evaluate import evaluate, save_results
+from datadream_utils.classifier.pictures import training_sets
+from datadream_utils.classifier.train import fit
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import generate, read_generated
-from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.diffusion.generate import generate, make_recipe, read_generated
 from datadream_utils.errors import InputError
 from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
 from datadream_utils.plots import style as plots
 from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.stage import Stage
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.runs.checksums import write_checksums
+from datadream_utils.runs.stage import FORMAT, Stage
 
 
 def refuses(match, function, *arguments):
@@ -171,11 +170,11 @@ def test_hostile_parameter_values(make_params, changes):
 
 
 @pytest.mark.parametrize("dataset", ["../../etc", "/", "..", "x" * 3000, "CON", "a b/ü", "\\\\server\\share"])
-def test_a_runs_folder_stays_in_output_root(make_params, tmp_path, dataset):
-    stage = run_stage(make_params("adapt", dataset=dataset), "adapt")
-    assert stage.folder.parent.parent == tmp_path / "outputs"
-    stage.begin()
-    assert (tmp_path / "outputs" / stage.folder.parent.name / "adapt" / "parameters.json").is_file()
+def test_a_runs_folder_stays_in_output_root(make_run, tmp_path, dataset):
+    run = make_run("adapt", dataset=dataset, n_shot=1)
+    assert run.folder.parent.parent == tmp_path / "outputs"
+    run.begin()
+    assert (tmp_path / "outputs" / run.folder.parent.name / "adapt" / "parameters.json").is_file()
 
 
 # -- pictures
@@ -282,7 +281,8 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    (folder / "generate" / "manifest.json").write_text(json.dumps({"parameters": parameters}))
+    manifest = {"format": FORMAT, "parameters": parameters, "checksums": write_checksums(folder / "generate")}
+    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -291,15 +291,16 @@ def _generated(folder, file_name):
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
     refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
-    refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate", {}), 1)
+    refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate"), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
-    (tmp_path / "a" / "train-R").mkdir(parents=True)
-    (tmp_path / "a" / "train-R" / "manifest.json").write_text("{}")
-    (tmp_path / "a" / "train-R" / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
+    folder = tmp_path / "a" / "train-R"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "checksums": write_checksums(folder)}))
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 
@@ -325,29 +326,23 @@ def known_files(folder):
     return files
 
 
-def test_a_runs_files_hold_no_pickle(make_params, pipe, clip, folder_dataset, tmp_path):
+def test_a_runs_files_hold_no_pickle(make_run, pipe, folder_dataset, tmp_path):
     data = load_dataset(str(folder_dataset))
     changes = dict(dataset=str(folder_dataset), n_shot=1, adapt_epochs=1, images_per_class=1, num_inference_steps=2)
     changes |= dict(train_epochs=1, train_batch_size=1, setting="R+S", val_every=1, method="datadream_dset")
-    made = {}
-    for name in ("adapt", "generate", "train"):
-        fields = STAGES[name].model_fields
-        p = make_params(name, **{key: value for key, value in changes.items() if key in fields})
-        made[name] = run_stage(p, name if name != "train" else stage_name(p))
-        made[name].begin()
-        shots = few_shot(data, 1, 0)
-        if name == "adapt":
-            adapt(pipe, plan_adapters(p.system, data, shots), p, made[name], same_progress)
-            write_shots(data, shots, made[name].folder / "shots.txt")
-        elif name == "generate":
-            generate(pipe, Recipe(p.system, data, shots, 0), p, made[name], made["adapt"], None, same_progress)
+    runs, source = {}, None
+    for stage in ("adapt", "generate", "train"):
+        known = {key: value for key, value in changes.items() if key in STAGES[stage].model_fields}
+        runs[stage] = make_run(stage, data, source, **known)
+        source = runs[stage].stage
+        if stage == "adapt":
+            adapt(pipe, plan_adapters(runs[stage]), runs[stage])
+        elif stage == "generate":
+            generate(pipe, make_recipe(runs[stage]), runs[stage])
         else:
-            sets = training_sets("R+S", shots, read_generated(made["generate"], 2), p, 32)
-            model = make_classifier(copy.deepcopy(clip[0]), clip[1], data, p)
-            predictions, history = train_and_test(model, clip[2], data, sets, p, 32, same_progress)
-            model.save(made[name].folder / "classifier")
-            write_results(made[name], p, data, predictions, history)
-        made[name].finish()
+            model = make_classifier(runs[stage])
+            history = fit(model, training_sets(runs[stage], model.image_size), runs[stage])
+            save_results(runs[stage], model, history, evaluate(model, runs[stage]))
     table = main_results(load_results(tmp_path / "outputs"))
     write_tables(table, tmp_path / "outputs" / "figures")
     plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")

@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from datadream_utils.data.archives import FOLDER, known_names, read_known
-from datadream_utils.data.dataset import few_shot, load_dataset
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
+from datadream_utils.data.known import FOLDER, known_names, read_known
+from datadream_utils.data.shots import few_shot
 from datadream_utils.data.splits import hold_out, own_split
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT

@@ -16,7 +16,7 @@ from datadream_utils.classifier.build import classify, load_classifier
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.classifier.pictures import evaluation_pictures
 from datadream_utils.classifier.train import ClipClassifier
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import probe
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize

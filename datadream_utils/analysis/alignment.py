@@ -21,7 +21,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from datadream_utils.analysis.compare import LEVEL, holm
 from datadream_utils.analysis.features import encode_generated, encode_real
-from datadream_utils.data.dataset import few_shot
+from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
 NEAREST = 5  # neighbours that make up a manifold, as in Naeem et al. 2020

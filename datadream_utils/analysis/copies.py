@@ -14,8 +14,8 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from datadream_utils.analysis.features import encode_generated, encode_real
-from datadream_utils.data.dataset import few_shot
 from datadream_utils.data.images import centre_square, read_image
+from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
 CHANCE = 0.01

@@ -1,0 +1,4 @@
+"""The pretrained models: Stable Diffusion and CLIP, loaded in ``load.py``; CLIP's features and LoRA in ``clip.py``.
+
+Imports only the ground modules and lower rooms; begin with ``clip.py``.
+"""

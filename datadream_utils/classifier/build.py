@@ -10,10 +10,10 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.data.dataset import stable_seed
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.params import resolve
+from datadream_utils.seeds import stable_seed
 
 
 class ResNetClassifier(torch.nn.Module):

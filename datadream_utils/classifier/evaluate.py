@@ -11,7 +11,8 @@ from scipy.stats import binomtest
 
 from datadream_utils.backbones.load import model_identity
 from datadream_utils.classifier.pictures import evaluation_pictures, load_batches, tested_split
-from datadream_utils.data.dataset import flatten, write_shots
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.files import atomic_write, digest, write_json
 from datadream_utils.runs.device import advise_on_memory

@@ -8,8 +8,8 @@ takes the same number of optimizer steps.
 import torch
 
 from datadream_utils.classifier.augment import Augment
-from datadream_utils.data.dataset import check_images, flatten
-from datadream_utils.data.images import centre_square, read_image, to_tensor
+from datadream_utils.data.dataset import flatten
+from datadream_utils.data.images import centre_square, check_images, read_image, to_tensor
 from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
 

@@ -1,144 +1,132 @@
-"""Folders of classes: their names, their pictures, and the ``dataset.yaml`` that may stand beside them."""
+"""Folders of pictures: which of them are splits, which are classes, and what is read in them.
+
+Hidden files and folders are never read, nor the folders that systems leave beside pictures (``JUNK``). Names are
+compared in Unicode's composed form (NFC): the same "café" may be written in two ways, by the system that copied it.
+"""
 
 import os
-import unicodedata
+import re
 
-from datadream_utils.data.archives import list_pictures
 from datadream_utils.data.images import SUFFIXES
-from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import LONG, plain, read_yaml
+from datadream_utils.data.splits import SPLIT_NAMES
+from datadream_utils.errors import InputError
+from datadream_utils.files import composed, plain
 
-
-def read_info(root):
-    """``dataset.yaml`` of a data set's folder as a dict, empty when there is none; InputError names a wrong line."""
-    path = root / "dataset.yaml"
-    if not path.exists():
-        return {}
-    _stays_in(root.resolve(), path)
-    info = read_yaml(path) or {}
-    allowed = ("classes", "domain", "definition", "definitions", "source", "licence", "split", "example")
-    if not isinstance(info, dict):
-        raise InputError(f"{path} must hold 'name: value' lines; known names: {', '.join(allowed)}.")
-    for key, value in info.items():
-        if key not in allowed:
-            raise InputError(f"{path}: {key!r} is not known.{suggest(key, allowed)}")
-        if key in ("classes", "definitions") and not isinstance(value, dict):
-            raise InputError(f"{path}: {key!r} must be 'name: value' lines, not {value!r}.")
-        if key in ("classes", "definitions"):
-            longest = LONG if key == "definitions" else 200
-            info[key] = {_word(path, k): _word(path, v, longest) for k, v in value.items()}
-        elif value is not None:
-            info[key] = _word(path, value, LONG)
-    return {key: value for key, value in info.items() if value is not None}
-
-
-def _word(path, value, limit=200):
-    """A name or sentence as text. A whole number will do; YAML reads ``no`` as a truth value."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{path}: {value!r} stands where text must: put it in quotes.")
-    return plain(str(value), f"{path}: a name", limit)
+JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # in lower case
 
 
 def subfolders(folder):
-    """The names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    """The names of the folders in a folder, sorted, without hidden ones and ``JUNK``; InputError when unreadable."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if _is_visible(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise _unreadable(folder, error) from None
 
 
-def class_folders(folder):
-    """``subfolders`` whose names are to be classes': InputError for one that cannot be printed."""
-    return [plain(name, f"a folder in {folder}") for name in subfolders(folder)]
+def _unreadable(folder, error):
+    return InputError(f"folder {folder} cannot be read ({error.strerror}): put it back or allow reading it.")
 
 
-def read_classes(root, directory, info, known):
-    """``{folder: class name}`` in label order: as dataset.yaml, the known data set or the folders themselves say."""
-    found = class_folders(directory)
-    if not found:
+def _is_visible(name):
+    return name[0] != "." and name.lower() not in JUNK
+
+
+def find_splits(root):
+    """``{"train": folder, "val": folder, "test": folder}``, as many of them as there are in ``root``.
+
+    A split's folder bears one of its ``SPLIT_NAMES`` in any case and holds folders; one that holds pictures is a class
+    of that name. InputError when two folders stand for one split.
+    """
+    splits = {}
+    for split, names in SPLIT_NAMES.items():
+        folders = [root / name for name in subfolders(root) if name.lower() in names and subfolders(root / name)]
+        if len(folders) > 1:
+            raise InputError(f"{folders[0]} and {folders[1]} both stand for {split}: remove or rename one.")
+        if folders:
+            splits[split] = folders[0]
+    return splits
+
+
+def class_folders(directory):
+    """``{composed name: folder}`` of the class folders in a directory, sorted.
+
+    InputError when there are none, or for a name that cannot be printed or that two folders share.
+    """
+    folders = {}
+    for name in subfolders(directory):
+        key = composed(plain(name, f"a folder in {directory}"))
+        if key in folders:
+            raise InputError(f"{directory} has two folders called {key!r}, in two Unicode forms: join them.")
+        folders[key] = directory / name
+    if not folders:
         raise InputError(
             f"{directory} has no class folders: put each class's images in train/<class>/ and test/<class>/, "
             "or in <class>/ directly."
         )
-    if "classes" in info:
-        classes = info["classes"]
-        for folder in classes:
-            if folder not in found:
-                raise InputError(
-                    f"{directory / folder} is missing, but dataset.yaml lists it: add it or drop the line."
-                )
-        for folder in found:
-            if folder not in classes:
-                raise InputError(f"{directory / folder} is not listed under 'classes' in dataset.yaml: add it there.")
-    elif known:
-        classes = _known_classes(root, directory, found, known)
-    else:
-        classes = {folder: folder.replace("_", " ") for folder in found}
-    names = list(classes.values())
-    first = {}
-    for name in names:
-        form = " ".join(unicodedata.normalize("NFC", name).lower().split())  # as CLIP's tokenizer sees it
-        if not form:
-            raise InputError(f"{root}: a class is called {name!r}: give it a name in dataset.yaml.")
-        if form in first:
-            other = "" if first[form] == name else f" and {first[form]!r}, the same to CLIP"
-            raise InputError(f"{root}: two classes are called {name!r}{other}: give each its own name in dataset.yaml.")
-        first[form] = name
-    if info.get("example", names[0]) not in names:
-        raise InputError(
-            f"{root / 'dataset.yaml'}: example {info['example']!r} is no class.{suggest(info['example'], names)}"
-        )
-    return classes
+    return dict(sorted(folders.items()))
 
 
-def _known_classes(root, directory, found, known):
-    """The folders of a known data set in its label order, whatever of its names they bear."""
-    own = "for a data set of your own give the folder another name or a dataset.yaml"
-    labels = {}
-    for folder in found:
-        label = known.label_of(folder)
-        if label is None and folder not in known.facts.get("drop", ()):
-            raise InputError(f"{directory / folder} is no class of {known.name}: {known.how_to(root)}; {own}.")
-        if label in labels:
-            raise InputError(f"{directory} has two folders for one class, {labels[label]!r} and {folder!r}: join them.")
-        labels |= {} if label is None else {label: folder}
-    for label, name in enumerate(known.class_names):
-        if label not in labels:
-            raise InputError(f"{directory} has no folder for {name!r}: {known.how_to(root)}; {own}.")
-    return {labels[label]: name for label, name in enumerate(known.class_names)}
+def list_pictures(directory):
+    """The paths of the pictures in a folder (by their suffix), sorted by name; hidden files are left out.
+
+    InputError when the folder cannot be read, or for a link or folder that is called as a picture.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            pictures = [e for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+        broken = next((entry for entry in pictures if not entry.is_file()), None)
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+    if broken:
+        raise InputError(f"{directory}: {broken.name!r} is called as a picture but is no file: remove it.")
+    return [directory / plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in pictures)]
 
 
-def list_files(root, split, folders):
-    """The pictures of one split, a sorted list per class; InputError when its folders are not those of train."""
-    for extra in class_folders(root / split):
-        if extra not in folders:
-            raise InputError(f"{root / split / extra} has no counterpart in {root / 'train'}: add it or remove it.")
-    for folder in folders:
-        if not (root / split / folder).is_dir():
-            raise InputError(
-                f"class folder {root / split / folder} is missing: every class of train needs one in {split}."
-            )
-    return [pictures_of(root / split / folder) for folder in folders]
+def list_class(directory):
+    """The pictures of one class, as ``list_pictures``; InputError, with what is there instead, when there are none."""
+    if paths := list_pictures(directory):
+        return paths
+    reason = f"{directory} has no images ({', '.join(SUFFIXES)})"
+    if subfolders(directory):
+        raise InputError(f"{reason}, only folders: move the pictures out of them.")
+    others = sorted({path.suffix.lower() for path in directory.iterdir() if path.name[0] != "."} - {""})
+    if others:
+        heic = " ('pip install pillow-heif' makes .heic readable)" if {".heic", ".heif"} & {*others} else ""
+        raise InputError(f"{reason}, only {', '.join(others)}: convert them{heic} or remove the folder.")
+    raise InputError(f"{reason}: add some or remove the folder.")
 
 
-def pictures_of(directory):
-    """The pictures of one class; InputError when there are none."""
-    if files := list_pictures(directory):
-        return files
-    raise InputError(f"{directory} has no images ({', '.join(SUFFIXES)}).")
+def count_unread(directory):
+    """How many visible files of a class's folder are not read: of other suffixes, or in folders within it."""
+    visible = 0
+    for _, folders, files in os.walk(directory):
+        folders[:] = filter(_is_visible, folders)
+        visible += sum(map(_is_visible, files))
+    return visible - len(list_pictures(directory))
+
+
+def safe_dir(label, class_name):
+    """A folder name for a class: safe on every file system, unique by its label, never a path."""
+    return f"{label:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', class_name).strip('_')[:60]}"
 
 
 def refuse_links_out(root, files):
     """InputError for a picture or class folder that is a link out of ``root``. The folder ``root`` may be a link.
 
-    A data set from somebody else could otherwise make a run read, and its pictures show, any picture of this machine.
+    A data set from somebody else could otherwise make a run read, and its figures show, any picture of this machine.
+    files: ``{split: [[path, ...] per class]}``.
     """
     home, paths = root.resolve(), {path for classes in files.values() for of_class in classes for path in of_class}
     for folder in sorted({path.parent for path in paths}):
-        _stays_in(home, folder)
+        refuse_link_out(home, folder)
         with os.scandir(folder) as entries:
             links = [folder / entry.name for entry in entries if entry.is_symlink()]
         for link in paths.intersection(links):
-            _stays_in(home, link)
+            refuse_link_out(home, link)
 
 
-def _stays_in(home, path):
+def refuse_link_out(home, path):
+    """InputError when ``path`` leads out of the resolved folder ``home``."""
     if not path.resolve().is_relative_to(home):
         raise InputError(f"{path} is a link to {path.resolve()}, out of the data set: put a copy in its place.")

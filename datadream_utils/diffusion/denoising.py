@@ -6,8 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from datadream_utils.data.dataset import stable_seed
 from datadream_utils.data.images import read_image, resize_shortest, to_tensor
+from datadream_utils.seeds import stable_seed
 
 ALL = slice(None)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from datadream_utils.data.dataset import Dataset, stable_seed
+from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapter_names
 from datadream_utils.methods import Method
 from datadream_utils.prompts import generation_prompt
+from datadream_utils.seeds import stable_seed
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The short path: somebody's own folder of images through stages 1 to 3, and a look at it before hours are spent."""
+"""Somebody's own folder of images: a look into it, stages 1 to 3 by running their notebooks, and what they bring."""
 
 import shutil
 
@@ -7,8 +7,9 @@ import papermill
 
 from datadream_utils.analysis.compare import paired
 from datadream_utils.data.dataset import load_dataset
-from datadream_utils.data.images import read_image
-from datadream_utils.files import atomic_write, sha256
+from datadream_utils.data.images import check_images
+from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write, sha256s
 from datadream_utils.params import NOTEBOOKS, ROOT, Count, RunParams, read_params_file, resolve
 
 EXAMPLE = "outputs/example-folder"
@@ -16,19 +17,19 @@ EXAMPLE_CLASSES = ("three", "five", "eight")
 
 
 class OwnImagesParams(RunParams):
-    """What the three stages share, and a file for everything else."""
+    """The parameters that the three stages share, and a file for all others."""
 
     images_per_class: Count
     params_file: str
 
     def values(self):
-        """Every parameter that is set: those of the file, and these before them."""
+        """Every parameter that is set, ``{name: value}``: those of the file, overridden by those of the notebook."""
         file = read_params_file(resolve(self.params_file)) if self.params_file else {}
-        return file | {k: v for k, v in self.model_dump().items() if k != "params_file"}
+        return file | {name: value for name, value in self.model_dump().items() if name != "params_file"}
 
 
 def write_example(folder, data_root):
-    """A folder as a user would have it, unless it is there: three classes of handwritten digits, 100 pictures each."""
+    """Write an example of a user's folder, unless it exists: three classes of handwritten digits, 100 pictures each."""
     if resolve(folder).exists():
         return
     digits = load_dataset("mnist5k", data_root)
@@ -42,35 +43,40 @@ def write_example(folder, data_root):
 def describe_folder(data):
     """A row per class: its name in the prompt, pictures in each split, the smallest side in pixels.
 
-    Reads every picture; InputError for one that cannot be read. "not read": files beside them in other formats.
+    "not read" counts the class's files that ``load_dataset`` has left out. Reads every picture; InputError for those
+    that cannot be read, and for a data set of one class.
     """
+    if len(data.class_names) < 2:
+        raise InputError(
+            f"{data.root} has one class, {data.class_names[0]!r}: a classifier tells classes apart, so add the folder "
+            "of another class."
+        )
     rows = []
     for label, name in enumerate(data.class_names):
-        files = {split: classes[label] for split, classes in data.files.items()}
-        sides = [min(read_image(path).size) for paths in files.values() for path in paths]
-        counts = {split: len(paths) for split, paths in files.items()}
-        folders = {path.parent for paths in files.values() for path in paths}
-        beside = sum(not f.name.startswith(".") and f.is_file() for folder in folders for f in folder.iterdir())
-        others = {"not read": beside - sum(counts.values())}
-        rows.append({"class": name} | counts | {"smallest side": min(sides)} | others)
+        counts = {split: len(classes[label]) for split, classes in data.files.items()}
+        paths = [path for classes in data.files.values() for path in classes[label]]
+        smallest = min(min(size) for size in check_images(paths))
+        rows.append({"class": name, **counts, "smallest side": smallest, "not read": data.count_unread(label)})
     return pd.DataFrame(rows)
 
 
-def doubled(data):
-    """Pairs (train, other) of test and val pictures that are, byte for byte, also in train."""
-    seen = {sha256(path): path for paths in data.files["train"] for path in paths}
+def duplicates(data):
+    """``[(train path, other path), ...]``: test and val pictures that are, byte for byte, also in train."""
+    train = [path for paths in data.files["train"] for path in paths]
     others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
-    return [(seen[key], path) for path in others if (key := sha256(path)) in seen]
+    train_path = dict(zip(sha256s(train), train, strict=True))
+    return [(train_path[key], path) for key, path in zip(sha256s(others), others, strict=True) if key in train_path]
 
 
-def run_notebook(stage, values):
-    """Run the notebook of ``stage`` with its checked parameters; returns the run's folder, where its copy is kept."""
-    folder, name = resolve(values.output_root) / values.run_name, f"{NOTEBOOKS[stage]}.ipynb"
+def run_notebook(params):
+    """Run the notebook of the stage that ``params`` describe; returns the run's folder, where the executed copy is."""
+    stage = params.stage.partition("-")[0]
+    folder, name = params.run_folder, f"{NOTEBOOKS[stage]}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(ROOT / "notebooks" / name),
         str(folder / name),
-        values.model_dump(),
+        params.model_dump(),
         kernel_name="python3",
         progress_bar=False,
         cwd=str(ROOT),
@@ -80,11 +86,17 @@ def run_notebook(stage, values):
 
 
 def gain(generated, alone):
-    """What generated images bring, in a sentence; both: a column with True for every test image that was recognised."""
-    found = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
-    low, high = found["low"], found["high"]
+    """What training on generated images brings, in three sentences.
+
+    generated, alone: a truth value for every test image, in one order, whether the classifier with and without
+    generated images recognised it. The interval is that of the difference image by image.
+    """
+    result = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
+    low, high = result["low"], result["high"]
     unclear = "no difference, or too few test images to tell"
-    helped = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
+    verdict = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
     interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
-    once = "It is one run: other shots or another seed may bring otherwise."
-    return f"The generated images bring {found['ours']:+.1f} points ({interval}): {helped}. {once}"
+    return (
+        f"The generated images bring {result['ours']:+.1f} points ({interval}): {verdict}. "
+        "It is one run: other shots or another seed may bring otherwise."
+    )

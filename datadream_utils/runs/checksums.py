@@ -1,4 +1,4 @@
-"""Checksums of the files that a stage has made: ``checksums.txt``, whose own digest stands in the stage's manifest.
+"""Checksums of the files that a stage has made: the list ``checksums.txt``, and its digest in the stage's manifest.
 
 The list has the format of ``sha256sum``, so ``sha256sum -c checksums.txt`` in the stage's folder checks it too.
 """
@@ -12,12 +12,12 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, inside, sha256s
 
 LIST = "checksums.txt"
-RECORDS = {"parameters.json", "manifest.json", LIST}  # what a stage says of itself: nothing that it was asked to make
-PASSING = {"shards", "checkpoints", "rows"}  # folders of a stage at work
+RECORDS = {"parameters.json", "manifest.json", LIST}  # bookkeeping files, not outputs
+PASSING = {"shards", "checkpoints", "rows"}  # folders with the notes of a stage at work, not outputs
 
 
 def made_files(folder):
-    """What a stage has made, as sorted names relative to its folder; hidden files and its own records left out."""
+    """A stage's outputs, as sorted names relative to its folder; without hidden and bookkeeping files."""
     folder, names = str(folder), []
     for root, folders, files in os.walk(folder):
         inner = os.path.relpath(root, folder).replace(os.sep, "/")
@@ -29,39 +29,38 @@ def made_files(folder):
 
 
 def write_checksums(folder):
-    """Write the list of a stage's files and return its digest, for the manifest."""
+    """Write the list of a stage's outputs and return the list's digest, for the manifest."""
     text = _list_text(folder)
     with atomic_write(Path(folder) / LIST) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return _digest(text.encode())
 
 
 def read_checksums(folder):
-    """``{file name: sha256}`` of a stage's list, and the list's own digest; ``(None, digest)`` for a torn list.
+    """``({file name: sha256}, digest of the list)`` of a stage; ``(None, digest)`` for a list with a damaged line.
 
     InputError for a name that leads out of the folder.
     """
-    folder = Path(folder)
-    path = folder / LIST
+    path = Path(folder) / LIST
     content = path.read_bytes() if path.is_file() else b""
-    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in content.decode(errors="replace").splitlines()]
-    listed = {line[2]: line[1] for line in found} if all(found) else None
+    lines = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in content.decode(errors="replace").splitlines()]
+    listed = {line[2]: line[1] for line in lines} if all(lines) else None
     for name in listed or ():
-        inside(folder, name, path)
+        inside(Path(folder), name, path)
     return listed, _digest(content)
 
 
 def changed_files(folder, noted, names=None):
-    """The files (of ``names``, or all) that are not what they were when the list's digest was ``noted``, sorted.
+    """The files (of ``names``, or all) that have changed or gone since the list's digest was ``noted``, sorted.
 
-    The list itself is named when only it is damaged. InputError when the list is damaged and files are too, so that
-    nobody can tell which.
+    ``[LIST]`` when only the list is damaged. InputError when the list is damaged and files are too, so that nobody can
+    tell which.
     """
     listed, digest = read_checksums(folder)
     if digest == noted:
         return _differing(folder, listed, names)
     if _digest(_list_text(folder).encode()) == noted or (listed and not _differing(folder, listed)):
-        return [LIST]  # every file is as it was; the list, or the note of its digest, is not
+        return [LIST]  # every file is as it was; the list, or its digest in the manifest, is not
     raise InputError(
         f"{Path(folder) / LIST} is missing or has changed, and so has what it lists: nobody can tell which files of "
         f"{folder} are still good. Delete that folder and run its notebook again."
@@ -69,15 +68,16 @@ def changed_files(folder, noted, names=None):
 
 
 def torn_files(folder):
-    """The files of a stage without manifest that are not what its list, if it has one, says; a torn list itself."""
+    """The files of a stage without manifest that differ from its list, if it has one; ``[LIST]`` for a damaged list."""
     listed, _ = read_checksums(folder)
     return [LIST] if listed is None else _differing(folder, listed)
 
 
 def _differing(folder, listed, names=None):
+    """The names (of ``names``, or all) whose files are not those of ``listed``, sorted."""
     wanted = sorted(name for name in listed if names is None or name in names)
-    now = sha256s([Path(folder) / name for name in wanted])
-    return [name for name, found in zip(wanted, now, strict=True) if found != listed[name]]
+    digests = sha256s([Path(folder) / name for name in wanted])
+    return [name for name, digest in zip(wanted, digests, strict=True) if digest != listed[name]]
 
 
 def _list_text(folder):

@@ -20,9 +20,9 @@ import pandas as pd
 import psutil
 import torch
 
-from datadream_utils.data.archives import read_known
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import read_image
+from datadream_utils.data.known import read_known
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
 from datadream_utils.runs.device import choose_device, suggest_smaller

@@ -34,8 +34,9 @@ def boxed(text):
 def suggest(wrong, known):
     """`` Did you mean 'x'?`` with the nearest known word; without one, the known words if they are few, else ""."""
     known = [str(word) for word in known]
-    if near := nearest(wrong, known):
-        return f" Did you mean {near!r}?"
+    near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(known)}." if len(known) <= LISTED else ""
 
 

@@ -8,10 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import finish_stage
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_tables
+from datadream_utils.analysis.results import compute_main_results, example_pictures, load_results, load_stages
+from datadream_utils.analysis.tables import write_table
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import evaluate, save_results
 from datadream_utils.classifier.pictures import training_sets
@@ -22,12 +24,14 @@ from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe, read_generated
 from datadream_utils.errors import InputError
-from datadream_utils.files import literal, read_yaml
+from datadream_utils.files import read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
-from datadream_utils.plots import style as plots
-from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import FORMAT, Stage
+from datadream_utils.plots.gallery import save_figure
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.results import accuracy_bars, teaser
+from datadream_utils.plots.style import literal
+from datadream_utils.plots.training import confusion_heatmap
+from datadream_utils.runs.stage import Stage
 
 
 def refuses(match, function, *arguments):
@@ -270,9 +274,9 @@ def test_figures_show_dollars_as_they_are(name):
 def test_no_name_breaks_a_figure(tmp_path):
     names = [r"$\frac{$", "a_$b$", "<b>&amp;", "東京"]
     picture = np.zeros((4, 4, 3))
-    plots.save_figure(training_figures.confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
-    plots.save_figure(plots.teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
-    plots.save_figure(plots.show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
+    save_figure(confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
+    save_figure(teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
+    save_figure(show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
     assert len(list(tmp_path.glob("*.pdf"))) == 3
 
 
@@ -290,17 +294,18 @@ def _generated(folder, file_name):
 )
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
-    refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
+    refuses("metadata.jsonl", example_pictures, load_stages(tmp_path), "d", 1, 0, 8)
     refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate"), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
+    metrics |= dict(classifier="clip", protocol="sound")
     folder = tmp_path / "a" / "train-R"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "checksums": write_checksums(folder)}))
+    finish_stage(folder)
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 
@@ -343,9 +348,9 @@ def test_a_runs_files_hold_no_pickle(make_run, pipe, folder_dataset, tmp_path):
             model = make_classifier(runs[stage])
             history = fit(model, training_sets(runs[stage], model.image_size), runs[stage])
             save_results(runs[stage], model, history, evaluate(model, runs[stage]))
-    table = main_results(load_results(tmp_path / "outputs"))
-    write_tables(table, tmp_path / "outputs" / "figures")
-    plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
+    table = compute_main_results(load_results(tmp_path / "outputs"))
+    write_table(tmp_path / "outputs" / "figures", "main_results", table)
+    save_figure(accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
 

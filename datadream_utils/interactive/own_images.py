@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import papermill
 
-from datadream_utils.analysis.compare import paired
+from datadream_utils.analysis.compare import paired_difference
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import check_images
 from datadream_utils.errors import InputError
@@ -91,12 +91,12 @@ def gain(generated, alone):
     generated, alone: a truth value for every test image, in one order, whether the classifier with and without
     generated images recognised it. The interval is that of the difference image by image.
     """
-    result = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
+    result = paired_difference(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
     low, high = result["low"], result["high"]
     unclear = "no difference, or too few test images to tell"
     verdict = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
     interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
     return (
-        f"The generated images bring {result['ours']:+.1f} points ({interval}): {verdict}. "
+        f"The generated images bring {result['difference']:+.1f} points ({interval}): {verdict}. "
         "It is one run: other shots or another seed may bring otherwise."
     )

@@ -14,10 +14,9 @@ from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
-from datadream_utils.runs.checksums import write_checksums
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.run import Run
-from datadream_utils.runs.stage import FORMAT, stage_of
+from datadream_utils.runs.stage import stage_of
 
 torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write
+from datadream_utils.files import atomic_write, markdown, read_json
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
 from datadream_utils.runs.stage import Stage
@@ -50,12 +50,12 @@ def share_run(run, target, data_root="data"):
     manifests = {stage.name: stage.manifest() for stage in stages}
     parameters = next(iter(manifests.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
-    with atomic_write(to, keep_existing=True) as temporary:
+    with atomic_write(target, keep_existing=True) as temporary:
         temporary.mkdir()
-        shots = next((run / name / "shots.txt" for name in made if (run / name / "shots.txt").is_file()), None)
-        if shots:
-            shutil.copyfile(shots, temporary / "shots.txt")
-        if (run / "adapt" / "adapters").is_dir() and "adapt" in made:
+        lists = [run / stage / "shots.txt" for stage in manifests if (run / stage / "shots.txt").is_file()]
+        if lists:
+            shutil.copyfile(lists[0], temporary / "shots.txt")
+        if "adapt" in manifests and (run / "adapt" / "adapters").is_dir():
             shutil.copytree(run / "adapt" / "adapters", temporary / "adapters")
             card = make_model_card(manifests["adapt"], data, temporary / "adapters")
             card.save(temporary / "adapters" / "README.md")

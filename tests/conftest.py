@@ -1,6 +1,7 @@
 """Shared pieces: the notebooks' own defaults as parameters, the shipped tiny models, small data sets."""
 
 import asyncio
+import json
 
 import nbformat
 import numpy as np
@@ -14,9 +15,10 @@ from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
+from datadream_utils.runs.checksums import write_checksums
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.run import Run
-from datadream_utils.runs.stage import stage_of
+from datadream_utils.runs.stage import FORMAT, stage_of
 
 torch.set_num_threads(1)
 
@@ -73,6 +75,12 @@ def folder_dataset(tmp_path):
                 pixels = rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "mine" / split / name / f"{i}.png")
     return tmp_path / "mine"
+
+
+def finish_stage(folder, **noted):
+    """Make a finished stage of the files in ``folder``: their checksums, and a manifest with what is ``noted``."""
+    manifest = {"format": FORMAT, "checksums": write_checksums(folder), **noted}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from datadream_utils.analysis import compare
-from datadream_utils.backbones.clip import attach_clip_lora
+from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.classifier.build import ClipClassifier, classify, load_classifier
+from datadream_utils.classifier.build import classify, load_classifier
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import probe

@@ -26,6 +26,7 @@ from datadream_utils.files import literal, read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
 from datadream_utils.plots import style as plots
 from datadream_utils.plots import training as training_figures
+from datadream_utils.runs.checksums import write_checksums
 from datadream_utils.runs.stage import FORMAT, Stage
 
 
@@ -280,7 +281,8 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    (folder / "generate" / "manifest.json").write_text(json.dumps({"format": FORMAT, "parameters": parameters}))
+    manifest = {"format": FORMAT, "checksums": write_checksums(folder / "generate")}
+    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest | {"parameters": parameters}))
 
 
 @pytest.mark.parametrize(
@@ -296,8 +298,9 @@ def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
     (tmp_path / "a" / "train-R").mkdir(parents=True)
-    (tmp_path / "a" / "train-R" / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     (tmp_path / "a" / "train-R" / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
+    manifest = {"format": FORMAT, "checksums": write_checksums(tmp_path / "a" / "train-R")}
+    (tmp_path / "a" / "train-R" / "manifest.json").write_text(json.dumps(manifest))
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 

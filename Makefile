@@ -59,7 +59,7 @@ lab: .venv/installed
 
 results: .venv/installed
 	for study in tiny_shots tiny_ablations tiny_images; do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done
-	$(SNAKEMAKE) --forcerun analysis --configfile params/studies/tiny.yaml
+	$(SNAKEMAKE) --forcerun analysis beyond --configfile params/studies/tiny.yaml
 	mkdir -p figures/tiny && cp outputs/tiny/figures/* figures/tiny/
 	@cat figures/tiny/main_results.md
 

@@ -25,13 +25,12 @@ from benchmarks import ours_clip, ours_diffusion
 from benchmarks.stages import machine
 from benchmarks.tables import write_readme
 from benchmarks.worker import pictures
-from benchmarks.worlds import SIZES, inputs, parameters, prepare, stable_diffusion
+from benchmarks.worlds import SIZES, make_run, prepare, stable_diffusion
 from datadream_utils.classifier.build import load_classifier
 from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.train import validation_set
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.files import write_json
-from datadream_utils.params import ROOT
+from datadream_utils.params import ROOT, make_params
 from datadream_utils.runs.device import set_threads
 from datadream_utils.runs.progress import quiet_libraries
 from datadream_utils.runs.stage import Stage
@@ -61,14 +60,13 @@ def measure(run, dataset, folder, changes):
     quiet_libraries()
     folder = folder / f"{crops}-{seed}"
     changes = changes | {"dataset": str(dataset), "seed": seed, "crops_per_shot": crops, "method": "datadream_cls"}
-    adapt, generate, train = (parameters(stage, changes) for stage in ("adapt", "generate", "train"))
+    adapt, generate, train = (make_params(stage, changes) for stage in ("adapt", "generate", "train"))
     set_threads(adapt.num_threads)
-    ours_diffusion.adapt(adapt, folder / "adapt", seconds)
-    ours_diffusion.generate(generate, folder / "generate", {}, folder / "adapt" / "adapters")
-    ours_clip.train(train, folder / "train", {}, pictures(folder / "generate" / "images"))
-    data, _ = inputs(train)
-    classifier, processor = load_classifier(Stage("train", folder / "train", {}), data, train)
-    table = predict(classifier, *validation_set(data, processor), train)
+    ours_diffusion.adapt(make_run(adapt, folder / "adapt"), seconds)
+    ours_diffusion.generate(make_run(generate, folder / "generate", Stage("adapt", folder / "adapt")), {})
+    trained = make_run(train, folder / "train")
+    ours_clip.train(trained, {}, pictures(folder / "generate" / "images"))
+    table = predict(load_classifier(trained), trained.data.files["val"], train)
     print(f"{crops} crops, seed {seed}: {100 * table['correct'].mean():.1f} %", flush=True)
     return {"crops": crops, "seed": seed, "adapt": seconds["work cpu"], "accuracy": 100 * table["correct"].mean()}
 
@@ -99,7 +97,7 @@ def main(arguments=None):
     parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder, changes = Path(temporary), prepare("tiny", Path(temporary))
-        p = parameters("train", changes)
+        p = make_params("train", changes)
         write_wide_digits(load_dataset(p.dataset, p.data_root), folder / "wide")
         one = partial(measure, dataset=folder / "wide", folder=folder, changes=changes)
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:

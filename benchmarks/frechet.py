@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from benchmarks.stages import machine, read_own
 from benchmarks.tables import write_readme
-from benchmarks.worlds import inputs, parameters, prepare
+from benchmarks.worlds import make_run, prepare
 from datadream_utils.analysis.alignment import frechet
 from datadream_utils.analysis.features import load_encoder
 from datadream_utils.backbones.clip import image_features
@@ -24,13 +24,11 @@ from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import class_adapter, sample_draws
-from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.diffusion.generate import class_adapter, make_recipe, sample_draws
 from datadream_utils.files import write_json
-from datadream_utils.params import ROOT
-from datadream_utils.runs.device import choose_device, set_threads, weight_dtype
+from datadream_utils.params import ROOT, make_params
+from datadream_utils.runs.device import set_threads
 from datadream_utils.runs.progress import quiet_libraries
-from datadream_utils.runs.stage import Stage
 
 SAMPLERS = (
     ("DDIM", DDIMScheduler, 50),
@@ -49,7 +47,7 @@ def features(encoder, images):
     return torch.cat([image_features(encoder.clip, batch) for batch in torch.stack(pixels).split(256)])
 
 
-def draw(pipe, recipe, p, stage, scheduler, steps):
+def draw(pipe, recipe, p, scheduler, steps):
     """``(all images, seconds)`` of ``images_per_class`` images of every class: the processor's, on a GPU the wall's."""
     own, clock = pipe.scheduler, process_time if pipe.device.type == "cpu" else perf_counter
     # DDIM's default clips latents to [-1, 1]
@@ -57,9 +55,9 @@ def draw(pipe, recipe, p, stage, scheduler, steps):
     images, started = [], clock()
     for label in range(len(recipe.shots)):
         draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
-        with class_adapter(pipe, recipe, label, stage):
+        with class_adapter(pipe, recipe, label):
             for block in (draws[i : i + p.generate_batch_size] for i in range(0, len(draws), p.generate_batch_size)):
-                images += sample_draws(pipe, recipe, block, p, stage, num_inference_steps=steps)
+                images += sample_draws(pipe, recipe, block, p, num_inference_steps=steps)
     pipe.scheduler = own
     return images, clock() - started
 
@@ -73,17 +71,17 @@ def main(arguments=None):
     quiet_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         changes = prepare("tiny", Path(temporary)) | {"images_per_class": options.images} | own
-        p, q = parameters("adapt", changes), parameters("generate", changes)
+        p, q = make_params("adapt", changes), make_params("generate", changes)
         set_threads(p.num_threads)
-        data, shots = inputs(p)
-        device, stage = choose_device(p.device), Stage("adapt", Path(temporary), {})
-        pipe = load_stable_diffusion(p.sd_model, p.sd_revision, device, weight_dtype(p.mixed_precision, device))
-        adapt(pipe, plan_adapters(p.system, data, shots), p, stage, lambda steps, **_: steps)
-        judge = parameters("train", changes)
-        encoder, rows = load_encoder(judge.clip_model, judge.clip_revision, device), []
-        real = features(encoder, [read_image(path) for path in flatten(data.files["val"])[0]])
+        run = make_run(p, Path(temporary) / "adapt")
+        pipe = load_stable_diffusion(p.sd_model, p.sd_revision, run.device, run.dtype)
+        adapt(pipe, plan_adapters(run), run)
+        recipe = make_recipe(make_run(q, Path(temporary) / "generate", run.stage))
+        judge = make_params("train", changes)
+        encoder, rows = load_encoder(judge.clip_model, judge.clip_revision, run.device), []
+        real = features(encoder, [read_image(path) for path in flatten(run.data.files["val"])[0]])
         for name, scheduler, steps in SAMPLERS:
-            images, seconds = draw(pipe, Recipe(q.system, data, shots, q.seed), q, stage, scheduler, steps)
+            images, seconds = draw(pipe, recipe, q, scheduler, steps)
             distance = frechet(real, features(encoder, images))
             default = isinstance(pipe.scheduler, scheduler) and steps == q.num_inference_steps
             row = {"sampler": f"{name}, {steps} steps", "default": default}
@@ -91,8 +89,8 @@ def main(arguments=None):
             rows.append(row | {"n_images": len(images), "n_real": len(real)})
             print(rows[-1], flush=True)
     write_json(
-        ROOT / "benchmarks" / "results" / f"frechet{'' if device == 'cpu' else '_gpu'}.json",
-        {"machine": machine(parameters("train", changes)), "features": encoder.name, "rows": rows},
+        ROOT / "benchmarks" / "results" / f"frechet{'' if run.device == 'cpu' else '_gpu'}.json",
+        {"machine": machine(make_params("train", changes)), "features": encoder.name, "rows": rows},
     )
     write_readme()
 

@@ -1,6 +1,6 @@
 """Try the properties of ``tests/test_properties.py`` on many random inputs, for a number of minutes.
 
-    python benchmarks/fuzz.py --minutes 10
+    python -m benchmarks.fuzz --minutes 10
 
 Each round is one pytest run with a random seed that repeats it (``--hypothesis-seed``). A line per property that fails
 is printed; one JSON line about the whole run is appended to ``--log``. Exit status 1 when anything failed.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.stages import READS, STAGES, machine, start
 from benchmarks.tables import write_readme
-from benchmarks.worlds import parameters, prepare, write_pictures
+from benchmarks.worlds import prepare, write_pictures
 from datadream_utils.files import write_json
-from datadream_utils.params import ROOT
+from datadream_utils.params import ROOT, make_params
 
 SMALL = dict(
     n_shot=1,
@@ -45,7 +45,7 @@ def series(against, sizes, parameter, stages, folder, changes):
         classes = CLASSES if parameter else size
         write_pictures(place / "noise", classes, train=max(1, size if parameter == "n_shot" else 1), test=1, side=32)
         values = changes | {"dataset": str(place / "noise")} | ({parameter: size} if parameter else {})
-        unit = "work cpu" if machine(parameters("train", values))["device"].startswith("cpu") else "work"
+        unit = "work cpu" if machine(make_params("train", values))["device"].startswith("cpu") else "work"
         for stage in STAGES:
             if stage in stages or stage in ("adapt_cls", "generate", "train")[: _reads(stages)]:
                 job = {"stage": stage, "side": "ours", "folder": str(place / stage), "changes": values}
@@ -78,7 +78,7 @@ def main(arguments=None):
         for against, sizes, parameter, stages in SERIES:
             sizes = [size for size in sizes if size <= options.largest]
             rows += series(against, sizes, parameter, stages, Path(temporary), changes)
-    result = {"machine": machine(parameters("train", changes)), "rows": rows}
+    result = {"machine": machine(make_params("train", changes)), "rows": rows}
     write_json(ROOT / "benchmarks" / "results" / "growth.json", result)
     write_readme()
 

@@ -1,6 +1,6 @@
 """Kill a study at random moments, start it again each time, and compare it with one that was left in peace.
 
-    python benchmarks/kill_study.py --kills 3 --output docs/robustness.md
+    python -m benchmarks.kill_study --kills 3 --output docs/robustness.md
 
 A small study (two methods, classifiers on generated images, tables and figures) runs through papermill, notebook by
 notebook, undisturbed. Then it runs again: every notebook is killed so many times (SIGKILL, papermill and its kernel
@@ -17,11 +17,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from datadream_utils.files import sha256s
 from datadream_utils.params import NOTEBOOKS, ROOT, run_name
-from workflow.scripts.verify import table
 
 METHODS = ("datadream_cls", "datadream_dset")
 VALUES = {  # on top of params/smoke.yaml: long enough that a kill lands inside a stage
@@ -153,15 +153,19 @@ def main():
         report = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         rows, names, differing = study(Path(folder), options.kills, options.seed, report)
         torn = [name for name in names if name.endswith(".part")]
-    header = ("method", "stage", "seconds of its work", "kills", "seconds into it")
+    header = ["method", "stage", "seconds of its work", "kills", "seconds into it"]
     verdict = f"differ: {', '.join(differing[:5])}" if differing else "all have the same bytes"
-    text = f"{table(header, rows)}\n\n{sum(row[3] for row in rows)} kills in all. "
+    text = (
+        f"{pd.DataFrame(rows, columns=header).to_markdown(index=False)}\n\n{sum(row[3] for row in rows)} kills in all. "
+    )
     text += f"{len(names)} files compared, {len(differing)} different: {verdict}; {len(torn)} torn files left.\n"
     print(text)
     if options.output:
-        command = f"python benchmarks/kill_study.py --kills {options.kills} --seed {options.seed}"
+        command = f"python -m benchmarks.kill_study --kills {options.kills} --seed {options.seed}"
         Path(options.output).parent.mkdir(exist_ok=True)
-        Path(options.output).write_text(f"# A study killed at random moments\n\n`{command}` gave\n\n{text}")
+        Path(options.output).write_text(
+            f"# A study killed at random moments\n\n`{command}` gave\n\n{text}", encoding="utf-8"
+        )
     sys.exit(bool(differing))
 
 

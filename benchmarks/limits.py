@@ -18,7 +18,7 @@ ATTENTION = {
         *shapes[:4]
     ),
 }
-PART = {"generate": {"shard": "1/5"}}  # a fifth of the classes
+PART = {"generate": {"shard": "1/5"}}  # of the work: a fifth of the classes
 
 
 def matmul_peak(device, dtype, side=None, seconds=1.0):
@@ -44,7 +44,7 @@ def inspect(run, job, device, dtype):
 
     On a CPU the speed is per second of processor time, so that a busy machine does not look like slow code.
     """
-    job = job | {"changes": job["changes"] | SHORT | PART.get(job.get("stage"), {})}
+    job = job | {"changes": job["changes"] | SHORT} | PART.get(job.get("stage"), {})
     unit = "work cpu" if device == "cpu" else "work"
     seconds = run(job | {"folder": f"{job['folder']}/plain"})[unit]
     counter, found = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}

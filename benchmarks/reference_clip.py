@@ -12,11 +12,9 @@ from PIL import Image
 
 from benchmarks.clock import timed
 from benchmarks.reference_pictures import PictureAugment
-from benchmarks.worlds import inputs
-from datadream_utils.backbones.clip import ClipClassifier
+from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier.augment import Mix
-from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.train import learning_rate_factor, train_steps
 from datadream_utils.data.dataset import flatten
 from datadream_utils.prompts import class_prompt
@@ -47,19 +45,29 @@ def full_length(classifier, tokenizer, data):
     return classifier
 
 
-def train(p, folder, seconds, synthetic=None):
+def load_classifier(run, adapter=None):
+    """CLIP with fresh LoRA, or with the one in the folder ``adapter``; class texts at full length."""
+    p = run.params
+    clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, run.device)
+    if adapter:
+        clip = PeftModel.from_pretrained(clip, adapter)
+    else:
+        seed = stable_seed("train", p.seed, p.setting)
+        clip = attach_clip_lora(clip, p.clip_lora_rank, p.clip_lora_alpha, p.clip_lora_dropout, seed)
+    return full_length(ClipClassifier(clip, tokenizer, processor, run.data).eval(), tokenizer, run.data)
+
+
+def train(run, seconds, synthetic=None):
     """Train CLIP's LoRA on ``synthetic[label]``, lists of paths."""
-    data, _ = inputs(p)
+    p = run.params
     with timed(seconds, "load"):
-        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
-        classifier = full_length(make_classifier(clip, tokenizer, data, p), tokenizer, data)
-    side = clip.config.vision_config.image_size
-    augment = PictureAugment(p, side, processor.image_mean, processor.image_std)
+        classifier = load_classifier(run)
+    processor = classifier.processor
+    augment = PictureAugment(p, classifier.image_size, processor.image_mean, processor.image_std)
     with timed(seconds, "work"):
-        fit(
-            classifier, flatten([files[: p.images_per_class] for files in synthetic]), augment, p, len(data.class_names)
-        )
-        classifier.save(folder / "classifier")
+        files = flatten([files[: p.images_per_class] for files in synthetic])
+        fit(classifier, files, augment, p, len(run.data.class_names))
+        classifier.save(run.folder / "classifier")
 
 
 def fit(classifier, files, augment, p, n_classes):
@@ -114,16 +122,13 @@ class ClipPicture:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def evaluate(p, folder, seconds, classifier=None):
+def evaluate(run, seconds, classifier=None):
     """Predict the test split in batches of 8, with the class texts through the text tower in every batch; (n,)."""
-    data, _ = inputs(p)
     with timed(seconds, "load"):
-        clip, tokenizer, processor = load_clip(p.clip_model, p.clip_revision, choose_device(p.device))
-        model = ClipClassifier(PeftModel.from_pretrained(clip, classifier), tokenizer, data).eval()
-        full_length(model, tokenizer, data)
-    paths, _ = flatten(data.files["test"])
+        model = load_classifier(run, classifier)
+    paths, _ = flatten(run.data.files["test"])
     with timed(seconds, "work"), torch.no_grad():
-        files = Files(paths, ClipPicture(processor))
-        loader = torch.utils.data.DataLoader(files, batch_size=EVAL_BATCH, num_workers=p.num_workers)
-        predictions = [model(x.to(clip.device), model.class_weights()).argmax(-1).cpu() for x in loader]
+        files = Files(paths, ClipPicture(model.processor))
+        loader = torch.utils.data.DataLoader(files, batch_size=EVAL_BATCH, num_workers=run.params.num_workers)
+        predictions = [model(x.to(run.device), model.class_weights()).argmax(-1).cpu() for x in loader]
     return torch.cat(predictions)

@@ -18,15 +18,16 @@ from benchmarks.clock import timed
 from benchmarks.worlds import inputs
 from datadream_utils.data.images import to_tensor
 from datadream_utils.diffusion.adapt import plan_adapters
+from datadream_utils.diffusion.generate import make_recipe
 from datadream_utils.diffusion.lora import WEIGHTS, attach_lora, save_lora
-from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.params import resolve
 from datadream_utils.runs.device import DTYPES, choose_device
 from datadream_utils.seeds import stable_seed
 
 
-def load_pipeline(p, seconds):
+def load_pipeline(run, seconds):
     """All of Stable Diffusion from disk."""
+    p = run.params
     with timed(seconds, "load"):
         pipe = StableDiffusionPipeline.from_pretrained(
             resolve(p.sd_model), dtype=DTYPES[p.mixed_precision], safety_checker=None, use_safetensors=True
@@ -34,18 +35,17 @@ def load_pipeline(p, seconds):
         pipe.set_progress_bar_config(disable=True)
         for part in (pipe.unet, pipe.vae, pipe.text_encoder):
             part.requires_grad_(False)
-        return pipe.to(choose_device(p.device))
+        return pipe.to(run.device)
 
 
-def adapt(p, folder, seconds, part=None):
+def adapt(run, seconds, part=None):
     """Train adapter number ``part`` (None: the data set's only one), save it, load the pipeline once more."""
-    data, shots = inputs(p)
-    adapter = plan_adapters(p.system, data, shots)[part or 0]
-    pipe = load_pipeline(p, seconds)
+    p, adapter = run.params, plan_adapters(run)[part or 0]
+    pipe = load_pipeline(run, seconds)
     with timed(seconds, "work"):
         train_lora(pipe, adapter, p)
-        save_lora(pipe, folder / "adapters" / adapter.name, p.train_text_encoder)
-    load_pipeline(p, seconds)
+        save_lora(pipe, run.folder / "adapters" / adapter.name, p.train_text_encoder)
+    load_pipeline(run, seconds)
 
 
 def train_lora(pipe, adapter, p):
@@ -106,17 +106,16 @@ def _square(path, side, generator):
     return to_tensor(image)[:, top : top + side, left : left + side].float() / 127.5 - 1
 
 
-def generate(p, folder, seconds, adapters=None):
+def generate(run, seconds):
     """Load everything for every class (and once before), put LoRA beside the weights, draw batch by batch, save."""
-    data, shots = inputs(p)
-    recipe = Recipe(p.system, data, shots, p.seed)
-    load_pipeline(p, seconds)
-    for label in range(len(shots)):
-        pipe = load_pipeline(p, seconds)
+    p, recipe = run.params, make_recipe(run)
+    load_pipeline(run, seconds)
+    for label in range(len(run.shots)):
+        pipe = load_pipeline(run, seconds)
         with timed(seconds, "work"):
             draws = [recipe.draw(label, i) for i in range(p.images_per_class)]
-            pipe.load_lora_weights(adapters / draws[0].adapters[0], weight_name=WEIGHTS)
-            target = folder / "images" / data.class_dir(label)
+            pipe.load_lora_weights(draws[0].adapters[0], weight_name=WEIGHTS)
+            target = run.folder / "images" / run.data.class_dir(label)
             target.mkdir(parents=True)
             for i in range(0, len(draws), p.generate_batch_size):
                 block = draws[i : i + p.generate_batch_size]

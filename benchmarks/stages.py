@@ -22,10 +22,11 @@ import yaml
 from PIL import Image
 
 from benchmarks.tables import write_readme
-from benchmarks.worlds import WORLDS, inputs, parameters, prepare, write_pictures
+from benchmarks.worlds import WORLDS, prepare, write_pictures
+from datadream_utils.data.dataset import load_dataset
 from datadream_utils.diffusion.lora import WEIGHTS, read_lora
 from datadream_utils.files import write_json
-from datadream_utils.params import ROOT, parameter_names
+from datadream_utils.params import ROOT, make_params, parameter_names
 from datadream_utils.runs.device import choose_device, device_name
 from datadream_utils.runs.run import PACKAGES
 from datadream_utils.runs.stage import cpu_name, git_commit
@@ -60,8 +61,9 @@ def run_side(stage, side, folder, changes, reads):
     """
     jobs = [{"stage": stage, "side": side, "folder": str(folder), "changes": changes} | reads]
     if (stage, side) == ("adapt_cls", "reference"):  # a process for every class
-        data, _ = inputs(parameters("adapt", changes))
-        jobs = [jobs[0] | {"part": label} for label in range(len(data.class_names))]
+        p = make_params("adapt", changes)
+        n_classes = len(load_dataset(p.dataset, p.data_root, p.split_file).class_names)
+        jobs = [jobs[0] | {"part": label} for label in range(n_classes)]
     seconds = {}
     for job in jobs:
         parts, wall, cpu = start(job, folder)
@@ -84,7 +86,7 @@ def measure(stages, folder, changes, repeats, limits=True, others=None, images=N
             run_side(stage, "ours", made / stage, changes, reads)
     changes = changes | (others or {})
     for stage in stages:
-        found[stage], apart = {side: [] for side in SIDES} | {"machine": machine(parameters("train", changes))}, []
+        found[stage], apart = {side: [] for side in SIDES} | {"machine": machine(make_params("train", changes))}, []
         for repeat in range(repeats):
             for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
                 seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, reads)

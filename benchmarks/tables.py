@@ -4,7 +4,7 @@ import json
 import re
 from statistics import mean, median, stdev
 
-from datadream_utils.analysis.noise import against_noise, told
+from datadream_utils.analysis.compare import format_difference, judge_seeds
 from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT
 
@@ -143,7 +143,7 @@ def crops_table(result):
             str(crops) if crops else "new ones in every step",
             f"{seconds:.1f}",
             f"{mean(percent):.1f} ± {stdev(percent):.1f}",
-            told(against_noise(gained)) if crops else "–",
+            format_difference(judge_seeds(gained)) if crops else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     share = f"At full size the VAE's encoder is {100 * result['share']:.0f} % of a step's floating-point operations."

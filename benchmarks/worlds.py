@@ -4,10 +4,8 @@ Both are parameters only (``tiny.yaml``, ``full.yaml``) on top of the notebooks'
 pictures first. Random weights cost what trained ones cost.
 """
 
-import ast
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -18,7 +16,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
 from datadream_utils.files import atomic_write
-from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
+from datadream_utils.params import ROOT, read_params_file
+from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.progress import no_progress
+from datadream_utils.runs.run import Run
+from datadream_utils.runs.stage import Stage
 
 WORLDS = ("tiny", "full")
 WIDTHS = (320, 640, 1280, 1280)
@@ -48,18 +50,6 @@ TOKENS = 77
 CLASSES, TRAIN, TEST = 5, 16, 50  # of the full world's pictures, a class
 
 
-def parameters(stage, changes):
-    """The checked parameters of a stage: the notebook's defaults with ``changes``; names of other stages are left."""
-    known = STAGES[stage].model_fields
-    return STAGES[stage].make(**(_defaults(stage) | {name: v for name, v in changes.items() if name in known}))
-
-
-def _defaults(stage):
-    notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", 4)
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-
-
 def prepare(world, folder):
     """A world's parameters as changes of the defaults; writes "full"'s models and pictures under ``folder`` once."""
     changes = read_params_file(ROOT / "benchmarks" / f"{world}.yaml")
@@ -76,10 +66,11 @@ def prepare(world, folder):
     return changes
 
 
-def inputs(p):
-    """``(data set, its few shots)`` of a run."""
+def make_run(p, folder, source=None, shard=""):
+    """The ``Run`` of a stage that writes into ``folder``; source: the finished stage that it reads."""
     data = load_dataset(p.dataset, p.data_root, p.split_file)
-    return data, few_shot(data, p.n_shot, p.seed, p.shots_file)
+    shots = few_shot(data, p.n_shot, p.seed, p.shots_file)
+    return Run(p, Stage(p.stage, Path(folder)), data, shots, choose_device(p.device), source, shard, no_progress)
 
 
 def write_stable_diffusion(folder, sizes):

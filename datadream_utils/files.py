@@ -37,10 +37,6 @@ CANNOT_WRITE = {
 # the direction of writing (a name would read as another), and bytes of a file name that are not UTF-8.
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
-# HTML's own codes begin no markup; a dollar in a tag of its own begins no formula.
-MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|\\`*[]~!"} | {"$": "<span>$</span>"})
-
 
 def plain(text, what, limit=200):
     """``text`` itself; InputError when it has a control character, shown escaped, or more than ``limit`` characters."""
@@ -104,34 +100,6 @@ def inside(folder, name, source):
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise InputError(f"{source}: {name!r} is no file below {folder}: remove the line.")
     return folder / plain(name, f"{source}: a file name", LONG)
-
-
-def markdown(name):
-    """A name as Markdown shows it literally, in one table cell."""
-    text = " ".join(name.split()).translate(MARKDOWN)
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word it begins no emphasis
-
-
-def table_texts(frame):
-    """A data frame as csv and Markdown, by kind; missing numbers stay empty."""
-    lines = ["| " + " | ".join(map(markdown, frame.columns)) + " |", "|---" * len(frame.columns) + "|"]
-    for row in frame.itertuples(index=False):
-        cells = [
-            "" if value != value else markdown(f"{value:g}" if isinstance(value, float) else str(value))
-            for value in row
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return {"csv": frame.to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
-
-
-def latex(text):
-    """A text as LaTeX prints it literally, in one table cell."""
-    return " ".join(text.split()).translate(TEX)
-
-
-def literal(text):
-    """A name as a figure of matplotlib shows it literally: no dollar in it begins a formula."""
-    return text.replace("$", r"\$")
 
 
 @contextmanager

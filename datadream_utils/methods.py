@@ -47,6 +47,11 @@ class Method:
     def adapts(self):
         return self.adapter != "none"
 
+    @property
+    def uses_shots(self):
+        """Whether a few-shot image decides what it generates; without one, no generated image can be a copy."""
+        return self.adapts or self.start == "shot" or self.prompt == "caption"
+
 
 BOTH = ("S", "R+S")
 METHODS = {
@@ -76,6 +81,16 @@ def get_method(name, **axes):
         if not method.generates:
             raise InputError(f"method {name!r} generates nothing, so {axis}={value!r} means nothing: set {axis} to ''.")
     return replace(method, **changes)
+
+
+def short_label(name):
+    """A method's label without its brackets, for instance "FakeIt"; a name that is no method stays as it is."""
+    return METHODS[name].label.split(" (")[0] if name in METHODS else name
+
+
+def classifier_name(method, setting):
+    """A classifier's name, for instance ``DataDream_dset (R+S)``; what is not trained has no setting."""
+    return METHODS[method].label if setting == "none" else f"{short_label(method)} ({setting})"
 
 
 def for_method(name, value, method):

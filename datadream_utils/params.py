@@ -269,21 +269,38 @@ class TrainParams(RunParams):
         return self
 
 
-class AnalysisParams(Parameters):
-    """Stage 4: tables and figures from every run under ``output_root``."""
+class BeyondParams(Parameters):
+    """Stage 4, beyond the paper: tables and figures from every run under ``output_root``."""
 
     dataset: str
     split_file: str
-    shots_file: str
     n_shot: Count
     output_root: str
     data_root: str
     figures_dir: str
+
+
+class AnalysisParams(BeyondParams):
+    """Stage 4: the paper's tables and figures from every run under ``output_root``."""
+
+    shots_file: str
     example_class: str
 
 
-STAGES = {"adapt": AdaptParams, "generate": GenerateParams, "train": TrainParams, "analysis": AnalysisParams}
-NOTEBOOKS = {"adapt": "01_adapt_sd", "generate": "02_generate", "train": "03_train_clip", "analysis": "04_analysis"}
+STAGES = {
+    "adapt": AdaptParams,
+    "generate": GenerateParams,
+    "train": TrainParams,
+    "analysis": AnalysisParams,
+    "beyond": BeyondParams,
+}
+NOTEBOOKS = {
+    "adapt": "01_adapt_sd",
+    "generate": "02_generate",
+    "train": "03_train_clip",
+    "analysis": "04_analysis",
+    "beyond": "06_beyond_the_paper",
+}
 
 
 def parameter_names():

@@ -8,6 +8,7 @@ import posixpath
 import re
 import shutil
 import unicodedata
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -62,14 +63,13 @@ def _outputs(file):
 
 
 def on_config(config):
-    modules = sorted(path.stem for path in (ROOT / "datadream_utils").glob("[!_]*.py"))
-    config.extra["modules"] = modules
+    config.extra["rooms"] = rooms = read_rooms()
     config.nav = [
         {"Start": "index.md"},
         {"Results": ["results.md", "figures/gallery.md"]},
         {"Notebooks": [*executed_notebooks(config.extra), *further_notebooks(config.extra)]},
         {"Glossary": "glossary.md"},
-        {"Reference": ["reference.md", *(f"api/{module}.md" for module in modules)]},
+        {"Reference": ["reference.md", *({room: [page(module) for module in rooms[room]]} for room in rooms)]},
     ]
     return config
 
@@ -85,20 +85,40 @@ def on_files(files, config):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     gallery = str(ROOT / "figures" / "tiny" / "gallery.md")
     files.append(File.generated(config, "figures/gallery.md", abs_src_path=gallery))
-    for module in config.extra["modules"]:
-        text = f"# {module}\n\n::: datadream_utils.{module}\n"
-        files.append(File.generated(config, f"api/{module}.md", content=text))
-    files.append(File.generated(config, "reference.md", content=reference(config.extra["modules"])))
+    for module in chain(*config.extra["rooms"].values()):
+        name = module.rpartition(".")[2]
+        files.append(File.generated(config, page(module), content=f"# {name}\n\n::: {module}\n"))
+    files.append(File.generated(config, "reference.md", content=reference(config.extra["rooms"])))
     return files
 
 
-def reference(modules):
-    """A page that lists the modules, with the first sentence of each."""
-    lines = ["# Reference", "", "The package `datadream_utils`, module by module.", "", "| module | |", "|---|---|"]
-    for module in modules:
-        text = ast.get_docstring(ast.parse((ROOT / "datadream_utils" / f"{module}.py").read_text()))
-        lines.append(f"| [`{module}`](api/{module}.md) | {text.splitlines()[0]} |")
+def read_rooms():
+    """``{folder: [module, ...]}`` of the package, the folder itself first: ``datadream_utils.diffusion.adapt``."""
+    rooms = {}
+    for path in sorted((ROOT / "datadream_utils").rglob("[!_]*.py"), key=lambda path: (path.parent, path)):
+        room = path.parent.relative_to(ROOT).as_posix()
+        rooms.setdefault(room, []).append(f"{room.replace('/', '.')}.{path.stem}")
+    return rooms
+
+
+def page(module):
+    """The page of a module: ``api/diffusion/adapt.md``."""
+    return f"api/{module.removeprefix('datadream_utils.').replace('.', '/')}.md"
+
+
+def reference(rooms):
+    """A page that lists the modules of each folder, with the first sentence of each."""
+    lines = ["# Reference", "", "The package `datadream_utils`, folder by folder."]
+    for room, modules in rooms.items():
+        lines += ["", f"## {room}", "", _docstring(ROOT / room / "__init__.py"), "", "| module | |", "|---|---|"]
+        for module in modules:
+            text = _docstring(ROOT / f"{module.replace('.', '/')}.py")
+            lines.append(f"| [`{module.rpartition('.')[2]}`]({page(module)}) | {text.partition(chr(10))[0]} |")
     return "\n".join(lines)
+
+
+def _docstring(path):
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def on_page_content(html, page, config, files):

@@ -1,19 +1,23 @@
 """Shared pieces: the notebooks' own defaults as parameters, the shipped tiny models, small data sets."""
 
+import asyncio
+
 import nbformat
 import numpy as np
 import papermill
 import pytest
 import torch
+from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
 
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, notebook_defaults, read_params_file
+from datadream_utils.runs.checksums import write_checksums
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.run import Run
-from datadream_utils.runs.stage import stage_of
+from datadream_utils.runs.stage import FORMAT, stage_of
 
 torch.set_num_threads(1)
 
@@ -72,15 +76,32 @@ def folder_dataset(tmp_path):
     return tmp_path / "mine"
 
 
-def run_notebook(stage, folder, **changes):
+@pytest.fixture(scope="session")
+def warm_kernel():
+    """A kernel for many notebooks, so that libraries are imported once. Each begins with an empty namespace."""
+    kernel = AsyncKernelManager(kernel_name="python3")
+    yield kernel
+    if kernel.has_kernel:
+        asyncio.run(kernel.shutdown_kernel(now=True))
+
+
+def execute_notebook(name, output, values, kernel=None):
+    """Execute ``notebooks/<name>.ipynb`` with papermill, in a kernel of its own or in a ``warm_kernel``."""
+    notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    if kernel:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f in\n%reset -f", metadata={"tags": []}))
+    options = dict(kernel_name="python3", progress_bar=False, cwd=ROOT) | ({"km": kernel} if kernel else {})
+    papermill.execute_notebook(notebook, str(output), values, **options)
+    return nbformat.read(output, 4)
+
+
+def run_notebook(stage, folder, kernel=None, **changes):
     """Execute a stage's notebook with params/smoke.yaml and ``changes``, everything kept under ``folder``."""
     parameters = read_params_file(ROOT / "params" / "smoke.yaml") | changes
     parameters |= {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
     known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
     output = folder / f"{stage}-{len(list(folder.glob('*.ipynb')))}.ipynb"
-    source = ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
-    papermill.execute_notebook(str(source), str(output), known, kernel_name="python3", progress_bar=False, cwd=ROOT)
-    return nbformat.read(output, 4)
+    return execute_notebook(NOTEBOOKS[stage], output, known, kernel)
 
 
 @pytest.fixture(scope="session")

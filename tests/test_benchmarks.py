@@ -8,7 +8,6 @@ import hub_worlds
 import numpy as np
 import pytest
 import torch
-from conftest import same_progress
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -32,9 +31,8 @@ from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import centre_square, to_tensor
 from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.lora import WEIGHTS, detach_lora, save_lora
-from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import Stage
+from datadream_utils.diffusion.lora import WEIGHTS, save_lora
+from datadream_utils.params import ROOT, make_params
 
 SMALL = dict(
     device="cpu",  # cuDNN's convolutions round to TF32
@@ -51,18 +49,18 @@ SMALL = dict(
 
 
 @pytest.mark.parametrize("method", ["datadream_cls", "datadream_dset"])
-def test_adapters_of_both_procedures_are_the_same(pipe, folder_dataset, make_params, tmp_path, method):
+def test_adapters_of_both_procedures_are_the_same(pipe, folder_dataset, make_run, tmp_path, method):
     """On pictures that are not square, so that crops are drawn and encoded anew too."""
-    p = make_params("adapt", **{k: v for k, v in SMALL.items() if k.startswith(("adapt", "n_"))}, method=method)
-    data = load_dataset(str(folder_dataset))
-    adapters = plan_adapters(p.system, data, few_shot(data, 2, 0))
-    adapt(pipe, adapters, p, Stage("adapt", tmp_path / "ours", {}), same_progress)
+    changes = {k: v for k, v in SMALL.items() if k.startswith(("adapt", "n_"))}
+    run = make_run("adapt", load_dataset(str(folder_dataset)), method=method, **changes)
+    adapters = plan_adapters(run)
+    adapt(pipe, adapters, run)
     assert len(adapters) == (2 if method == "datadream_cls" else 1)
     for adapter in adapters:
-        reference_diffusion.train_lora(pipe, adapter, p)
+        reference_diffusion.train_lora(pipe, adapter, run.params)
         save_lora(pipe, tmp_path / "theirs" / "adapters" / adapter.name)
-        detach_lora(pipe)
-    assert stages.difference("adapt_cls", tmp_path / "theirs", tmp_path / "ours")[0] < 1e-4
+        pipe.unload_lora_weights()
+    assert stages.difference("adapt_cls", tmp_path / "theirs", run.folder)[0] < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -116,24 +114,21 @@ def test_a_difference_is_seen(measured, tmp_path):
         stages.adapter_distance(file.parent, tmp_path)
 
 
-def test_training_is_the_same_without_augmentation_and_dropout(measured, monkeypatch):
+def test_training_is_the_same_without_augmentation_and_dropout(measured, tmp_path, monkeypatch):
     changes = {"images_per_class": 3, "mix_share": 0.5, "clip_lora_dropout": 0.0}  # fewer tokens, other draws
-    p = worlds.parameters("train", SMALL | {"dataset": str(measured / "noise")} | changes)
-    data, shots = worlds.inputs(p)
-    files = worker.pictures(measured / "generate/ours/images")
-    losses = {}
+    p = make_params("train", SMALL | {"dataset": str(measured / "noise")} | changes)
+    run, files, losses = worlds.make_run(p, tmp_path), worker.pictures(measured / "generate/ours/images"), {}
     for side in stages.SIDES:
-        clip, tokenizer, processor = load_clip(p.clip_model)
-        model = train.make_classifier(clip, tokenizer, data, p)
+        model = make_classifier(run) if side == "ours" else reference_clip.load_classifier(run)
+        processor = model.processor
         mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (processor.image_mean, processor.image_std))
         if side == "reference":
-            reference_clip.full_length(model, tokenizer, data)
             plain = lambda image: (to_tensor(centre_square(image, 36))[:, 2:34, 2:34] / 255 - mean) / std  # noqa: B023, E731
             losses[side] = reference_clip.fit(model, flatten(files), plain, p, 2)
         else:
             monkeypatch.setattr(train, "Augment", lambda *_: lambda x: (x[..., 2:34, 2:34] / 255 - mean) / std)  # noqa: B023
-            sets = train.training_sets("S", shots, files, p, 32)
-            losses[side] = [row["loss"] for row in train.fit(model, processor, sets, p, 32, 2)]
+            sets = make_sets(p, run.shots, files, 32)
+            losses[side] = [row["loss"] for row in train.train_classifier(model, sets, p)]
     assert len(losses["ours"]) == 4
     np.testing.assert_allclose(losses["reference"], losses["ours"], rtol=1e-4)
 
@@ -221,8 +216,8 @@ def test_the_full_worlds_files_are_read_by_the_package(tmp_path):
     worlds.write_stable_diffusion(tmp_path / "sd", sizes)
     worlds.write_clip(tmp_path / "clip", sizes)
     changes = {"sd_model": str(tmp_path / "sd"), "clip_model": str(tmp_path / "clip"), "resolution": 32}
-    p = worlds.parameters("adapt", SMALL | changes)
-    pipe = ours_diffusion.load_pipeline(p, {})
+    p = make_params("adapt", SMALL | changes)
+    pipe = ours_diffusion.load_pipeline(worlds.make_run(p, tmp_path / "run"), {})
     assert pipe.tokenizer.model_max_length == worlds.TOKENS == pipe.text_encoder.config.max_position_embeddings
     assert load_clip(changes["clip_model"])[2].crop_size["height"] == 32
     assert worlds.SIZES["unet"]["block_out_channels"] == hub_worlds.WIDTHS
@@ -249,7 +244,7 @@ def test_wide_digits_and_the_share_of_encoding(mnist, tmp_path):
 def test_worlds_are_parameters_of_every_stage(world):
     changes = worlds.read_params_file(ROOT / "benchmarks" / f"{world}.yaml")
     for stage in ("adapt", "generate", "train"):
-        worlds.parameters(stage, changes)
+        make_params(stage, changes)
 
 
 def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
@@ -292,7 +287,7 @@ def test_noise_of_many_classes_has_the_same_number_of_pictures(tmp_path, monkeyp
     for classes, train_, test in ((3, 4, 2), (20, 1, 1)):
         changes = stages.noise(tmp_path, classes, 32)
         assert changes["images_per_class"] == train_
-        data, _ = worlds.inputs(worlds.parameters("train", changes))
+        data = load_dataset(make_params("train", changes).dataset)
         assert len(data.class_names) == classes
         assert {len(files) for files in data.files["test"]} == {test}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datadream_utils.diffusion.captions import COLOURS, load_captioner, one_line
+from datadream_utils.diffusion.captions import COLOURS, Captioner, load_captioner, one_line
 from datadream_utils.errors import InputError
 from models.pretraining import typeset
 
@@ -18,7 +18,7 @@ WRITERS = {"blip": hub_worlds.write_blip, "llava": hub_worlds.write_llava}
 @pytest.fixture(scope="module", params=WRITERS)
 def captioner(request, tmp_path_factory):
     folder = WRITERS[request.param](tmp_path_factory.mktemp(request.param))
-    return load_captioner(str(folder), "", "cpu", torch.float32)
+    return Captioner(str(folder), "", "cpu", torch.float32)
 
 
 @pytest.fixture
@@ -46,30 +46,32 @@ def test_the_picture_and_the_question_count(captioner, image):
         assert first.startswith("a photo of a big cat")
 
 
-def test_half_precision_and_nothing_to_train(tmp_path, image):
-    captioner = load_captioner(str(hub_worlds.write_llava(tmp_path)), "", "cpu", torch.bfloat16)
+def test_half_precision_and_nothing_to_train(make_run, tmp_path, image):
+    folder = str(hub_worlds.write_llava(tmp_path))
+    captioner = load_captioner(make_run("generate", method="disef", captioner=folder, mixed_precision="bf16"))
     parameters = list(captioner.model.parameters())
     assert {p.dtype for p in parameters} == {torch.bfloat16} and not any(p.requires_grad for p in parameters)
     assert "big cat" in captioner.describe(image, "big cat", "pet", 0)
     assert captioner.note == str(tmp_path)
 
 
-def test_a_missing_captioner_is_explained(tmp_path):
+def test_a_missing_captioner_is_explained(make_run, tmp_path):
     folder = hub_worlds.write_blip(tmp_path)
+    run = make_run("generate", method="disef", captioner=str(folder))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = r"captioner '.*' cannot be had \(it has pytorch_model\.bin but no safetensors .* or to 'stand-in'\."
     with pytest.raises(InputError, match=message):
-        load_captioner(str(folder), "", "cpu", torch.float32)
+        load_captioner(run)
     (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(InputError, match="captioner '.*' cannot be had"):
-        load_captioner(str(folder), "", "cpu", torch.float32)
-    with pytest.raises(InputError, match=r"pass stand_in=\(clip, tokenizer, processor\)"):
-        load_captioner("stand-in", "", "cpu", torch.float32)
+        load_captioner(run)
+    with pytest.raises(InputError, match="filter_model 'models/nowhere' cannot be had"):
+        load_captioner(make_run("generate", method="disef", variant="x", filter_model="models/nowhere"))
 
 
-def test_the_stand_in_says_so_and_sees_colours(clip):
+def test_the_stand_in_says_so_and_sees_colours(make_run):
     assert set(COLOURS) == set(typeset.COLOURS)
-    captioner = load_captioner("stand-in", "", "cpu", torch.float32, clip)
+    captioner = load_captioner(make_run("generate", method="disef"))
     assert captioner.note.startswith("stand-in:") and "not the caption model" in captioner.note
     pictures, facts = typeset.render(40, torch.Generator().manual_seed(0))
     colours, right = list(typeset.COLOURS), 0
@@ -82,8 +84,8 @@ def test_the_stand_in_says_so_and_sees_colours(clip):
     assert right > 20  # of 40; by chance one in 90 would be right
 
 
-def test_the_domain_word_is_in_the_stand_ins_sentence(clip, image):
-    caption = load_captioner("stand-in", "", "cpu", torch.float32, clip).describe(image, "forest", "satellite", 0)
+def test_the_domain_word_is_in_the_stand_ins_sentence(make_run, image):
+    caption = load_captioner(make_run("generate", method="disef")).describe(image, "forest", "satellite", 0)
     assert caption.startswith("a satellite photo of a ") and " forest on a " in caption
 
 

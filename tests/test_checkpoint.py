@@ -1,17 +1,16 @@
 """Checkpoints: an adaptation killed anywhere ends in the same bytes; a file that does not fit is not trusted."""
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import adapt as adapt_module
-from datadream_utils.diffusion.adapt import Training, adapt, plan_adapters
+from datadream_utils.diffusion.adapt import Adapter, Training, adapt, plan_adapters
 from datadream_utils.diffusion.checkpoint import Checkpoint
-from datadream_utils.params import NOT_IDENTITY
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.params import AdaptParams
+from datadream_utils.runs.progress import no_progress
 
 CASES = {
     "one adapter": dict(method="datadream_cls", adapters_together=1, adapt_batch_size=2, adapt_epochs=2),
@@ -27,34 +26,39 @@ class Killed(Exception):  # noqa: N818 - no error
 
 
 def killed_after(steps):
-    """A progress after which nothing more runs."""
+    """A progress after which nothing more runs; the steps of several adapters at once count as one."""
 
-    def progress(iterable, **_):
-        for i, item in enumerate(iterable, 1):
-            yield item
-            if i == steps:
+    @contextmanager
+    def progress(total, label):
+        made = []
+
+        def advance(n=1):
+            if n:
+                made.append(n)
+            if len(made) == steps:
                 raise Killed
+
+        yield advance
 
     return progress
 
 
 @pytest.fixture
-def start(pipe, mnist, make_params, tmp_path, monkeypatch):
+def start(pipe, make_run, tmp_path, monkeypatch):
     """``start(folder, progress, **changes)`` adapts, and gives the stage and the number of optimizer steps made."""
     step, made = torch.optim.AdamW.step, []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **kw: (made.append(1), step(*args, **kw))[1])
 
-    def run(folder, progress=lambda steps, **_: steps, adapters=2, **changes):
-        p = make_params("adapt", n_shot=3, **{"checkpoint_every": 3, "output_root": str(tmp_path / folder)} | changes)
-        stage = run_stage(p, "adapt")
-        stage.begin()
+    def adapt_again(folder, progress=no_progress, adapters=2, **changes):
+        changes = {"checkpoint_every": 3, "output_root": str(tmp_path / folder)} | changes
+        run = make_run("adapt", progress=progress, n_shot=3, **changes)
         made.clear()
         with suppress(Killed):
-            adapt(pipe, plan_adapters(p.system, mnist, few_shot(mnist, 3, 0))[:adapters], p, stage, progress)
+            adapt(pipe, plan_adapters(run)[:adapters], run)
         assert not pipe.unet.training and not getattr(pipe.unet, "_hf_peft_config_loaded", False)
-        return stage, len(made)
+        return run.stage, len(made)
 
-    return run
+    return adapt_again
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_killed_between_two_adapters(start, undisturbed, monkeypatch, case):
 
 def test_without_checkpoints_nothing_is_written(start):
     stage, _ = start("off", killed_after(4), checkpoint_every=0, **CASES["an image each"])
-    assert not (stage.folder / "checkpoints").exists() and "checkpoint_every" in NOT_IDENTITY
+    assert not (stage.folder / "checkpoints").exists() and "checkpoint_every" not in AdaptParams.decisive()
 
 
 def _truncate(path):
@@ -127,16 +131,21 @@ def _empty(path):
 
 
 @pytest.fixture
-def saved(pipe, make_params, tmp_path):
+def adapter(mnist):
+    return Adapter("seven", (mnist.files["train"][7][0],), ("a photo of a seven",))
+
+
+@pytest.fixture
+def saved(pipe, adapter, make_params, tmp_path):
     """A checkpoint of a small training, and a function that makes another training of so many numbers."""
     checkpoint = Checkpoint(tmp_path / "checkpoints" / "state.safetensors", "this", 1)
 
     def training(size=3):
-        return Training(pipe, [torch.nn.Parameter(torch.zeros(size))], 5, make_params("adapt"))
+        return Training(pipe, [adapter], [torch.nn.Parameter(torch.zeros(size))], make_params("adapt"))
 
     first = training()
     first.rows.append((0, 1.0, 1e-3))
-    checkpoint.save_now_and_then(first, [])
+    checkpoint.save_if_due(first)
     return checkpoint, training
 
 
@@ -146,10 +155,10 @@ def saved(pipe, make_params, tmp_path):
 )
 def test_a_damaged_checkpoint_is_not_trusted(saved, capsys, damage, words):
     checkpoint, training = saved
-    checkpoint.load(sound := training(), [])
+    checkpoint.load(sound := training())
     assert sound.rows == [(0, 1.0, 1e-3)] and "Going on at step 1" in capsys.readouterr().out
     damage(checkpoint.path)
-    checkpoint.load(other := training(), [])
+    checkpoint.load(other := training())
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{checkpoint.path} is not used (") and words in line and "starts anew" in line
     assert not other.rows
@@ -157,7 +166,7 @@ def test_a_damaged_checkpoint_is_not_trusted(saved, capsys, damage, words):
 
 def test_a_checkpoint_of_other_shapes_is_not_trusted(saved, capsys):
     checkpoint, training = saved
-    checkpoint.load(other := training(size=4), [])
+    checkpoint.load(other := training(size=4))
     assert f"{checkpoint.path} is not used (its matrices have other shapes)" in capsys.readouterr().out
     assert not other.rows
 
@@ -174,13 +183,14 @@ def test_an_adaptation_starts_anew_without_a_checkpoint_it_trusts(start, undistu
     assert contents(stage) == undisturbed("an image each")
 
 
-def test_a_checkpoint_brings_back_every_state(pipe, make_params, tmp_path):
+def test_a_checkpoint_brings_back_every_state(pipe, adapter, make_params, tmp_path):
     """Optimizer, schedule, fp16's gradient scaler and rows: the next step is the one that would have followed."""
-    p = make_params("adapt", mixed_precision="fp16", adapt_warmup_steps=4)
+    p = make_params("adapt", mixed_precision="fp16", adapt_warmup_steps=4, adapt_epochs=10)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", "the same", 1)
 
     def training():
-        made = Training(pipe, [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))], 10, p)
+        parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+        made = Training(pipe, [adapter], parameters, p)
         made.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
         return made
 
@@ -197,8 +207,8 @@ def test_a_checkpoint_brings_back_every_state(pipe, make_params, tmp_path):
 
     one, other = training(), training()
     advance(one, 4)
-    checkpoint.save_now_and_then(one, [])
-    checkpoint.load(other, [])
+    checkpoint.save_if_due(one)
+    checkpoint.load(other)
     assert other.rows == one.rows and other.scaler.state_dict() == one.scaler.state_dict()
     assert one.scaler.get_scale() == 16.0
     for part in (one, other):

@@ -13,14 +13,16 @@ from datadream_utils.params import ROOT
 
 CELLS = """
 from datadream_utils.errors import InputError
-from datadream_utils.runs.progress import progress, quiet_libraries
+from datadream_utils.runs.progress import quiet_libraries, show_progress
 quiet_libraries()
 ---
 raise InputError("photo.jpg cannot be read: replace it, or take its name out of the list, where it stands under heron.")
 ---
 import time
-for _ in progress((time.sleep(0.01) for _ in range(1200)), total=1200, label="steps"):
-    pass
+with show_progress(1200, "steps") as advance:
+    for _ in range(1200):
+        time.sleep(0.01)
+        advance()
 ---
 1 / 0
 ---

@@ -6,7 +6,7 @@ import re
 import nbformat
 import papermill
 import pytest
-from conftest import run_notebook
+from conftest import execute_notebook, run_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
@@ -117,11 +117,11 @@ def test_progress_lines_end_at_their_total(smoke):
     assert len(lines) == 1 and "10 adapters" in lines[0] and "2/2" in lines[0] and "░" not in lines[0]
 
 
-def test_a_finished_stage_is_not_run_again(smoke):
+def test_a_finished_stage_is_not_run_again(smoke, warm_kernel):
     folder, _ = smoke
     run = folder / "outputs" / "mnist5k_datadream_cls_2shot_seed0"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    notebook = run_notebook("generate", folder)
+    notebook = run_notebook("generate", folder, warm_kernel)
     assert any("finished already" in output.get("text", "") for output in _outputs(notebook))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
@@ -136,32 +136,29 @@ def test_a_finished_stage_is_not_run_again(smoke):
         ("train", {"setting": "SR"}, "setting 'SR' is not known"),
     ],
 )
-def test_mistakes_stop_before_a_model_is_loaded(tmp_path, stage, changes, message):
+def test_mistakes_stop_before_a_model_is_loaded(tmp_path, warm_kernel, stage, changes, message):
     with pytest.raises(PapermillExecutionError) as error:
-        run_notebook(stage, tmp_path, **changes)
+        run_notebook(stage, tmp_path, warm_kernel, **changes)
     assert error.value.ename == "InputError" and message in error.value.evalue
     assert not list(tmp_path.glob("outputs/*/*/*"))
 
 
-def test_an_unknown_parameter_stops_the_notebook(tmp_path):
-    source = ROOT / "notebooks" / "01_adapt_sd.ipynb"
+def test_an_unknown_parameter_stops_the_notebook(tmp_path, warm_kernel):
     with pytest.raises(PapermillExecutionError) as error:
-        papermill.execute_notebook(
-            str(source), str(tmp_path / "x.ipynb"), {"n_shots": 4}, kernel_name="python3", progress_bar=False, cwd=ROOT
-        )
+        execute_notebook("01_adapt_sd", tmp_path / "x.ipynb", {"n_shots": 4}, warm_kernel)
     assert "parameter 'n_shots' is not known. Did you mean 'n_shot'" in error.value.evalue
 
 
-def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path):
+def test_a_users_own_folder_goes_through_all_four(folder_dataset, tmp_path, warm_kernel):
     changes = {"dataset": str(folder_dataset), "method": "datadream_dset", "example_class": "apple pie"}
     for stage in STAGES:
-        run_notebook(stage, tmp_path, **changes)
+        run_notebook(stage, tmp_path, warm_kernel, **changes)
     metrics = json.loads(next(tmp_path.glob("outputs/*/train-R+S/metrics.json")).read_text())
     assert metrics["n_test"] == 4 and set(metrics["per_class"]) == {"apple pie", "crème brûlée"}
 
 
 @pytest.mark.parametrize("method, setting", [("clip_zeroshot", "none"), ("real", "R")])
-def test_methods_that_generate_nothing_go_through_all_four(tmp_path, method, setting):
+def test_methods_that_generate_nothing_go_through_all_four(tmp_path, warm_kernel, method, setting):
     for stage in STAGES:
-        run_notebook(stage, tmp_path, method=method, setting=setting)
+        run_notebook(stage, tmp_path, warm_kernel, method=method, setting=setting)
     assert json.loads(next(tmp_path.glob(f"outputs/*/train-{setting}/metrics.json")).read_text())["n_test"] == 3500

@@ -4,17 +4,17 @@ import json
 
 import hub_worlds
 import numpy as np
-import papermill
 import pytest
 import torch
+from conftest import execute_notebook
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from datadream_utils.backbones.load import load_stable_diffusion, model_identity
-from datadream_utils.diffusion.adapt import Adapter, train_adapter
+from datadream_utils.diffusion.adapt import Adapter, SingleTraining
 from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler, tokenize
-from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, detach_lora, fused_lora, save_lora
+from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, attached_lora, fused_lora, save_lora
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES, read_params_file
 
 PUBLISHED = {  # parameters in millions
@@ -90,7 +90,7 @@ def test_the_loss_follows_the_models_prediction(pipe, shape):
     abar = (1 - betas).cumprod(0)[timesteps].reshape(-1, 1, 1, 1)
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
     target = abar.sqrt() * noise - (1 - abar).sqrt() * latents if shape == "sd21-v" else noise
-    expected = (pipe.unet(noisy, timesteps, context).sample - target).pow(2).mean()
+    expected = (pipe.unet(noisy, timesteps, context).sample - target).pow(2).flatten(1).mean(1)
     actual = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_adapter_goes_to_plain_diffusers_and_into_the_weights_and_off_again(pipe
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     attached = _predictions(pipe)
     save_lora(pipe, tmp_path / "adapter")
-    detach_lora(pipe)
+    pipe.unload_lora_weights()
     assert torch.equal(_predictions(pipe), base) and (attached - base).abs().mean() > 0.01
 
     plain = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
@@ -127,13 +127,13 @@ def test_half_precision_base_keeps_its_adapter_in_float32(folder, shape, make_pa
     changes = dict(n_shot=2, adapt_epochs=3, adapt_batch_size=2, resolution=hub_worlds.RESOLUTION)
     p = make_params("adapt", mixed_precision="bf16", gradient_checkpointing=True, **changes)
     before = {name: weight.clone() for name, weight in pipe.unet.named_parameters()}
-    losses = [loss for _, loss, _ in train_adapter(pipe, adapter, p)]
-    assert len(losses) == 3 and np.isfinite(losses).all()
-    for model, _ in adapted_parts(pipe):
-        for name, parameter in model.named_parameters():
-            assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
-    save_lora(pipe, tmp_path / "adapter")
-    detach_lora(pipe)
+    with attached_lora(pipe, p.lora_rank, p.lora_alpha, 0) as parameters:
+        losses = [loss for _, loss, _ in SingleTraining(pipe, adapter, parameters, p).run()]
+        assert len(losses) == 3 and np.isfinite(losses).all()
+        for model, _ in adapted_parts(pipe):
+            for name, parameter in model.named_parameters():
+                assert parameter.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+        save_lora(pipe, tmp_path / "adapter")
     assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.named_parameters())
     lora = load_file(tmp_path / "adapter" / WEIGHTS)
     assert {tensor.dtype for tensor in lora.values()} == {torch.float32}
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient(pipe):
     for checkpointing in (False, True):
         pipe.unet.enable_gradient_checkpointing() if checkpointing else pipe.unet.disable_gradient_checkpointing()
         context = pipe.text_encoder(tokens).last_hidden_state
-        loss = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context)
+        loss = denoising_loss(pipe.unet, noise_scheduler(pipe), latents, noise, timesteps, context).mean()
         gradients.append(torch.autograd.grad(loss, parameters))
     assert calls.count("block") > calls.count("conv_in") == 2  # blocks were computed again on the way back
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -171,7 +171,7 @@ EVERY_SHAPE = [pytest.param(shape, marks=[pytest.mark.slow] if i else []) for i,
 
 
 @pytest.mark.parametrize("shape", EVERY_SHAPE, indirect=True)
-def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path):
+def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tmp_path, warm_kernel):
     clip = str(hub_worlds.write_clip(tmp_path / "clip"))
     captioner = str(hub_worlds.write_llava(tmp_path / "llava"))
     parameters = read_params_file(ROOT / "params" / "smoke.yaml") | RUNS[shape]
@@ -180,14 +180,7 @@ def test_all_four_notebooks_run_on_every_shape(folder, shape, folder_dataset, tm
     parameters |= {"output_root": str(tmp_path / "outputs"), "figures_dir": str(tmp_path / "figures")}
     for stage, name in NOTEBOOKS.items():
         known = {name: value for name, value in parameters.items() if name in STAGES[stage].model_fields}
-        executed = papermill.execute_notebook(
-            str(ROOT / "notebooks" / f"{name}.ipynb"),
-            str(tmp_path / f"{name}.ipynb"),
-            known,
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=ROOT,
-        )
+        executed = execute_notebook(name, tmp_path / f"{name}.ipynb", known, warm_kernel)
         if stage == "generate":  # loads every kind of model, the captioner too
             outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
             assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []

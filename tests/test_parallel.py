@@ -15,8 +15,7 @@ from datadream_utils.diffusion.adapt import plan_adapters
 from datadream_utils.diffusion.denoising import Batches
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
-from workflow.scripts.launch import read_command
-from workflow.scripts.team import Team
+from workflow.scripts.launch import Team, read_command, run_stage
 
 
 def _teams(size, reduce=None):
@@ -39,17 +38,17 @@ def test_fewer_images_than_processes_are_everybodys():
 
 
 @pytest.mark.parametrize("crops, wide", [(0, False), (0, True), (2, True)])
-def test_every_process_draws_the_images_noise_and_times_of_one(pipe, mnist, make_params, tmp_path, crops, wide):
+def test_every_process_draws_the_images_noise_and_times_of_one(pipe, make_run, tmp_path, crops, wide):
     changes = dict(n_shot=1, adapt_batch_size=4, adapt_epochs=2, crops_per_shot=crops)
-    p = make_params("adapt", method="datadream_dset", **changes)
-    (adapter,) = plan_adapters(p.system, mnist, few_shot(mnist, 1, 0))
+    run = make_run("adapt", method="datadream_dset", **changes)
+    (adapter,) = plan_adapters(run)
     if wide:
         paths = tuple(tmp_path / f"{i}.png" for i in range(len(adapter.paths)))
         for path, digit in zip(paths, adapter.paths, strict=True):
             Image.open(digit).resize((40, 28)).save(path)
         adapter = replace(adapter, paths=paths)
-    alone = list(Batches(pipe, adapter, p))
-    shares = [list(Batches(pipe, adapter, p, team.share)) for team in _teams(2)]
+    alone = list(Batches(pipe, adapter, run.params))
+    shares = [list(Batches(pipe, adapter, run.params, team.share)) for team in _teams(2)]
     assert [len(batch[0]) for batch in alone] == [4, 4, 2] * 2
     for batch, *parts in zip(alone, *shares, strict=True):
         for whole, *halves in zip(batch, *parts, strict=True):
@@ -71,11 +70,40 @@ def test_gradients_and_losses_are_added_up():
 def test_the_command_takes_files_and_values_as_papermill_does(tmp_path):
     (tmp_path / "mine.yaml").write_text("n_shot: 4\nadapt_lr: {default: 1.0e-4, loft: 2.0}\ntrain_epochs: 3\n")
     values = "-p seed 7 -p adapt_warmup_steps 3 -p dataset eurosat -p gradient_checkpointing true -p max_grad_norm 1e-1"
-    p = read_command(["-f", str(tmp_path / "mine.yaml"), *values.split(), "-p", "shard", "2/4"])
+    command = ["adapt", "-f", str(tmp_path / "mine.yaml"), *values.split(), "-r", "variant", "1e3", "--shard", "2/4"]
+    p, shard = read_command(command)
     assert (p.n_shot, p.seed, p.adapt_lr, p.dataset, p.max_grad_norm) == (4, 7, 1e-4, "eurosat", 0.1)
-    assert p.gradient_checkpointing is True and p.mixed_precision == "no" and p.shard == "2/4"
+    assert p.gradient_checkpointing is True and p.mixed_precision == "no" and p.variant == "1e3" and shard == "2/4"
+    assert read_command(["generate", "-p", "n_shot", "3"])[0].stage == "generate"
     with pytest.raises(InputError, match="parameter 'seeds' is not known. Did you mean 'seed'"):
-        read_command(["-p", "seeds", "1"])
+        read_command(["adapt", "-p", "seeds", "1"])
+    with pytest.raises(InputError, match="'5/4' is no part of the work"):
+        read_command(["generate", "--shard", "5/4"])
+
+
+def test_the_command_makes_parts_and_then_the_whole(tmp_path):
+    def run(stage, method, folder, shard):
+        few = f"-p method {method} -p n_shot 1 -p adapt_epochs 1 -p adapters_together 4 -p images_per_class 1"
+        values = f"-p num_inference_steps 1 -r data_root {tmp_path} -r output_root {tmp_path / folder} --shard".split()
+        run_stage(*read_command([stage, *few.split(), *values, shard]))
+        return next((tmp_path / folder).glob(f"*/{stage}"))
+
+    stage = run("adapt", "datadream_cls", "adapters", "2/2")
+    assert len(list(stage.glob("adapters/*"))) == 2 and (stage / "shards" / "2-of-2.json").exists()
+    contents = []
+    for folder, shards in {"whole": [""], "parts": ["2/2", "1/2", ""]}.items():
+        for shard in shards:
+            stage = run("generate", "fakeit", folder, shard)
+            assert (stage / "manifest.json").exists() == (shard == "")
+        contents.append({str(path.relative_to(stage)): path.read_bytes() for path in stage.glob("images/*/*.png")})
+    assert contents[0] == contents[1] and len(contents[0]) == 10
+
+
+def test_several_processes_share_adapt_only(monkeypatch):
+    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr("workflow.scripts.launch.Accelerator", lambda cpu: two)
+    with pytest.raises(InputError, match="divide generate with --shard"):
+        run_stage(*read_command(["generate"]))
 
 
 # pytest -m slow -s tests/test_parallel.py
@@ -94,7 +122,7 @@ def test_two_processes_train_the_adapters_of_one(tmp_path, method):
     }.items():
         folders = dict(output_root=str(tmp_path / name), data_root=str(tmp_path / "data"))
         flags = [word for key, value in (values | folders).items() for word in ("-p", key, str(value))]
-        subprocess.run([*start, "-m", "workflow.scripts.launch", *flags], cwd=ROOT, check=True)
+        subprocess.run([*start, "-m", "workflow.scripts.launch", "adapt", *flags], cwd=ROOT, check=True)
         (folder,) = (tmp_path / name).glob("*/adapt")
         weights = {path.parent.name: load_file(path) for path in folder.glob("adapters/*/*.safetensors")}
         losses = {path.stem: path.read_text() for path in folder.glob("losses/*.csv")}

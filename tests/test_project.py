@@ -87,6 +87,7 @@ def test_nothing_is_pickled_or_trusted():
 
 def test_every_module_is_in_a_room():
     everywhere = {path for top in ("datadream_utils", "workflow", "models") for path in (ROOT / top).rglob("*.py")}
+    everywhere -= {ROOT / "workflow" / "__init__.py"}  # only rooms have modules
     assert {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in everywhere} == set(FLOOR_OF)
 
 

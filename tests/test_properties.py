@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import notebook_defaults
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 from scipy.io import savemat
 
-from datadream_utils.analysis.compare import paired
-from datadream_utils.analysis.results import to_latex, to_markdown
+from datadream_utils.analysis.compare import paired_difference
+from datadream_utils.analysis.tables import to_latex, to_markdown
 from datadream_utils.classifier.evaluate import wilson_interval
 from datadream_utils.data.dataset import Dataset, load_dataset
 from datadream_utils.data.folders import safe_dir
@@ -33,7 +32,7 @@ from datadream_utils.data.splits import SplitFile, apply_split, read_split_file
 from datadream_utils.errors import InputError
 from datadream_utils.files import inside, plain
 from datadream_utils.methods import METHODS, for_method
-from datadream_utils.params import STAGES, read_params_file
+from datadream_utils.params import STAGES, notebook_defaults, read_params_file
 from datadream_utils.seeds import stable_seed
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "0"))
@@ -392,11 +391,12 @@ def shown(text):
 @tried(25)
 @given(PLAIN.filter(lambda name: name != "second"))
 def test_markdown_shows_any_name_in_its_cell(name):
-    page = MarkdownIt("commonmark").enable("table").enable("strikethrough").render(to_markdown(table_of(name)))
+    text = to_markdown("main_results", table_of(name))
+    page = MarkdownIt("commonmark").enable("table").enable("strikethrough").render(text)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.S)]
     assert len(rows) == 3 and {len(row) for row in rows} == {5}
     assert sorted(map(shown, rows[0][3:])) == sorted([" ".join(name.split()), "second"])
-    assert set(re.findall(r"<(\w+)", page)) <= {"table", "thead", "tbody", "tr", "th", "td", "strong", "span"}
+    assert set(re.findall(r"<(\w+)", page)) <= {"p", "table", "thead", "tbody", "tr", "th", "td", "strong", "span"}
 
 
 def printed(tex):
@@ -410,7 +410,7 @@ def printed(tex):
 @tried(25)
 @given(PLAIN.filter(lambda name: name != "second"))
 def test_latex_prints_any_name_in_its_cell(name):
-    lines = to_latex(table_of(name)).splitlines()
+    lines = to_latex("main_results", table_of(name)).splitlines()
     rows = [re.split(r"(?<!\\)&", line.removesuffix(r" \\")) for line in lines if line.endswith(r" \\")]
     assert len(rows) == 3 and {len(row) for row in rows} == {5}
     cells = [printed(cell.strip()) for cell in rows[0][3:]]
@@ -429,7 +429,7 @@ def test_an_interval_holds_its_share(counts):
 def test_a_paired_interval_holds_the_difference(n, n_seeds, seed):
     random = np.random.default_rng(seed)
     a, b = (pd.DataFrame(random.random((n, n_seeds)) < random.random()) for _ in range(2))
-    found = paired(a, b)
-    assert found["low"] - 1e-9 <= found["ours"] <= found["high"] + 1e-9
-    assert found["ours"] == pytest.approx(100 * (a.to_numpy().mean() - b.to_numpy().mean()))
-    assert paired(b, a)["ours"] == pytest.approx(-found["ours"])
+    found = paired_difference(a, b)
+    assert found["low"] - 1e-9 <= found["difference"] <= found["high"] + 1e-9
+    assert found["difference"] == pytest.approx(100 * (a.to_numpy().mean() - b.to_numpy().mean()))
+    assert paired_difference(b, a)["difference"] == pytest.approx(-found["difference"])

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from datadream_utils.analysis import published
-from datadream_utils.analysis.results import paper_layout, to_markdown, write_tables
+from datadream_utils.analysis.tables import find_best, to_latex, to_markdown, write_table
+from datadream_utils.catalogue import TABLES
 from datadream_utils.methods import METHODS
 
 TRAINED = [(m, "S") for m in ("issynth", "disef", "datadream_cls", "datadream_dset")] + [("real", "R")]
@@ -25,7 +26,7 @@ BOLD = {
 
 
 def test_every_cell_is_there_once():
-    cells = published.load()
+    cells = published.load_published()
     assert list(cells["dataset"].unique()) == DATASETS and len(cells) == 110
     rows = [("clip_zeroshot", "none"), *TRAINED]
     for _, column in cells.groupby("dataset"):
@@ -36,8 +37,8 @@ def test_every_cell_is_there_once():
 
 
 def test_printed_averages_are_the_means_of_their_rows_but_for_the_one_annotated():
-    printed = published.load().query("dataset == 'average'").set_index(["method", "setting"])
-    off = (published.averages().set_index(["method", "setting"])["mean"] - printed["mean"]).abs()
+    printed = published.load_published().query("dataset == 'average'").set_index(["method", "setting"])
+    off = (published.compute_averages().set_index(["method", "setting"])["mean"] - printed["mean"]).abs()
     assert (off.drop(("clip_zeroshot", "none")) <= 0.05 + 1e-9).all()
     assert off["clip_zeroshot", "none"] == pytest.approx(0.81)
     note = printed.loc[("clip_zeroshot", "none"), "note"]
@@ -47,21 +48,16 @@ def test_printed_averages_are_the_means_of_their_rows_but_for_the_one_annotated(
 
 
 def test_the_best_of_each_block_is_what_the_paper_prints_in_bold():
-    rows, columns, _ = paper_layout(published.table())
-    labels = {method: METHODS[method].label for method, _ in BOLD}
-    ticks = {"S": (False, True), "R": (True, False), "R+S": (True, True), "none": (False, False)}
-    expected = {(labels[method], *ticks[setting]): names for (method, setting), names in BOLD.items()}
-    expected["DataDream_cls", False, True] = expected["DataDream_cls", False, True] | {"sun397"}  # a tie, printed once
-    assert columns == DATASETS
-    for row in rows:
-        best = {name for name, cell in row["cells"].items() if cell["best"]}
-        assert best == expected.get((row["method"], row["R"], row["S"]), set())
-    notes = published.load().set_index(["dataset", "method", "setting"])["note"]
+    table = published.published_table()
+    best = table[find_best(table)].groupby(["method", "setting"])["dataset"].agg(set).to_dict()
+    expected = BOLD | {("datadream_cls", "S"): BOLD["datadream_cls", "S"] | {"sun397"}}  # a tie, printed once
+    assert best == expected and list(table["dataset"].unique()) == DATASETS
+    notes = published.load_published().set_index(["dataset", "method", "setting"])["note"]
     assert "bold" in notes["sun397", "datadream_dset", "S"]
 
 
 def test_every_cell_tested_on_training_images_says_so_and_no_other():
-    cells = published.load()
+    cells = published.load_published()
     told = cells[cells["note"].str.contains("training split")]
     affected = cells["dataset"].isin([*published.LEAKY, "average"])
     assert set(told.index) == set(cells[affected].index) and list(published.LEAKY) == ["dtd", "eurosat", "flowers102"]
@@ -74,13 +70,14 @@ def test_every_cell_tested_on_training_images_says_so_and_no_other():
 
 
 def test_the_table_says_whose_numbers_it_holds(tmp_path):
-    write_tables(published.table(), tmp_path, "published", title=published.TITLE)
-    assert (tmp_path / "published.md").read_text().startswith("**Published by the authors (Kim et al., ECCV 2024")
-    assert "Published by the authors" in (tmp_path / "published.tex").read_text().splitlines()[0]
+    write_table(tmp_path, "published", published.published_table())
+    for suffix in ("md", "tex"):
+        first = (tmp_path / f"published.{suffix}").read_text().splitlines()[0]
+        assert "by the authors" in first and "Kim et al., ECCV 2024" in first and "not results of this project" in first
     assert set(pd.read_csv(tmp_path / "published.csv")["source"]) == {published.SOURCE}
-    line = to_markdown(published.table()).splitlines()[2]
-    assert line.startswith("| CLIP (zero-shot) |  |  | 70.2 | 96.1 | 46.1<sup>a</sup> | 38.1<sup>a</sup> | 23.8 |")
-    assert "| 64.9<sup>" in line
+    table = to_markdown("published", published.published_table())
+    assert "\n| CLIP (zero-shot) |  |  | 70.2 | 96.1 | 46.1<sup>a</sup> | 38.1<sup>a</sup> | 23.8 |" in table
+    assert "| 64.9<sup>" in table
 
 
 def _ours(**changes):
@@ -90,39 +87,42 @@ def _ours(**changes):
 
 def test_ours_beside_theirs():
     ours = pd.DataFrame([_ours(), _ours(method="loft", setting="S"), _ours(dataset="mnist5k"), _ours(n_shot=4)])
-    both = published.beside(ours)
+    both = published.join_published(ours)
     assert both["method"].tolist() == ["real", "loft"] and both["our_mean"].tolist() == [74.0, 74.0]
     real, loft = both.itertuples()
     assert (real.published_mean, real.published_std) == (78.3, 2.8) and "73.9" in real.note
     assert real.difference == pytest.approx(-4.3)
     assert pd.isna(loft.published_mean) and pd.isna(loft.difference) and loft.note == ""
-    assert published.beside(ours[ours["dataset"] == "mnist5k"]).empty
+    assert published.join_published(ours[ours["dataset"] == "mnist5k"]).empty
 
 
-def test_both_tables_in_words():
-    texts = published.beside_texts(published.beside(pd.DataFrame([_ours(), _ours(method="loft", setting="S")])))
-    real, loft = texts["md"].splitlines()[-2:]
+def test_the_joined_table_in_markdown_and_latex(tmp_path):
+    joined = published.join_published(pd.DataFrame([_ours(), _ours(method="loft", setting="S")]))
+    real, loft = to_markdown("beside", joined).splitlines()[-2:]
     assert "| Real-finetune | ✓ |  | 74.0 ± 1.0 | 78.3 ± 2.8 | -4.3 | " in real and "73.9" in real
     assert loft.endswith("| LoFT |  | ✓ | 74.0 ± 1.0 | – |  |  |")
-    assert texts["tex"].count("toprule") == 1 and r"78.3 $\pm$ 2.8 & -4.3 \\" in texts["tex"]
-    assert texts["csv"].count("\n") == 3
+    tex = to_latex("beside", joined)
+    assert tex.count("toprule") == 1 and r"78.3$_{\pm 2.8}$ & -4.3 \\" in tex and "73.9" not in tex
+    paths = write_table(tmp_path, "beside", joined)
+    assert [path.suffix[1:] for path in paths] == list(TABLES["beside"].formats)
+    assert (tmp_path / "beside.csv").read_text().count("\n") == 3
 
 
 def test_only_a_row_with_all_ten_data_sets_has_an_average_beside_theirs():
     ours = pd.DataFrame([_ours(dataset=name, accuracy_mean=80.0 + i) for i, name in enumerate(DATASETS[:-1])])
-    (average,) = published.beside(ours).query("dataset == 'average'").itertuples()
+    (average,) = published.join_published(ours).query("dataset == 'average'").itertuples()
     assert (average.our_mean, average.published_mean) == (84.5, 84.62) and average.difference == pytest.approx(-0.12)
-    assert not (published.beside(ours[1:])["dataset"] == "average").any()
+    assert not (published.join_published(ours[1:])["dataset"] == "average").any()
 
 
 def test_the_order_is_that_of_the_printed_averages():
-    printed = published.load().query("dataset == 'average'").set_index(["method", "setting"])["mean"]
-    order = published.order()
+    printed = published.load_published().query("dataset == 'average'").set_index(["method", "setting"])["mean"]
+    order = published.published_order()
     assert len(order) == 6 + 10 + 4
     for pair in order.itertuples():
         assert pair.published > 0
         assert pair.published == pytest.approx(printed[pair.higher] - printed[pair.lower], abs=0.1 + 1e-9)
-    cells = published.load().query("dataset not in ['dtd', 'eurosat', 'flowers102', 'average']")
+    cells = published.load_published().query("dataset not in ['dtd', 'eurosat', 'flowers102', 'average']")
     sound = cells.groupby(["method", "setting"])["mean"].mean()
     for pair in order.itertuples():
         assert pair.without == pytest.approx(sound[pair.higher] - sound[pair.lower], abs=0.005 + 1e-9)
@@ -132,3 +132,16 @@ def test_the_order_is_that_of_the_printed_averages():
     assert (("datadream_dset", "S"), ("datadream_cls", "S")) in pairs
     assert (("real", "R"), ("datadream_dset", "S")) in pairs
     assert not {("clip_zeroshot", "none")} & {row for pair in pairs for row in pair}
+
+
+@pytest.mark.parametrize("dataset", DATASETS[:-1])
+def test_the_order_of_a_published_data_set_is_that_of_its_own_cells(dataset):
+    cells = published.load_published().query("dataset == @dataset").set_index(["method", "setting"])["mean"]
+    order = published.published_order(dataset)
+    assert set(order["source"]) == {dataset} and order["without"].isna().all() and (order["published"] > 0).all()
+    for pair in order.itertuples():
+        assert pair.published == pytest.approx(cells[pair.higher] - cells[pair.lower])
+    pairs = [(a, b) for a in cells.index for b in cells.index if a < b and {a[1], b[1]} in published.COMPARED]
+    ties = sum(cells[a] == cells[b] for a, b in pairs)  # equal cells have no order
+    assert len(pairs) == 20 and len(order) == 20 - ties
+    assert set(published.published_order("another")["source"]) == {"average"}

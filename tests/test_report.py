@@ -1,12 +1,13 @@
 """The overview page: what is finished, what failed, and names that try to be markup."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import yaml
 from PIL import Image
 
-from datadream_utils.runs.locks import hold, release
+from datadream_utils.runs.locks import lock, release
 from workflow.scripts.report import write_report
 from workflow.scripts.study import read_study
 
@@ -26,6 +27,13 @@ class Page(HTMLParser):
         self.text += data
 
 
+def _counts(page):
+    """The page's numbers of stages: in all, finished, running, failed, waiting."""
+    (line,) = re.findall(r"\d+ of \d+ stages are finished.*?begun", page.text, re.S)
+    finished, stages, running, failed, waiting = map(int, re.findall(r"\d+", line))
+    return stages, finished, running, failed, waiting
+
+
 def _study(folder, folder_dataset):
     values = {"output_root": str(folder / "outputs"), "figures_dir": str(folder / "figures")}
     (folder / "out.yaml").write_text(yaml.safe_dump(values))
@@ -41,7 +49,7 @@ def _study(folder, folder_dataset):
     return read_study(folder / "study.yaml")
 
 
-def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_dataset):
+def test_the_page_lists_finished_failed_and_waiting_stages(tmp_path, folder_dataset):
     study = _study(tmp_path, folder_dataset)
     real, fakeit = (tmp_path / "outputs" / name for name in study.runs())
     for folder, seconds in ((real / "train-R", 7200), (fakeit / "generate", 3600)):
@@ -55,8 +63,8 @@ def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_data
     written = write_report(study)
     assert written == tmp_path / "outputs" / "report.html"
     page = Page(written.read_text())
-    assert "2 of 3 stages are finished, 0 running, 1\nstopped before their end, 0 have not begun" in page.text
-    assert "took 3.00 hours" in page.text and "71.2 %" in page.text and "1.5 GB" in page.text
+    assert _counts(page) == (3, 2, 0, 1, 0)
+    assert "3.00 hours" in page.text and "71.2 %" in page.text and "1.5 GB" in page.text
     assert "InputError: <img src=x onerror=alert(1)>" in page.text and "\x1b" not in page.text
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "link"})
     (picture,) = [attrs for tag, attrs in page.tags if tag == "img"]
@@ -66,18 +74,18 @@ def test_the_page_tells_finished_failed_and_waiting_stages(tmp_path, folder_data
         assert (written.parent / address.replace("%2B", "+")).exists(), address
 
 
-def test_the_page_tells_a_running_stage_from_a_stopped_one(tmp_path, folder_dataset):
+def test_a_running_stage_differs_from_a_stopped_one(tmp_path, folder_dataset):
     study = _study(tmp_path, folder_dataset)
     real, fakeit = (tmp_path / "outputs" / name for name in study.runs())
     real.mkdir(parents=True)
     (real / "03_train_clip-R.log").write_text("Executing\n")
     for folder, part in ((real / "train-R", ""), (fakeit / "generate", "1-of-2")):
-        locks = hold(folder, part)
-        assert "1 running" in Page(write_report(study).read_text()).text
+        locks = lock(folder, part)
+        assert _counts(Page(write_report(study).read_text()))[2] == 1
         release(locks)
-    assert "0 running, 1\nstopped" in Page(write_report(study).read_text()).text
+    assert _counts(Page(write_report(study).read_text())) == (3, 0, 0, 1, 2)
 
 
 def test_the_page_of_a_study_that_has_not_begun(tmp_path, folder_dataset):
     page = Page(write_report(_study(tmp_path, folder_dataset)).read_text())
-    assert "0 of 3 stages are finished" in page.text and "3 have not begun" in page.text
+    assert _counts(page) == (3, 0, 0, 0, 3)

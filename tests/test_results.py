@@ -1,4 +1,4 @@
-"""Intervals, tables, figures."""
+"""Intervals, the table of all runs, the main table and how it is written."""
 
 import json
 from dataclasses import replace
@@ -6,28 +6,27 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.core.formatters import DisplayFormatter
+from conftest import finish_stage
 
 from datadream_utils.analysis.results import (
-    at_n_shot,
+    PREDICTION_COLUMNS,
+    compute_all_results,
+    compute_main_results,
     confusion,
     example_pictures,
     find_class,
+    load_predictions,
     load_results,
-    main_results,
-    paper_layout,
-    tables,
-    to_latex,
-    to_markdown,
-    write_tables,
+    load_stages,
+    select_n_shot,
 )
-from datadream_utils.classifier.evaluate import wilson_interval, write_results
+from datadream_utils.analysis.tables import escape_latex, lay_out_results, to_latex, to_markdown, write_table
+from datadream_utils.catalogue import TABLES
+from datadream_utils.classifier.evaluate import save_results, wilson_interval
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
-from datadream_utils.plots import style as plots
-from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.stage import stage as run_stage
+from datadream_utils.runs.checksums import write_checksums
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (7, 10), (350, 3500), (3500, 3500)])
@@ -52,7 +51,7 @@ def _runs():
 
 
 def test_main_results_are_means_and_sample_deviations():
-    table = main_results(_runs()).set_index(["method", "setting"])
+    table = compute_main_results(_runs()).set_index(["method", "setting"])
     assert table.loc[("datadream_cls", "S"), ["accuracy_mean", "accuracy_std", "n_seeds"]].tolist() == [62.0, 2.0, 3]
     assert np.isnan(table.loc[("clip_zeroshot", "none"), "accuracy_std"])
     assert table.index[0] == ("clip_zeroshot", "none") and table.index[-1] == ("datadream_cls", "R+S")
@@ -61,11 +60,14 @@ def test_main_results_are_means_and_sample_deviations():
 def test_variants_stay_out_of_the_main_table():
     runs = _runs()
     odd = runs.assign(variant="rank1", accuracy=0.0)
-    assert main_results(pd.concat([runs, odd])).equals(main_results(runs))
+    assert compute_main_results(pd.concat([runs, odd])).equals(compute_main_results(runs))
 
 
 def test_tables_mark_the_best_of_each_block():
-    markdown, latex = to_markdown(main_results(_runs())), to_latex(main_results(_runs()))
+    markdown, latex = (
+        to_markdown("main_results", compute_main_results(_runs())),
+        to_latex("main_results", compute_main_results(_runs())),
+    )
     assert "| CLIP (zero-shot) |  |  | 40.0 |" in markdown
     assert "| DataDream_cls |  | ✓ | **62.0 ± 2.0** |" in markdown
     assert "| Real-finetune | ✓ |  | 67.0 ± 2.0 |" in markdown
@@ -75,7 +77,8 @@ def test_tables_mark_the_best_of_each_block():
 
 
 def test_csv_has_the_promised_columns(tmp_path):
-    write_tables(main_results(_runs()), tmp_path)
+    paths = write_table(tmp_path, "main_results", compute_main_results(_runs()))
+    assert [path.name for path in paths] == [f"main_results.{suffix}" for suffix in ("csv", "md", "tex")]
     columns = ["dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test"]
     assert list(pd.read_csv(tmp_path / "main_results.csv").columns) == columns
 
@@ -83,26 +86,30 @@ def test_csv_has_the_promised_columns(tmp_path):
 def test_other_classifiers_and_protocols_have_tables_of_their_own():
     runs = _runs()
     others = [runs.assign(classifier="resnet", accuracy=99.0), runs.assign(protocol="published", accuracy=98.0)]
-    made = tables(pd.concat([runs, *others]))
+    made = compute_all_results(pd.concat([runs, *others]))
     assert list(made) == ["main_results", "resnet_results", "published_protocol"]
-    assert made["main_results"].equals(main_results(runs)) and list(tables(runs)) == ["main_results"]
+    assert made["main_results"].equals(compute_main_results(runs)) and list(compute_all_results(runs)) == [
+        "main_results"
+    ]
     assert set(made["resnet_results"]["accuracy_mean"]) == {99.0}
     assert set(made["published_protocol"]["accuracy_mean"]) == {98.0}
-    only_resnet = tables(others[0])
-    assert only_resnet["main_results"].empty and "| Method |" in to_markdown(only_resnet["main_results"])
+    only_resnet = compute_all_results(others[0])
+    assert only_resnet["main_results"].empty and "| Method |" in to_markdown(
+        "main_results", only_resnet["main_results"]
+    )
 
 
 def test_several_data_sets_have_the_papers_order_and_an_average_of_whole_rows():
     runs = _runs()
     more = [runs.assign(dataset=name, accuracy=runs["accuracy"] + 10) for name in ("dtd", "imagenet")]
     more[0] = more[0][more[0]["method"] != "fakeit"]
-    table = main_results(pd.concat([runs, *more]))
-    rows, columns, _ = paper_layout(table)
-    assert columns == ["imagenet", "dtd", "mnist_5k", "average"]
-    averages = {(row["method"], row["S"]): row["cells"].get("average", {}).get("accuracy_mean") for row in rows}
-    assert averages[("Real-finetune", False)] == pytest.approx((67 + 77 + 77) / 3)
-    assert averages[(METHODS["fakeit"].label, True)] is None
-    line = next(line for line in to_markdown(table).splitlines() if line.startswith("| FakeIt"))
+    table = compute_main_results(pd.concat([runs, *more]))
+    layout = lay_out_results(table)
+    assert layout.headings[3:] == ["imagenet", "dtd", "mnist_5k", "average"]
+    cells = {(row[0], row[2]): row[-1] for row in layout.rows}
+    assert cells["Real-finetune", ""].startswith(f"{(67 + 77 + 77) / 3:.1f} ± ")
+    assert cells[METHODS["fakeit"].label, "✓"] == "–"
+    line = next(line for line in to_markdown("main_results", table).splitlines() if line.startswith("| FakeIt"))
     assert line.endswith("|  | ✓ | 52.0 ± 2.0 | – | 42.0 ± 2.0 | – |")
     seeds = (runs.query("method == 'real'").groupby("seed")["accuracy"].mean() + 20 / 3).std()
     of_real = table.query("dataset == 'average' and method == 'real'")
@@ -113,27 +120,37 @@ def test_several_data_sets_have_the_papers_order_and_an_average_of_whole_rows():
 
 def test_a_number_is_rounded_once():
     runs = _runs().assign(accuracy=67.5524)  # 67.55, and that 67.5, if it were rounded twice
-    assert "67.6" in to_markdown(main_results(runs)) and "67.5" not in to_markdown(main_results(runs))
+    markdown = to_markdown("main_results", compute_main_results(runs))
+    assert "67.6" in markdown and "67.5" not in markdown
 
 
 def test_notes_stand_below_the_table_once_each():
-    table = main_results(_runs())
+    table = compute_main_results(_runs())
     table = table.assign(note=["", "odd 5%", "odd 5%", *[""] * (len(table) - 4), "new"])
-    markdown, latex = to_markdown(table, title="T"), to_latex(table, title="T")
-    assert markdown.startswith("**T**\n\n| Method") and markdown.endswith("<sup>a</sup> odd 5%\n\n<sup>b</sup> new\n")
+    markdown, latex = to_markdown("published", table), to_latex("published", table)
+    assert markdown.endswith("<sup>a</sup> odd 5%\n\n<sup>b</sup> new\n")
     assert markdown.count("<sup>a</sup>") == 3 and markdown.count("<sup>b</sup>") == 2
     assert latex.count("$^{a}$") == 3 and r"$^{a}$ odd 5\%" in latex and "<sup>" not in latex
 
 
+@pytest.mark.parametrize("name", ["main_results", "resnet_results", "published_protocol"])
+def test_title_and_caption_of_the_catalogue_stand_above_the_table(name):
+    table, entry = compute_main_results(_runs()), TABLES[name]
+    markdown, latex = to_markdown(name, table), to_latex(name, table)
+    assert markdown.startswith(f"**{entry.title}.** {entry.caption}\n\n| Method")
+    assert latex.startswith(rf"\textbf{{{escape_latex(entry.title)}.}} {escape_latex(entry.caption)}\\[1ex]")
+    assert to_markdown(name, table, caption=False).startswith("| Method")
+
+
 def test_a_method_that_is_no_more_is_named():
     with pytest.raises(InputError, match="method 'datadream_clz' is not known. Did you mean 'datadream_cls'"):
-        main_results(_runs().replace({"method": {"datadream_cls": "datadream_clz"}}))
+        compute_main_results(_runs().replace({"method": {"datadream_cls": "datadream_clz"}}))
 
 
 def test_a_number_of_shots_without_runs_names_those_there_are():
-    assert len(at_n_shot(_runs(), "mnist_5k", 16)) == len(_runs())
+    assert len(select_n_shot(_runs(), "mnist_5k", 16)) == len(_runs())
     with pytest.raises(InputError, match="no classifier of 'mnist_5k' with n_shot=4 .* Found: mnist_5k with n_shot=16"):
-        at_n_shot(_runs(), "mnist_5k", 4)
+        select_n_shot(_runs(), "mnist_5k", 4)
 
 
 def test_confusion_counts_by_hand():
@@ -141,32 +158,38 @@ def test_confusion_counts_by_hand():
     assert confusion(table, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
-def test_results_come_back_from_disk(make_params, mnist):
-    p = make_params("train", method="clip_zeroshot", setting="none")
+def test_results_come_back_from_disk(make_run):
+    run = make_run("train", method="clip_zeroshot", setting="none")
+    output_root = run.params.output_root
     labels = np.repeat(np.arange(10), 10)
     predictions = pd.DataFrame({"label": labels, "prediction": np.where(labels < 8, labels, 0)})
     predictions = predictions.assign(correct=predictions["label"] == predictions["prediction"])
-    stage = run_stage(p, "train-none")
+    predictions = predictions.assign(file="test/0.png", probability=0.9)
     with pytest.raises(InputError, match="no finished classifier under"):
-        load_results(p.output_root)
-    stage.begin()
-    metrics = write_results(stage, p, mnist, predictions, [])
-    stage.finish()
+        load_results(output_root)
+    run.begin()
+    metrics = save_results(run, None, None, predictions)
     assert metrics["accuracy"] == 80.0 and metrics["per_class"]["nine"] == 0.0
-    assert load_results(p.output_root)["accuracy"].tolist() == [80.0]
+    runs, stages = load_results(output_root), load_stages(output_root)
+    assert runs["accuracy"].tolist() == [80.0] and runs["folder"].tolist() == [run.folder]
     assert (metrics["classifier"], metrics["protocol"]) == ("clip", "sound")
+    assert stages["stage"].tolist() == ["train-none"] and stages["folder"].tolist() == [run.folder]
+    ((key, tables),) = load_predictions(runs, "mnist5k", 16).items()
+    assert key == ("clip_zeroshot", "none") and list(tables[0].columns) == list(PREDICTION_COLUMNS)
+    assert tables[0]["label"].tolist() == labels.tolist() and confusion(tables[0], 10)[9, 0] == 10
 
 
 def _write_metrics(folder, **changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
+    metrics |= dict(classifier="clip", protocol="sound")
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(metrics | changes))
-    (folder / "manifest.json").write_text("{}")
+    finish_stage(folder)
 
 
-def test_older_results_are_clips_under_the_sound_protocol(tmp_path):
+def test_every_classifier_of_a_run_is_a_row(tmp_path):
     _write_metrics(tmp_path / "a" / "train-R")
-    _write_metrics(tmp_path / "a" / "train-R-resnet", classifier="resnet", protocol="sound")
+    _write_metrics(tmp_path / "a" / "train-R-resnet", classifier="resnet")
     runs = load_results(tmp_path).set_index("classifier")
     assert list(runs.index) == ["clip", "resnet"] and set(runs["protocol"]) == {"sound"}
 
@@ -177,22 +200,45 @@ def test_results_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(InputError, match="a/train-R and .*copy/train-R hold the same run: move one"):
         load_results(tmp_path)
     (tmp_path / "copy" / "train-R" / "metrics.json").write_text('{"dataset": ')
+    with pytest.raises(InputError, match="copy/train-R/metrics.json has vanished or changed since 03_train_clip"):
+        load_results(tmp_path)
+    finish_stage(tmp_path / "copy" / "train-R")
     with pytest.raises(InputError, match="copy/train-R/metrics.json cannot be read .* run 03_train_clip again"):
         load_results(tmp_path)
 
 
+def _write_pictures(root, method, seed, variant=""):
+    """A finished generate stage: three pictures of each of two classes."""
+    folder, names = root / f"{method}{seed}" / "generate", [f"{label}/{i}.png" for label in (0, 1) for i in (0, 1, 2)]
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_bytes(b"a picture")
+    lines = [json.dumps({"file_name": name, "label": int(name[0])}) for name in names]
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
+    finish_stage(folder, stage="generate", parameters=parameters, seconds=1.0)
+    return folder
+
+
 def test_example_pictures_come_from_the_lowest_seed_in_the_tables_order(tmp_path):
-    for method, seed, variant in [("loft", 0, ""), ("issynth", 2, ""), ("issynth", 1, ""), ("disef", 0, "odd")]:
-        images = tmp_path / f"{method}{seed}" / "generate" / "images"
-        images.mkdir(parents=True)
-        lines = [json.dumps({"file_name": f"{label}/{i}.png", "label": label}) for label in (0, 1) for i in (0, 1, 2)]
-        (images / "metadata.jsonl").write_text("\n".join(lines))
-        parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
-        (images.parent / "manifest.json").write_text(json.dumps({"parameters": parameters}))
-    found = example_pictures(tmp_path, "d", 16, label=1, count=2)
-    assert list(found) == ["IsSynth", "LoFT"]
-    folder = tmp_path / "issynth1" / "generate" / "images" / "1"
-    assert found["IsSynth"] == [folder / "0.png", folder / "1.png"]
+    _write_pictures(tmp_path, "loft", 0)
+    _write_pictures(tmp_path, "issynth", 2)
+    _write_pictures(tmp_path, "disef", 0, "odd")
+    folder = _write_pictures(tmp_path, "issynth", 1)
+    pictures = example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
+    assert list(pictures) == ["IsSynth", "LoFT"]
+    assert pictures["IsSynth"] == [folder / "images" / "1" / "0.png", folder / "images" / "1" / "1.png"]
+
+
+def test_pictures_that_cannot_be_listed_are_named(tmp_path):
+    folder = _write_pictures(tmp_path, "loft", 0)
+    (folder / "images" / "1" / "0.png").write_bytes(b"another picture")
+    with pytest.raises(InputError, match="images/1/0.png has vanished or changed since 02_generate made it"):
+        example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
+    (folder / "images" / "metadata.jsonl").write_text("[]")
+    finish_stage(folder, **json.loads((folder / "manifest.json").read_text()) | {"checksums": write_checksums(folder)})
+    with pytest.raises(InputError, match=r"loft0/generate/images/metadata.jsonl cannot be read .* 02_generate"):
+        example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
 
 
 def test_unknown_class_names_the_nearest(mnist):
@@ -205,49 +251,3 @@ def test_no_class_means_the_data_sets_example_or_its_first(folder_dataset):
     data = load_dataset(str(folder_dataset))
     assert find_class(data, "") == 0
     assert find_class(replace(data, example="crème brûlée"), "") == 1
-
-
-def test_figures_have_the_same_bytes_every_time(tmp_path):
-    table = main_results(_runs())
-    for name in ("a", "b"):
-        plots.save_figure(plots.accuracy_bars(table, "mnist_5k"), tmp_path, name)
-    for suffix in ("png", "pdf"):
-        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
-
-
-def test_bars_say_which_is_highest_and_lowest():
-    table = main_results(_runs())
-    best, worst = (table.loc[row] for row in (table["accuracy_mean"].idxmax(), table["accuracy_mean"].idxmin()))
-    sentence = plots.accuracy_bars(table, table["dataset"][0]).sentence
-    assert f"({best['accuracy_mean']:.1f} %); lowest" in sentence and f"({worst['accuracy_mean']:.1f} %)." in sentence
-
-
-def test_grid_has_a_place_for_every_picture():
-    red = np.full((4, 4, 3), [1.0, 0, 0])
-    figure = plots.show_grid([[red, red], [red, None]], ["a", "b"], title="t")
-    assert sum(len(ax.images) for ax in figure.axes) == 3 and list(figure._repr_mimebundle_()[0]) == ["image/png"]
-    assert len(plots.show_grid([]).axes) == 1
-
-
-def test_a_shown_figure_says_in_words_what_it_shows():
-    black = np.zeros((4, 4, 3))
-    grid = plots.show_grid([[black] * 2] * 2, ["one", "two"], ["before", "after"], title="Drawn")
-    _, metadata = DisplayFormatter().format(grid)
-    assert metadata == {"image/png": {"alt": "Drawn; rows: one, two; columns: before, after"}}
-    heatmap = training_figures.confusion_heatmap(np.array([[3, 1], [0, 4]]), ["one", "two"], "Confusions")
-    assert heatmap.alt == "Confusions. On the diagonal: one 75, two 100. Largest off it: one as two 25."
-    large = training_figures.confusion_heatmap(np.eye(30), [f"class {i}" for i in range(30)], "Confusions")
-    assert large.alt == "Confusions. Mean of the diagonal: 100."
-
-
-def test_curves_say_in_words_what_they_show():
-    curves = training_figures.loss_curves({"one": [6.0, 5, 4, 3, 2, 1], "two": [6.0, 5, 4, 3, 2, 7]}, "Loss")
-    words = "Mean loss, in equal parts of the steps: 6.00, 5.00, 4.00, 3.00, 2.00, 4.00"
-    assert curves.sentence == f"{words}; it is lower in the last for 1 of 2 adapters."
-    assert curves.alt == f"Loss. {curves.sentence}"
-    assert "0.80; it is lower" in training_figures.loss_curves({"short": [0.9, 0.8]}).sentence
-    assert training_figures.loss_curves({}).sentence == "Nothing was adapted."
-    history = pd.DataFrame({"step": range(4), "loss": [2.0, 1, 1, 0.5], "val_accuracy": [None, 0.5, None, 0.75]})
-    words = "Two curves over 4 optimizer steps. Training loss: 2.00 at first, 0.50 at last."
-    assert training_figures.training_curves(history).alt == f"{words} Validation accuracy: 50, 75 %."
-    assert training_figures.training_curves(history.assign(val_accuracy=None)).alt == words

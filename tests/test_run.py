@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.analysis.stages import load_stages
+from datadream_utils.analysis.results import load_stages
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe

@@ -8,10 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import finish_stage
 from matplotlib.figure import Figure
 from PIL import Image
 
-from datadream_utils.analysis.results import example_pictures, load_results, main_results, write_tables
+from datadream_utils.analysis.results import compute_main_results, example_pictures, load_results, load_stages
+from datadream_utils.analysis.tables import write_table
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import evaluate, save_results
 from datadream_utils.classifier.pictures import training_sets
@@ -22,12 +24,14 @@ from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe, read_generated
 from datadream_utils.errors import InputError
-from datadream_utils.files import literal, read_yaml
+from datadream_utils.files import read_yaml
 from datadream_utils.params import ROOT, STAGES, read_params_file
-from datadream_utils.plots import style as plots
-from datadream_utils.plots import training as training_figures
-from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import FORMAT, Stage
+from datadream_utils.plots.gallery import save_figure
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.results import accuracy_bars, teaser
+from datadream_utils.plots.style import literal
+from datadream_utils.plots.training import confusion_heatmap
+from datadream_utils.runs.stage import Stage
 
 
 def refuses(match, function, *arguments):
@@ -171,7 +175,7 @@ def test_hostile_parameter_values(make_params, changes):
 
 @pytest.mark.parametrize("dataset", ["../../etc", "/", "..", "x" * 3000, "CON", "a b/ü", "\\\\server\\share"])
 def test_a_runs_folder_stays_in_output_root(make_run, tmp_path, dataset):
-    run = make_run("adapt", dataset=dataset)
+    run = make_run("adapt", dataset=dataset, n_shot=1)
     assert run.folder.parent.parent == tmp_path / "outputs"
     run.begin()
     assert (tmp_path / "outputs" / run.folder.parent.name / "adapt" / "parameters.json").is_file()
@@ -270,9 +274,9 @@ def test_figures_show_dollars_as_they_are(name):
 def test_no_name_breaks_a_figure(tmp_path):
     names = [r"$\frac{$", "a_$b$", "<b>&amp;", "東京"]
     picture = np.zeros((4, 4, 3))
-    plots.save_figure(training_figures.confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
-    plots.save_figure(plots.teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
-    plots.save_figure(plots.show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
+    save_figure(confusion_heatmap(np.eye(4), names), tmp_path, "confusion")
+    save_figure(teaser({name: [picture] for name in names}, names[0], names[1]), tmp_path, "teaser")
+    save_figure(show_grid([[picture]], [names[0]], [names[0]], title=names[1]), tmp_path, "grid")
     assert len(list(tmp_path.glob("*.pdf"))) == 3
 
 
@@ -281,8 +285,8 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    manifest = {"format": FORMAT, "checksums": write_checksums(folder / "generate")}
-    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest | {"parameters": parameters}))
+    manifest = {"format": FORMAT, "parameters": parameters, "checksums": write_checksums(folder / "generate")}
+    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -290,17 +294,18 @@ def _generated(folder, file_name):
 )
 def test_generated_metadata_names_only_files_beside_it(tmp_path, file_name):
     _generated(tmp_path / "run", file_name)
-    refuses("metadata.jsonl", example_pictures, tmp_path, "d", 1, 0, 8)
+    refuses("metadata.jsonl", example_pictures, load_stages(tmp_path), "d", 1, 0, 8)
     refuses("metadata.jsonl", read_generated, Stage("generate", tmp_path / "run" / "generate"), 1)
 
 
 @pytest.mark.parametrize("changes", [{"method": 3}, {"setting": "X"}, {"dataset": None}, {"accuracy": "<b>"}, []])
 def test_hostile_metrics_are_refused(tmp_path, changes):
     metrics = dict(dataset="d", method="real", setting="R", n_shot=1, seed=0, variant="", accuracy=1.0, n_test=9)
-    (tmp_path / "a" / "train-R").mkdir(parents=True)
-    (tmp_path / "a" / "train-R" / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
-    manifest = {"format": FORMAT, "checksums": write_checksums(tmp_path / "a" / "train-R")}
-    (tmp_path / "a" / "train-R" / "manifest.json").write_text(json.dumps(manifest))
+    metrics |= dict(classifier="clip", protocol="sound")
+    folder = tmp_path / "a" / "train-R"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes if changes else []))
+    finish_stage(folder)
     refuses("metrics.json cannot be read .* delete .* and run 03_train_clip again", load_results, tmp_path)
 
 
@@ -326,27 +331,26 @@ def known_files(folder):
     return files
 
 
-def test_a_runs_files_hold_no_pickle(make_run, pipe, clip, folder_dataset, tmp_path):
+def test_a_runs_files_hold_no_pickle(make_run, pipe, folder_dataset, tmp_path):
     data = load_dataset(str(folder_dataset))
     changes = dict(dataset=str(folder_dataset), n_shot=1, adapt_epochs=1, images_per_class=1, num_inference_steps=2)
     changes |= dict(train_epochs=1, train_batch_size=1, setting="R+S", val_every=1, method="datadream_dset")
-
-    def make(stage, source=None):
-        fields = STAGES[stage].model_fields
-        known = {name: value for name, value in changes.items() if name in fields}
-        return make_run(stage, data, source, **known)
-
-    run = make("adapt")
-    adapt(pipe, plan_adapters(run), run)
-    run = make("generate", run.stage)
-    generate(pipe, make_recipe(run), run)
-    run = make("train", run.stage)
-    model = make_classifier(run)
-    history = fit(model, training_sets(run, model.image_size), run)
-    save_results(run, model, history, evaluate(model, run))
-    table = main_results(load_results(tmp_path / "outputs"))
-    write_tables(table, tmp_path / "outputs" / "figures")
-    plots.save_figure(plots.accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
+    runs, source = {}, None
+    for stage in ("adapt", "generate", "train"):
+        known = {key: value for key, value in changes.items() if key in STAGES[stage].model_fields}
+        runs[stage] = make_run(stage, data, source, **known)
+        source = runs[stage].stage
+        if stage == "adapt":
+            adapt(pipe, plan_adapters(runs[stage]), runs[stage])
+        elif stage == "generate":
+            generate(pipe, make_recipe(runs[stage]), runs[stage])
+        else:
+            model = make_classifier(runs[stage])
+            history = fit(model, training_sets(runs[stage], model.image_size), runs[stage])
+            save_results(runs[stage], model, history, evaluate(model, runs[stage]))
+    table = compute_main_results(load_results(tmp_path / "outputs"))
+    write_table(tmp_path / "outputs" / "figures", "main_results", table)
+    save_figure(accuracy_bars(table, data.name), tmp_path / "outputs" / "figures", "bars")
     kinds = {path.suffix for path in known_files(tmp_path / "outputs")}
     assert kinds >= {".json", ".jsonl", ".csv", ".png", ".pdf", ".safetensors", ".parquet", ".md", ".tex"}
 

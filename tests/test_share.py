@@ -7,44 +7,33 @@ import datasets as hub_library
 import pytest
 import torch
 import yaml
-from conftest import same_progress
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import generate
-from datadream_utils.diffusion.recipe import Recipe
+from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError
 from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import stage as run_stage
-from workflow.scripts.share import _origin, share
+from workflow.scripts.share import describe_origin, share_run
 
 
 @pytest.fixture
-def run(folder_dataset, make_params, pipe):
+def run(folder_dataset, make_run, pipe):
     """The folder of a run of two adapters and four images, from a user's own folder."""
     (folder_dataset / "dataset.yaml").write_text(yaml.safe_dump({"source": "my <b>kitchen</b>", "licence": "CC0"}))
-    changes = {"dataset": str(folder_dataset), "n_shot": 2}
-    p = make_params("adapt", adapt_epochs=2, adapt_warmup_steps=0, adapt_batch_size=2, **changes)
-    data = load_dataset(p.dataset)
-    shots = few_shot(data, 2, p.seed)
-    first = run_stage(p, "adapt")
-    first.begin()
-    adapt(pipe, plan_adapters(p.system, data, shots), p, first, same_progress)
-    write_shots(data, shots, first.folder / "shots.txt")
-    first.finish(split=data.split)
-    p = make_params("generate", images_per_class=2, num_inference_steps=1, generate_batch_size=2, **changes)
-    second = run_stage(p, "generate")
-    second.begin()
-    generate(pipe, Recipe(p.system, data, shots, p.seed, None), p, second, first, None, same_progress)
-    second.finish(split=data.split)
+    options = {"data": load_dataset(str(folder_dataset)), "dataset": str(folder_dataset), "n_shot": 2}
+    first = make_run("adapt", adapt_epochs=2, adapt_warmup_steps=0, adapt_batch_size=2, **options)
+    adapt(pipe, plan_adapters(first), first)
+    few = {"images_per_class": 2, "num_inference_steps": 1, "generate_batch_size": 2}
+    second = make_run("generate", source=first.stage, **few, **options)
+    generate(pipe, make_recipe(second), second)
     return first.folder.parent
 
 
 def test_plain_diffusers_and_datasets_read_what_is_shared(run, tmp_path):
-    there = share(run, tmp_path / "shared")
+    there = share_run(run, tmp_path / "shared")
     plain = StableDiffusionPipeline.from_pretrained("models/tiny-stable-diffusion", safety_checker=None)
     adapters = sorted(path for path in (there / "adapters").iterdir() if path.is_dir())
     assert len(adapters) == 2
@@ -60,7 +49,7 @@ def test_plain_diffusers_and_datasets_read_what_is_shared(run, tmp_path):
 
 
 def test_cards_name_origin_and_licence_and_no_path_of_this_machine(run, tmp_path):
-    there = share(run, tmp_path / "shared")
+    there = share_run(run, tmp_path / "shared")
     model, images = ModelCard.load(there / "adapters" / "README.md"), DatasetCard.load(there / "images" / "README.md")
     assert model.data.library_name == "diffusers" and "lora" in model.data.tags and model.data.license == "other"
     assert model.data.base_model is None  # models/tiny-stable-diffusion is a folder, no hub id
@@ -77,26 +66,26 @@ def test_cards_name_origin_and_licence_and_no_path_of_this_machine(run, tmp_path
 
 def test_what_is_known_of_the_origin_is_said(mnist):
     data = replace(mnist, source="somewhere", licence="")
-    lacks = "of the real images: not stated (`dataset.yaml` can say it)."
-    assert _origin(data) == f"somewhere; licence {lacks}"
-    assert _origin(replace(data, source="", licence="MIT")) == f"licence: MIT; source {lacks}"
-    assert _origin(replace(data, licence="MIT")) == "somewhere; licence: MIT."
-    assert _origin(replace(data, source="")) == f"source and licence {lacks}"
+    lacks = "of the real images: not stated (`dataset.yaml` can state it)."
+    assert describe_origin(data) == f"somewhere; licence {lacks}"
+    assert describe_origin(replace(data, source="", licence="MIT")) == f"licence: MIT; source {lacks}"
+    assert describe_origin(replace(data, licence="MIT")) == "somewhere; licence: MIT."
+    assert describe_origin(replace(data, source="")) == f"source and licence {lacks}"
 
 
 def test_a_shared_folder_is_never_overwritten_nor_an_unfinished_run_shared(run, tmp_path):
     (tmp_path / "shared").mkdir()
     with pytest.raises(InputError, match="exists already: name a new folder"):
-        share(run, tmp_path / "shared")
+        share_run(run, tmp_path / "shared")
     with pytest.raises(InputError, match="holds no finished stage"):
-        share(tmp_path / "mine", tmp_path / "other")
+        share_run(tmp_path / "mine", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_the_hubs_id_of_the_base_model_is_in_the_card(run, tmp_path):
     path = run / "adapt" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {"hub": "somebody/sd", "commit": "abc"}}))
-    there = share(run, tmp_path / "shared")
+    there = share_run(run, tmp_path / "shared")
     assert ModelCard.load(there / "adapters" / "README.md").data.base_model == "somebody/sd"
 
 
@@ -106,5 +95,5 @@ def test_a_path_of_this_machine_in_a_file_stops_the_sharing(run, tmp_path):
     manifest = json.loads(path.read_text()) | {"checksums": write_checksums(run / "adapt")}
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"shots.txt of .* holds the path .*: nothing was shared"):
-        share(run, tmp_path / "shared")
+        share_run(run, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()

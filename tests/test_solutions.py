@@ -12,7 +12,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from datadream_utils.data.images import centre_square, read_image
+from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
+from datadream_utils.runs.run import params_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -52,6 +54,14 @@ def test_stored_clean(file):
         assert not cell.outputs and cell.execution_count is None and len(cell.source.splitlines()) <= 40
     headings = [line for text in _markdown(file) for line in text.splitlines() if line.startswith("## ")]
     assert [heading[:4] for heading in headings] == ["## 1", "## 2", "## 3"]
+
+
+def test_a_run_is_looked_for_in_the_projects_folder(tmp_path, monkeypatch):
+    """A solution's ``run_folder`` is relative to the project, from wherever the notebook is run."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="run 01_adapt_sd first") as raised:
+        params_of("outputs/never_made", "adapt")
+    assert str(ROOT / "outputs" / "never_made" / "adapt") in str(raised.value)
 
 
 @pytest.fixture(scope="module")

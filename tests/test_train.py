@@ -2,12 +2,13 @@
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import same_progress
 from PIL import Image
 
 from datadream_utils.backbones.clip import (
@@ -19,23 +20,27 @@ from datadream_utils.backbones.clip import (
     tokenize,
 )
 from datadream_utils.backbones.load import load_clip
+from datadream_utils.classifier import evaluate as evaluate_module
+from datadream_utils.classifier import pictures as pictures_module
 from datadream_utils.classifier import train
 from datadream_utils.classifier.augment import Augment, Mix
-from datadream_utils.classifier.build import make_classifier, resnet_config
-from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.pictures import evaluation_pictures
+from datadream_utils.classifier.build import ResNetClassifier, load_classifier, make_classifier, resnet_config
+from datadream_utils.classifier.evaluate import evaluate, predict, read_results, save_results
+from datadream_utils.classifier.pictures import (
+    evaluation_pictures,
+    load_batches,
+    make_sets,
+    training_pictures,
+    training_sets,
+)
 from datadream_utils.classifier.train import (
     MIN_LR,
     _batches,
-    evaluated_split,
     fit,
     learning_rate_factor,
     mixed_loss,
-    stage_name,
-    train_and_test,
+    train_classifier,
     train_steps,
-    training_sets,
-    validation_set,
 )
 from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
@@ -45,7 +50,7 @@ def _pixels(clip, mnist):
     _model, tokenizer, processor = clip
     paths = [files[0] for files in mnist.files["val"]]
     pictures = evaluation_pictures(paths, processor)
-    tokens = ClipClassifier(_model, tokenizer, mnist).tokens
+    tokens = ClipClassifier(_model, tokenizer, processor, mnist).tokens
     return torch.stack([pictures[i] for i in range(len(paths))]), tokens, paths
 
 
@@ -77,8 +82,8 @@ def test_evaluation_pictures_are_clips_own_preprocessing(clip, mnist):
 
 def test_a_repeated_file_is_decoded_once_and_batches_are_what_single_pictures_are(clip, mnist, monkeypatch):
     paths, read = mnist.files["test"][3][:2] * 3, []
-    decode = train.read_image
-    monkeypatch.setattr(train, "read_image", lambda path: read.append(path) or decode(path))
+    decode = pictures_module.read_image
+    monkeypatch.setattr(pictures_module, "read_image", lambda path: read.append(path) or decode(path))
     together = evaluation_pictures(paths, clip[2]).__getitems__(range(6))
     assert read == paths[:2]  # and not six
     for i, path in enumerate(paths):
@@ -144,7 +149,7 @@ def test_every_setting_has_the_same_length(mnist, make_params, setting, kinds):
     p = make_params(
         "train", method="real" if setting == "R" else "fakeit", setting=setting, n_shot=2, images_per_class=5
     )
-    sets = training_sets(setting, few_shot(mnist, 2, 0), few_shot(mnist, 7, 1), p, 32)
+    sets = make_sets(p, few_shot(mnist, 2, 0), few_shot(mnist, 7, 1), 32)
     assert set(sets) == kinds
     for pictures, labels in sets.values():
         assert len(pictures) == len(labels) == 50 and labels.bincount().tolist() == [5] * 10
@@ -154,7 +159,7 @@ def test_every_setting_has_the_same_length(mnist, make_params, setting, kinds):
 
 def test_every_picture_keeps_its_label(mnist, make_params):
     p = make_params("train", method="fakeit", n_shot=3, images_per_class=7, train_batch_size=32, train_epochs=2)
-    sets = training_sets("R+S", few_shot(mnist, 3, 0), few_shot(mnist, 9, 1), p, 32)
+    sets = make_sets(p, few_shot(mnist, 3, 0), few_shot(mnist, 9, 1), 32)
     label_of = {
         picture.numpy().tobytes(): label
         for pictures, labels in sets.values()
@@ -172,7 +177,7 @@ def test_processes_that_decode_change_nothing(mnist, make_params):
     shots, synthetic = few_shot(mnist, 2, 0), few_shot(mnist, 4, 1)
     p = make_params("train", method="fakeit", n_shot=2, images_per_class=4, train_batch_size=16, train_epochs=3)
     alone, helped = (
-        list(_batches(training_sets("R+S", shots, synthetic, p, 32), p.model_copy(update=how), train_steps(p, 10)[0]))
+        list(_batches(make_sets(p, shots, synthetic, 32), p.model_copy(update=how), train_steps(p, 10)[0]))
         for how in ({"num_workers": 0}, {"num_workers": 2})
     )
     assert len(alone) == len(helped) == 9
@@ -185,7 +190,7 @@ def test_processes_that_decode_change_nothing(mnist, make_params):
 def test_fewer_generated_images_are_shown_more_often(mnist, make_params):
     shots, synthetic = few_shot(mnist, 2, 0), few_shot(mnist, 9, 1)
     few, every = (
-        training_sets("R+S", shots, synthetic, make_params("train", n_shot=2, images_per_class=7, **change), 32)
+        make_sets(make_params("train", n_shot=2, images_per_class=7, **change), shots, synthetic, 32)
         for change in ({"synthetic_per_class": 3}, {})
     )
     for kind, counts in (("real", [4, 3]), ("synthetic", [3, 2, 2])):  # of each picture
@@ -197,7 +202,7 @@ def test_fewer_generated_images_are_shown_more_often(mnist, make_params):
 
 def test_too_few_generated_images_are_counted(mnist, make_params):
     with pytest.raises(InputError, match="images_per_class=50, but a class has 4 generated images: set it to 4"):
-        training_sets("S", None, few_shot(mnist, 4, 0), make_params("train", method="fakeit", setting="S"), 32)
+        make_sets(make_params("train", method="fakeit", setting="S"), None, few_shot(mnist, 4, 0), 32)
 
 
 def test_learning_rate_warms_up_and_returns(make_params):
@@ -209,72 +214,182 @@ def test_learning_rate_warms_up_and_returns(make_params):
     assert factors[-1] < 0.01 and per_epoch == math.ceil(p.images_per_class * 10 / 64)
 
 
-def _fit(mnist, p, watch=None):
-    model, tokenizer, processor = load_clip("models/tiny-clip")
-    sets = training_sets(p.setting, few_shot(mnist, p.n_shot, 0), few_shot(mnist, p.images_per_class, 1), p, 32)
-    classifier = make_classifier(model, tokenizer, mnist, p)
-    return classifier, list(fit(classifier, processor, sets, p, 32, 10, watch))
+def _train(run, watched=None):
+    """A classifier trained on the run's shots and as many pictures as an epoch shows: it, and a row per step."""
+    p, classifier = run.params, make_classifier(run)
+    sets = make_sets(p, run.shots, few_shot(run.data, p.images_per_class, 1), 32)
+    return classifier, list(train_classifier(classifier, sets, p, watched))
 
 
 EASY = dict(mix_share=0.0, rand_augment_ops=0, color_jitter=0.0, solarize=0.0)
+BRIEF = dict(method="real", n_shot=2, images_per_class=4, train_epochs=2, train_batch_size=20)
+
+
+@pytest.fixture
+def few(mnist):
+    """The digits with six pictures of a class in each split."""
+    return replace(mnist, files={split: [files[:6] for files in mnist.files[split]] for split in mnist.files})
 
 
 @pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
-def test_training_learns_and_repeats_exactly(mnist, make_params, classifier):
+def test_training_learns_and_repeats_exactly(make_run, classifier):
     changes = dict(n_shot=4, images_per_class=8, train_epochs=12, train_batch_size=40, train_warmup_epochs=1.0)
-    p = make_params("train", method="fakeit", setting="R+S", classifier=classifier, **changes, **EASY)
-    (model, rows), (_, again) = _fit(mnist, p), _fit(mnist, p)
+    run = make_run("train", method="fakeit", setting="R+S", classifier=classifier, **changes, **EASY)
+    (model, rows), (_, again) = _train(run), _train(run)
     losses = [row["loss"] for row in rows]
     assert losses == [row["loss"] for row in again] and len(losses) == 24
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:3])
     assert not model.training
 
 
-def test_looking_at_validation_data_changes_nothing(clip, mnist, make_params):
-    p = make_params("train", method="real", setting="R", n_shot=4, images_per_class=8, train_epochs=4, val_every=3)
-    (_, blind), (_, rows) = _fit(mnist, p), _fit(mnist, p, validation_set(mnist, clip[2]))
+def test_looking_at_validation_data_changes_nothing(mnist, make_run):
+    run = make_run("train", method="real", setting="R", n_shot=4, images_per_class=8, train_epochs=4, val_every=3)
+    (_, blind), (_, rows) = _train(run), _train(run, mnist.files["val"])
     assert [row["loss"] for row in blind] == [row["loss"] for row in rows]
-    per_epoch = train_steps(p, 10)[0]
+    assert all(row["val_accuracy"] is None for row in blind)
+    per_epoch = train_steps(run.params, 10)[0]
     looked = [row["step"] + 1 for row in rows if row["val_accuracy"] is not None]
     assert looked == [3 * per_epoch, 4 * per_epoch]
 
 
-def test_evaluation_counts_every_test_picture_once(clip, mnist, make_params):
-    p = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=999)
-    model = make_classifier(clip[0], clip[1], mnist, p)
-    table, history = train_and_test(model, clip[2], mnist, {}, p, 32, same_progress)
-    assert history == [] and len(table) == table["file"].nunique() == 3500
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+def test_activations_computed_twice_give_the_same_losses(few, make_run, classifier):
+    losses, passes = [], []
+    for sparing in (False, True):
+        run = make_run("train", data=few, classifier=classifier, gradient_checkpointing=sparing, **BRIEF)
+        model, passed = make_classifier(run), []
+        if classifier == "clip":
+            block = model.clip.text_model.encoder.layers[0].mlp
+            block.register_forward_pre_hook(lambda *_, passed=passed: passed.append(1))
+        rows = list(train_classifier(model, make_sets(run.params, run.shots, [], 32), run.params))
+        losses.append([row["loss"] for row in rows])
+        passes.append(len(passed))
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert passes == ([4, 8] if classifier == "clip" else [0, 0])  # once more in every step
+
+
+@pytest.mark.parametrize("full_at", [0, 1])
+def test_full_memory_names_what_to_change(few, make_run, monkeypatch, full_at):
+    run, steps = make_run("train", data=few, **BRIEF), []
+    forward = ClipClassifier.forward
+
+    def fill(self, *args):
+        steps.append(1)
+        if len(steps) == full_at + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return forward(self, *args)
+
+    monkeypatch.setattr(ClipClassifier, "forward", fill)
+    model, sets = make_classifier(run), training_sets(run, 32)
+    with pytest.raises(InputError, match=r"lower train_batch_size \(20\) .*set gradient_checkpointing to true"):
+        fit(model, sets, run)
+    assert not run.stage.finished and len(steps) == full_at + 1
+    assert len(fit(make_classifier(run), sets, run)) == 4  # there is memory again: it goes through
+
+
+def test_a_resnet_is_not_told_to_compute_activations_twice(few, make_run, monkeypatch):
+    def fill(self, *args):
+        raise MemoryError
+
+    run = make_run("train", data=few, classifier="models/tiny-resnet", **BRIEF)
+    monkeypatch.setattr(ResNetClassifier, "forward", fill)
+    with pytest.raises(InputError, match="lower train_batch_size") as raised:
+        fit(make_classifier(run), training_sets(run, 32), run)
+    assert "gradient_checkpointing" not in str(raised.value)
+
+
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+def test_training_begins_anew_after_an_interruption(few, make_run, classifier):
+    @contextmanager
+    def interrupted(total, label):
+        def advance(n=1):
+            steps.append(n)
+            if len(steps) == 3:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    run, steps = make_run("train", data=few, classifier=classifier, **BRIEF), []
+    model, sets = make_classifier(run), training_sets(run, 32)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, sets, replace(run, progress=interrupted))
+    histories = [fit(one, sets, run) for one in (model, model, make_classifier(run))]  # once more, twice, undisturbed
+    assert len(steps) == 3 and len(histories[0]) == 4
+    for history in histories[1:]:
+        pd.testing.assert_frame_equal(history, histories[0])
+
+
+def test_evaluation_counts_every_test_picture_once(mnist, make_run, make_params):
+    run = make_run("train", method="clip_zeroshot", setting="none", eval_batch_size=999)
+    model = make_classifier(run)
+    assert training_sets(run, 32) == {} and fit(model, {}, run) is None
+    table = evaluate(model, run)
+    assert len(table) == table["file"].nunique() == 3500
     assert table["file"].str.startswith("test/").all()
     assert (table["correct"] == (table["label"] == table["prediction"])).all()
     assert table["correct"].mean() > 0.2  # the shipped CLIP knows digits a little: chance is 0.1
-    paths = [mnist.root / file for file in table["file"][:50]]
     one_by_one = make_params("train", method="clip_zeroshot", setting="none", eval_batch_size=1)
-    few = predict(model, evaluation_pictures(paths, clip[2]), table["label"][:50], one_by_one)
-    assert few["prediction"].tolist() == table["prediction"][:50].tolist()
+    first = predict(model, [[mnist.root / file for file in table["file"][:50]]], one_by_one)
+    assert first["label"].tolist() == table["label"][:50].tolist()
+    assert first["prediction"].tolist() == table["prediction"][:50].tolist()
 
 
-def test_the_authors_protocol_takes_the_best_epoch_on_its_test_images(clip, mnist, make_params):
-    few = replace(mnist, files={split: [files[:6] for files in mnist.files[split]] for split in mnist.files})
+def test_the_authors_protocol_takes_the_best_epoch_on_its_test_images(few, make_run):
     changes = dict(method="real", n_shot=2, images_per_class=4, train_epochs=5, train_batch_size=40, val_every=2)
     accuracy = {}
     for protocol in ("sound", "published"):
-        p = make_params("train", **changes, protocol=protocol)
-        sets = training_sets("R", few_shot(mnist, 2, 0), None, p, 32)
-        model = make_classifier(load_clip("models/tiny-clip")[0], clip[1], few, p)
-        table, rows = train_and_test(model, clip[2], few, sets, p, 32, same_progress)
-        looks = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
-        accuracy[protocol] = (table["correct"].mean(), looks)
+        run = make_run("train", data=few, protocol=protocol, **changes)
+        model = make_classifier(run)
+        history = fit(model, training_sets(run, 32), run)
+        table = evaluate(model, run)
+        accuracy[protocol] = (table["correct"].mean(), history["val_accuracy"].dropna().tolist())
+        save_results(run, model, history, table)
+        reloaded = predict(load_classifier(run), few.files["test"], run.params)
+        assert reloaded["prediction"].tolist() == table["prediction"].tolist()  # the weights that it reports on
     assert len(accuracy["sound"][1]) == 3 and len(accuracy["published"][1]) == 5
     assert accuracy["published"][0] == max(accuracy["published"][1])
     assert accuracy["published"][1][-1] == accuracy["sound"][0]  # the last epoch, on the test images
+    assert accuracy["published"][0] > accuracy["published"][1][-1]  # an epoch before the last
     eurosat_like = replace(few, published_test="train")
-    assert evaluated_split(eurosat_like, make_params("train", protocol="sound")) == "test"
-    assert evaluated_split(eurosat_like, make_params("train", protocol="published")) == "train"
+    assert pictures_module.tested_split(make_run("train", data=eurosat_like, n_shot=2, protocol="sound")) == "test"
+    assert pictures_module.tested_split(make_run("train", data=eurosat_like, n_shot=2, protocol="published")) == "train"
+
+
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+def test_a_finished_stage_is_read_and_not_trained_again(few, make_run, monkeypatch, capsys, classifier):
+    run = make_run("train", data=few, classifier=classifier, **BRIEF)
+    model, sets = make_classifier(run), training_sets(run, 32)
+    history = fit(model, sets, run)
+    predictions = evaluate(model, run)
+    metrics = save_results(run, model, history, predictions)
+    kept = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(train, "train_classifier", None)  # would fail if it were called
+    monkeypatch.setattr(evaluate_module, "predict", None)
+    again = make_run("train", data=few, classifier=classifier, **BRIEF)
+    fresh = make_classifier(again)
+    stored_history = fit(fresh, sets, again)
+    assert f"{run.folder} is finished already" in capsys.readouterr().out
+    stored_predictions = evaluate(fresh, again)
+    assert save_results(again, fresh, stored_history, stored_predictions) == metrics
+    pd.testing.assert_frame_equal(stored_history, history, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(stored_predictions, predictions)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == kept
+    after, before = (predict(one, few.files["test"], run.params) for one in (fresh, model))
+    pd.testing.assert_frame_equal(after, before)  # its weights are the stored ones
+    stored = read_results(run.stage)
+    assert stored[0] == metrics and len(stored[2]) == 4
+
+
+def test_pictures_are_decoded_by_processes_that_start_afresh(clip, mnist, make_params):
+    paths, p = mnist.files["val"][3][:3], make_params("train", num_workers=1)
+    for pictures in (training_pictures(paths, 32), evaluation_pictures(paths, clip[2])):
+        (batch,) = load_batches(pictures, p, batch_size=3, multiprocessing_context="spawn")
+        assert torch.equal(batch, torch.stack([pictures[i] for i in range(3)]))
 
 
 def test_every_kind_of_classifier_has_its_folder(make_params):
     names = [
-        stage_name(make_params("train", **changes))
+        make_params("train", **changes).stage
         for changes in (
             {"setting": "S"},
             {"classifier": "resnet50"},
@@ -285,14 +400,14 @@ def test_every_kind_of_classifier_has_its_folder(make_params):
     assert names == ["train-S", "train-R+S-resnet", "train-R-published", "train-S-resnet-published"]
 
 
-def test_resnet50_is_the_published_one(clip, mnist, make_params):
+def test_resnet50_is_the_published_one(make_run, make_params):
     from transformers import ResNetForImageClassification
 
     config = resnet_config("resnet50", [str(i) for i in range(1000)])
     with torch.device("meta"):
         assert sum(w.numel() for w in ResNetForImageClassification(config).parameters()) == 25_557_032
-    p = make_params("train", setting="S", classifier="models/tiny-resnet")
-    first, again = (make_classifier(clip[0], clip[1], mnist, p).state_dict() for _ in range(2))
+    run = make_run("train", setting="S", classifier="models/tiny-resnet")
+    first, again = (make_classifier(run).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     with pytest.raises(InputError, match="classifier 'resnet18' is neither 'clip' nor 'resnet50' nor a folder"):
         resnet_config("resnet18", ["a"])
@@ -300,13 +415,13 @@ def test_resnet50_is_the_published_one(clip, mnist, make_params):
         make_params("train", method="clip_zeroshot", classifier="resnet50")
 
 
-def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_params, tmp_path):
+def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_run, tmp_path):
     from peft import PeftModel
     from transformers import ResNetForImageClassification
 
     changes = dict(method="real", n_shot=2, images_per_class=2, train_epochs=2)
     pixels, tokens, _ = _pixels(clip, mnist)
-    model, _ = _fit(mnist, make_params("train", **changes))
+    model, _ = _train(make_run("train", **changes))
     model.save(tmp_path / "clip")
     config = json.loads((tmp_path / "clip" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "models/tiny-clip"
@@ -316,7 +431,7 @@ def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_par
     with torch.no_grad():
         assert torch.equal(image_features(loaded, pixels), image_features(model.clip, pixels))
         assert torch.equal(text_features(loaded, tokens), text_features(model.clip, tokens))
-    model, _ = _fit(mnist, make_params("train", classifier="models/tiny-resnet", **changes))
+    model, _ = _train(make_run("train", classifier="models/tiny-resnet", **changes))
     model.save(tmp_path / "resnet")
     loaded = ResNetForImageClassification.from_pretrained(tmp_path / "resnet").eval()
     assert loaded.config.id2label[7] == "seven"

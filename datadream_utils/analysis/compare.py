@@ -1,111 +1,133 @@
-"""Whether two classifiers differ: their paired difference on the same test images, with an interval and a verdict.
+"""Do two classifiers differ? Their paired difference on the same test images, two intervals and one verdict.
 
-Two intervals, because two things are drawn: test images (bootstrap, for the seeds at hand: what other images of the
-same kind might have shown), and seeds (Student's t over the seeds' differences: what other shots and other training
-runs might bring). A verdict asks that 0 lies in neither (``RULE``).
+Two things are drawn at random. Test images: a bootstrap over them says what other images of the same kind might have
+shown, for the seeds at hand. Seeds: Student's t over the seeds' differences says what other shots and other training
+runs might bring. A difference counts only if it is larger than both kinds of noise (``compare_pairs``).
 """
 
+import warnings
+from enum import Enum
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, ttest_1samp
 
-from datadream_utils.analysis.published import LEAKY
-from datadream_utils.analysis.published import order as published_order
-from datadream_utils.errors import InputError
-from datadream_utils.methods import METHODS
+from datadream_utils.analysis.published import published_order
+from datadream_utils.analysis.results import BLOCKS, load_predictions
+from datadream_utils.methods import METHODS, classifier_name
 
 RESAMPLES = 10_000
 LEVEL = 0.05
-NOISE = "within noise"
-SEEDS_NOISE = "within the seeds' noise"  # these classifiers differ on these images; their methods need not
-ONE_SEED = "one seed"  # these two classifiers differ; of their methods nothing is known
-OPEN = (NOISE, SEEDS_NOISE, ONE_SEED)
-UNDECIDED = "not decided: "
-VERDICTS = {"above": "holds", "below": "reversed"} | {verdict: UNDECIDED + verdict for verdict in OPEN}
-SAID = dict.fromkeys(("above", "below"), "more than noise") | {
-    NOISE: NOISE,
-    SEEDS_NOISE: "more than these images' noise, but these seeds do not decide",
-    ONE_SEED: "more than these images' noise, but one seed says nothing of others",
-}  # in a sentence
-TURNED = {"above": "below", "below": "above"}
-RULE = f"0 outside the 95 % intervals over images and over seeds, Holm-corrected p < {LEVEL}, more images on that side"
+
+
+class Verdict(Enum):
+    """What is known of a difference (or of a correlation): its label in tables, and a sign."""
+
+    ABOVE = "above", "▲"
+    BELOW = "below", "▼"
+    WITHIN_NOISE = "within noise", "≈"
+    UNDECIDED = "seeds do not decide", "◇"  # more than the noise of these test images, but not of the seeds
+    ONE_SEED = "one seed", "○"  # there is no second seed to tell how much seeds differ
+
+    def __new__(cls, label, sign):
+        member = object.__new__(cls)
+        member._value_, member.label, member.sign = label, label, sign  # Verdict("above") is Verdict.ABOVE
+        return member
+
+    def reversed(self):
+        """The verdict of the same difference with its two sides exchanged."""
+        return {Verdict.ABOVE: Verdict.BELOW, Verdict.BELOW: Verdict.ABOVE}.get(self, self)
+
+
+OUTCOMES = ("holds", "reversed", "not decided")  # of a published order
 INTERVALS = ("low", "high", "seeds_low", "seeds_high")
 PAIRS = ("first", "second", "difference", *INTERVALS, "per_seed", "n_seeds", "n_test", "better", "worse", "p", "p_holm",
          "verdict")  # fmt: skip
-COLUMNS = ("pair", "published", "published_without", "ours", *INTERVALS, "per_seed", "n_test", "verdict")
+ORDER = ("pair", "source", "published", "published_without", "ours", *INTERVALS, "per_seed", "n_test", "verdict",
+         "outcome")  # fmt: skip
 
 
-def load_correct(runs, dataset, n_shot, classifier="clip"):
-    """``{(method, setting): table}``: a row per test image and a column per seed, True where the image was recognised.
+def seeds_interval(points):
+    """The 95 % interval ``(low, high)`` of the mean of one value per seed (Student's t); NaN for a single seed."""
+    if len(points) < 2:
+        return float("nan"), float("nan")
+    with warnings.catch_warnings():  # scipy warns where all seeds are alike: their interval has no width
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = ttest_1samp(np.asarray(points, float), 0).confidence_interval(0.95)
+    return float(low), float(high)
 
-    runs: ``results.load_results``. Variants and other protocols stay out. What is not trained (zero-shot CLIP) is the
-    same with every seed, so its column stands for all. InputError when a run's predictions cannot be read, or two runs
-    were tested on other images or in another order.
+
+def judge_seeds(points):
+    """One difference per seed in numbers: ``{"mean", "low", "high", "verdict"}``.
+
+    low, high: ``seeds_interval``. verdict: a label of ``Verdict``; "above" or "below" where the interval excludes 0.
     """
-    same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
-    rows = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")].sort_values("seed")
-    found, first = {}, None
-    for row in rows.itertuples():
-        predictions = _read_predictions(row.folder / "predictions.parquet")
-        first = first or (row.folder, predictions["file"])
-        if not predictions["file"].equals(first[1]):
-            raise InputError(
-                f"{row.folder} and {first[0]} were not tested on the same images in the same order: delete the one "
-                "that belongs to an older test split and run 03_train_clip again."
-            )
-        found.setdefault((row.method, row.setting), {})[row.seed] = predictions["correct"].to_numpy()
-    every = sorted({seed for seeds in found.values() for seed in seeds})
-    for (_, setting), seeds in found.items():
+    points = [round(float(value), 9) for value in points]  # differences of shares: 0 must be 0
+    low, high = seeds_interval(points)
+    if len(points) < 2:
+        verdict = Verdict.ONE_SEED
+    else:
+        verdict = Verdict.ABOVE if low > 0 else Verdict.BELOW if high < 0 else Verdict.WITHIN_NOISE
+    return {"mean": sum(points) / len(points), "low": low, "high": high, "verdict": verdict.label}
+
+
+def compare_seeds(first, second):
+    """``judge_seeds`` of two ``{seed: value}``, first minus second over their common seeds; None without one."""
+    points = [value - second[seed] for seed, value in first.items() if seed in second]
+    return judge_seeds(points) if points else None
+
+
+def format_difference(difference, unit=" points"):
+    """``judge_seeds`` in words: "+3.0 points (-1.0 to +7.0 over seeds: within noise)"."""
+    mean, verdict = f"{difference['mean']:+.1f}{unit}", difference["verdict"]
+    if verdict == Verdict.ONE_SEED.label:
+        return f"{mean} ({verdict})"
+    return f"{mean} ({difference['low']:+.1f} to {difference['high']:+.1f} over seeds: {verdict})"
+
+
+def stack_correct(predictions):
+    """``{(method, setting): table}``: a row per test image and a column per seed, True where the image is recognised.
+
+    predictions: ``results.load_predictions``. Zero-shot CLIP is not trained: its one column stands for every seed.
+    """
+    every = sorted({seed for seeds in predictions.values() for seed in seeds})
+    tables = {}
+    for (method, setting), seeds in predictions.items():
+        columns = {seed: table["correct"].to_numpy() for seed, table in seeds.items()}
         if setting == "none":
-            seeds |= dict.fromkeys(every, next(iter(seeds.values())))
-    return {key: pd.DataFrame(seeds) for key, seeds in found.items()}
+            columns = dict.fromkeys(every, next(iter(columns.values())))
+        tables[method, setting] = pd.DataFrame(columns)
+    return tables
 
 
-def _read_predictions(path):
-    try:
-        return pd.read_parquet(path, columns=["file", "correct"])
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({error}): copy it from where the run was made, or delete {path.parent} and"
-        raise InputError(f"{message} run 03_train_clip again.") from None
+def paired_difference(a, b):
+    """How much more often ``a`` is right than ``b``, in points, over images and common seeds; None without a seed.
 
-
-def paired(a, b):
-    """How much more often ``a`` is right than ``b``, in points: "ours", ``INTERVALS``, "per_seed", "n_test".
-
-    a, b: tables of ``load_correct``. The mean is over images and common seeds; low and high are the 2.5 % and 97.5 %
-    points of ``RESAMPLES`` bootstrap samples of the test images; seeds_low and seeds_high ``over_seeds``. None without
-    a common seed.
+    a, b: tables of ``stack_correct``, (n_images, n_seeds). Returns "difference" and ``INTERVALS``: low and high are
+    the 2.5 % and 97.5 % points of ``RESAMPLES`` bootstrap samples of the test images, seeds_low and seeds_high are
+    ``seeds_interval``; "per_seed": ``{seed: difference}``, "n_seeds", "n_test".
     """
     seeds = [seed for seed in a.columns if seed in b.columns]
     if not seeds:
         return None
-    wins = a[seeds].to_numpy(int) - b[seeds].to_numpy(int)  # (images, seeds): 1, 0 or -1
+    wins = a[seeds].to_numpy(int) - b[seeds].to_numpy(int)  # (n_images, n_seeds): 1, 0 or -1
     # An image matters only by its sum over seeds, so a sample of images is a draw of how often each sum occurs.
     sums, counts = np.unique(wins.sum(1), return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(wins), counts / len(wins), size=RESAMPLES)
     low, high = np.quantile(100 * (drawn @ sums) / wins.size, [0.025, 0.975])
     per_seed = {seed: round(100 * float(mean), 4) for seed, mean in zip(seeds, wins.mean(0), strict=True)}
-    ours = 100 * float(wins.mean())
-    found = dict(zip(INTERVALS, (float(low), float(high), *over_seeds(list(per_seed.values()))), strict=True))
-    return {"ours": ours} | found | {"per_seed": per_seed, "n_test": len(wins)}
-
-
-def over_seeds(points):
-    """The 95 % interval of the mean of one difference per seed (Student's t); not numbers for a single seed."""
-    if len(points) < 2:
-        return float("nan"), float("nan")
-    reach = t.ppf(0.975, len(points) - 1) * np.std(points, ddof=1) / len(points) ** 0.5
-    return float(np.mean(points) - reach), float(np.mean(points) + reach)
+    seeds_low, seeds_high = seeds_interval(list(per_seed.values()))
+    return dict(difference=100 * float(wins.mean()), low=float(low), high=float(high), seeds_low=seeds_low,
+                seeds_high=seeds_high, per_seed=per_seed, n_seeds=len(seeds), n_test=len(wins))  # fmt: skip
 
 
 def mcnemar(a, b):
-    """McNemar's exact test: ``(p, better, worse)``; a, b: tables of ``load_correct`` with common seeds.
+    """McNemar's exact test: ``(p, better, worse)``; a, b: tables of ``stack_correct`` with common seeds.
 
     better, worse: how many images ``a`` recognises with more seeds than ``b``, and with fewer. An image counts once (a
-    sign test over images): one image's seeds are no independent observations. p, two-sided, is 1.0 where no image tells
-    them apart.
+    sign test over images), because one image's seeds are no independent observations. p is two-sided, and 1.0 where no
+    image tells the two apart.
     """
     seeds = [seed for seed in a.columns if seed in b.columns]
     wins = (a[seeds].to_numpy(int) - b[seeds].to_numpy(int)).sum(1)
@@ -114,7 +136,7 @@ def mcnemar(a, b):
 
 
 def holm(p_values):
-    """Holm's (1979) adjusted p-values, in the order given: below 0.05, all true at once but in one table of twenty."""
+    """Holm's (1979) adjusted p-values, in the order given; rejecting below 0.05 keeps the family-wise error at 5 %."""
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
@@ -123,125 +145,149 @@ def holm(p_values):
     return adjusted
 
 
-def pairs(correct, keys=None):
-    """Every pair of ``keys`` (method, setting) that share a seed: a row of ``PAIRS``, differences in points.
+def compare_pairs(correct):
+    """Every pair of classifiers that share a seed: a row of ``PAIRS``, differences in points.
 
-    correct: ``load_correct``; keys: those to compare (None: all, in its order). "verdict" is "above" or "below" only
-    by ``RULE``; else ``NOISE``, or, where only the interval over seeds is against it, ``SEEDS_NOISE``, or, where only
-    that is missing, ``ONE_SEED``.
+    correct: ``stack_correct``. The verdict is "above" or "below" only if four things agree: 0 lies outside the interval
+    over test images and outside that over seeds, Holm's p of McNemar's test is below ``LEVEL``, and more images are on
+    the side of the mean. If only the interval over seeds contains 0 it is "seeds do not decide"; if only that interval
+    is missing, "one seed"; else "within noise".
     """
     rows = []
-    for first, second in combinations([key for key in keys or correct if key in correct], 2):
-        if found := paired(correct[first], correct[second]):
-            names = {"first": row_name(*first), "second": row_name(*second), "difference": found.pop("ours")}
-            tested = dict(zip(("p", "better", "worse"), mcnemar(correct[first], correct[second]), strict=True))
-            rows.append(names | found | {"n_seeds": len(found["per_seed"])} | tested)
+    for first, second in combinations(correct, 2):
+        if difference := paired_difference(correct[first], correct[second]):
+            p, better, worse = mcnemar(correct[first], correct[second])
+            names = {"first": classifier_name(*first), "second": classifier_name(*second)}
+            rows.append(names | difference | {"better": better, "worse": worse, "p": p})
     table = pd.DataFrame(rows, columns=[name for name in PAIRS if name not in ("p_holm", "verdict")])
     table = table.assign(p_holm=holm(table["p"]))
-    return table.assign(verdict=[_verdict(row) for row in table.itertuples()])[list(PAIRS)]
+    return table.assign(verdict=[_judge(row).label for row in table.itertuples()])[list(PAIRS)]
 
 
-def _verdict(row):
-    side, sign = ("above", 1) if row.difference > 0 else ("below", -1)
-    beyond = [min(sign * low, sign * high) > 0 for low, high in ((row.low, row.high), (row.seeds_low, row.seeds_high))]
-    if not beyond[0] or row.p_holm >= LEVEL or sign * (row.better - row.worse) <= 0:
-        return NOISE
-    return ONE_SEED if row.n_seeds == 1 else side if beyond[1] else SEEDS_NOISE
+def _judge(row):
+    side, sign = (Verdict.ABOVE, 1) if row.difference > 0 else (Verdict.BELOW, -1)
+    beyond_images = min(sign * row.low, sign * row.high) > 0
+    if not beyond_images or row.p_holm >= LEVEL or sign * (row.better - row.worse) <= 0:
+        return Verdict.WITHIN_NOISE
+    if row.n_seeds == 1:
+        return Verdict.ONE_SEED
+    return side if min(sign * row.seeds_low, sign * row.seeds_high) > 0 else Verdict.UNDECIDED
 
 
-def between(found, first, second):
-    """The row of ``pairs`` that compares two names (``row_name``), as a dict, seen from ``first``; None without one."""
-    for row in found.to_dict("records"):
+def compare_datasets(runs, n_shot, classifier="clip"):
+    """``{dataset: compare_pairs}`` for every data set in ``runs`` (``results.load_results``)."""
+    load = lambda name: load_predictions(runs, name, n_shot, classifier)  # noqa: E731
+    return {name: compare_pairs(stack_correct(load(name))) for name in runs["dataset"].unique()}
+
+
+def select_pair(pairs, first, second):
+    """The row of ``compare_pairs`` of two names (``classifier_name``), as a dict, seen from ``first``; None if none."""
+    for row in pairs.to_dict("records"):
         if (row["first"], row["second"]) == (first, second):
             return row
         if (row["first"], row["second"]) == (second, first):
-            turned = {"first": first, "second": second, "difference": -row["difference"]}
-            turned |= {"low": -row["high"], "high": -row["low"]}
-            turned |= {"seeds_low": -row["seeds_high"], "seeds_high": -row["seeds_low"]}
-            turned["per_seed"] = {seed: -points for seed, points in row["per_seed"].items()}
-            turned |= {"better": row["worse"], "worse": row["better"]}
-            return row | turned | {"verdict": TURNED.get(row["verdict"], row["verdict"])}
+            return _exchange(row)
     return None
 
 
-def order(found):
-    """The published order against ours: a row per pair of ``published.order`` that was run (``COLUMNS``, points).
+def _exchange(row):
+    """The same comparison seen from its second classifier."""
+    same = {"first": "second", "second": "first", "better": "worse", "worse": "better"}
+    negated = {"difference": "difference", "low": "high", "high": "low", "seeds_low": "seeds_high",
+               "seeds_high": "seeds_low"}  # fmt: skip
+    exchanged = {name: row[other] for name, other in same.items()}
+    exchanged |= {name: -row[other] for name, other in negated.items()}
+    exchanged["per_seed"] = {seed: -points for seed, points in row["per_seed"].items()}
+    return row | exchanged | {"verdict": Verdict(row["verdict"]).reversed().label}
 
-    found: ``pairs``, whose verdicts these are. "published" is the difference of the published averages;
-    "published_without" that without the data sets that the authors test on training images (``published.LEAKY``).
+
+def verdict_matrix(pairs):
+    """``compare_pairs`` as a square data frame of verdict labels, the row against the column; NaN on the diagonal."""
+    exchanged = [_exchange(row) for row in pairs.to_dict("records")]
+    both = pd.concat([pairs, pd.DataFrame(exchanged, columns=pairs.columns)], ignore_index=True)
+    names = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))
+    return both.pivot(index="first", columns="second", values="verdict").reindex(index=names, columns=names)
+
+
+def select_gains(pairs):
+    """What generated images bring: the rows of ``PAIRS`` of S against FakeIt's S, and of R+S against Real-finetune."""
+    rows = [
+        select_pair(pairs, classifier_name(method, setting), reference)
+        for setting, reference in {"S": "FakeIt (S)", "R+S": "Real-finetune (R)"}.items()
+        for method in METHODS
+    ]
+    return pd.DataFrame([row for row in rows if row], columns=list(PAIRS))
+
+
+def compare_order(pairs, dataset):
+    """The published order of systems against ours: a row of ``ORDER`` per published pair that was run, in points.
+
+    pairs: ``compare_pairs`` of ``dataset``, whose verdicts these are. "source", "published" and "published_without" are
+    those of ``published.published_order``; "outcome" is one of ``OUTCOMES``.
     """
     rows = []
-    for claim in published_order().itertuples(index=False):
-        if ours := between(found, row_name(*claim.higher), row_name(*claim.lower)):
-            words = {"pair": f"{ours['first']} − {ours['second']}", "verdict": VERDICTS[ours["verdict"]]}
-            words |= {"published": claim.published, "published_without": claim.without, "ours": ours["difference"]}
-            rows.append(words | {name: ours[name] for name in (*INTERVALS, "per_seed", "n_test")})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    for claim in published_order(dataset).itertuples(index=False):
+        if ours := select_pair(pairs, classifier_name(*claim.higher), classifier_name(*claim.lower)):
+            row = {name: ours[name] for name in (*INTERVALS, "per_seed", "n_test", "verdict")}
+            row |= {"pair": f"{ours['first']} − {ours['second']}", "source": claim.source, "ours": ours["difference"]}
+            row |= {"published": claim.published, "published_without": claim.without}
+            outcome = {Verdict.ABOVE: "holds", Verdict.BELOW: "reversed"}.get(Verdict(ours["verdict"]), "not decided")
+            rows.append(row | {"outcome": outcome})
+    return pd.DataFrame(rows, columns=list(ORDER))
 
 
-def row_name(method, setting):
-    """``DataDream_dset (R+S)``; what was not trained has no setting."""
-    if setting == "none":
-        return METHODS[method].label
-    return f"{METHODS[method].label.split(' (')[0]} ({setting})"
+def add_verdicts(table, comparisons):
+    """``results.compute_main_results`` with a column "verdict": each row against the highest mean of its block.
 
-
-def counted(order):
-    """How many rows of ``order`` hold, are reversed and are not decided, and why not; in words."""
-    count = order["verdict"].value_counts()
-    open_ = {verdict: count.get(UNDECIDED + verdict, 0) for verdict in OPEN}
-    why = ", ".join(f"{verdict}: {n}" for verdict, n in open_.items() if n)
-    words = f"{count.get('holds', 0)} hold here, {count.get('reversed', 0)} reversed, {sum(open_.values())} not decided"
-    return words + (f" ({why})" if why else "")
-
-
-def order_markdown(order):
-    """The table of ``order`` in Markdown, under sentences that count its verdicts and what is turned (⇄)."""
-    turned = order["pair"][order["published_without"] < 0]
-    names, without = f": {'; '.join(turned)}" if len(turned) else "", ", ".join(LEAKY.values())
-    verb = "is" if len(turned) == 1 else "are"
-    lines = [
-        f"{len(published_order())} published orders, {len(order)} of them run here: **{counted(order)}**. Decided: "
-        f"{RULE}. {SEEDS_NOISE.capitalize()}: more than these test images' noise, but 0 lies in the interval over "
-        f"seeds. Without {without}, which the authors' released code tests on the training split, **{len(turned)}** of "
-        f"these published orders {verb} turned (⇄){names}.",
-        "",
-        f"| Pair | Published | Without {without} | Ours | 95 % over images | Per seed | 95 % over seeds | Verdict |",
-        "|---|---:|---:|---:|:-:|:-:|:-:|---|",
-    ]
-    for row in order.itertuples():
-        sound = f"{row.published_without:+.1f}" + (" ⇄" if row.published_without < 0 else "")
-        cells = [row.pair, f"{row.published:+.1f}", sound, f"{row.ours:+.1f}", *spread(row), row.verdict]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(row):
-    """A row's interval over test images, its differences per seed and their interval, as texts; "" for one seed's."""
-    seeds = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
-    over = "" if np.isnan(row.seeds_low) else f"{row.seeds_low:+.1f} to {row.seeds_high:+.1f}"
-    return f"{row.low:+.1f} to {row.high:+.1f}", seeds, over
-
-
-def order_texts(order):
-    """The table of ``order`` as csv and Markdown, by kind."""
-    return {"csv": order.round(4).to_csv(index=False, lineterminator="\n"), "md": order_markdown(order)}
-
-
-def gains(found):
-    """What generated images bring, as Markdown sentences: S against FakeIt's, R+S against Real-finetune.
-
-    found: ``pairs``, whose verdict every sentence ends with.
+    comparisons: ``compare_datasets``. "" for the highest mean itself, and where nothing is compared (the average).
     """
-    references = {"S": ("FakeIt (S)", "Synthetic only"), "R+S": ("Real-finetune (R)", "With real images too")}
-    lines = []
-    for setting, (reference, opening) in references.items():
-        for name in (row_name(name, setting) for name in METHODS):
-            if row := between(found, name, reference):
-                side = "above" if row["difference"] >= 0 else "below"
-                gain = f"{abs(row['difference']):.1f} points {side} {reference}"
-                interval = f"95 % interval over test images {row['low']:+.1f} to {row['high']:+.1f}"
-                if row["n_seeds"] > 1:
-                    interval += f", over seeds {row['seeds_low']:+.1f} to {row['seeds_high']:+.1f}"
-                lines.append(f"- {opening}, **{name}** is {gain} ({interval}; {SAID[row['verdict']]}).")
-    return "\n".join(lines) or "There is nothing to compare yet."
+    verdicts = pd.Series("", table.index, dtype=object)
+    for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
+        names = {row.Index: classifier_name(row.method, row.setting) for row in rows.itertuples()}
+        best = rows["accuracy_mean"].idxmax()
+        for index, name in names.items():
+            if index != best and dataset in comparisons:
+                row = select_pair(comparisons[dataset], name, names[best])
+                verdicts[index] = row["verdict"] if row else ""
+    return table.assign(verdict=verdicts)
+
+
+def write_headline(table, dataset):
+    """The main table of ``dataset`` in at most two sentences: the highest mean of each block, and what is near it.
+
+    table: ``add_verdicts``. Named as not surely below are rows whose verdict is another than "below".
+    """
+    sentences = []
+    for block, opening in {"synthetic": "On synthetic images alone", "real": "With real images"}.items():
+        rows = table[(table["dataset"] == dataset) & (table["setting"].map(BLOCKS) == block)]
+        if len(rows):
+            best = rows.loc[rows["accuracy_mean"].idxmax()]
+            others = rows[(rows.index != best.name) & (rows["verdict"] != Verdict.BELOW.label)]
+            near = [classifier_name(row.method, row.setting) for row in others.itertuples()]
+            name = classifier_name(best["method"], best["setting"])
+            what = "the highest mean accuracy, " if len(rows) > 1 else "an accuracy of "
+            words = f"{opening}, {name} has {what}{best['accuracy_mean']:.1f} %"
+            sentences.append(words + (f"; not surely below it: {', '.join(near)}." if near else "."))
+    return " ".join(sentences) or f"No CLIP was trained on {dataset}: 03_train_clip does that."
+
+
+def write_conclusion(table, pairs, dataset):
+    """The results of ``dataset`` in at most four sentences: ``write_headline``, R+S against R, the published order.
+
+    table: ``add_verdicts``; pairs: ``compare_pairs`` of ``dataset``.
+    """
+    sentences = [write_headline(table, dataset)]
+    gains = select_gains(pairs)
+    verdicts = list(gains.loc[gains["second"] == "Real-finetune (R)", "verdict"])
+    if verdicts:
+        above, below = (verdicts.count(side.label) for side in (Verdict.ABOVE, Verdict.BELOW))
+        sentences.append(
+            f"Generated images added to the real ones are surely better than the real ones alone with {above} of "
+            f"{len(verdicts)} methods, surely worse with {below}."
+        )
+    order = compare_order(pairs, dataset)
+    if len(order):
+        holds, reverse, undecided = (int((order["outcome"] == outcome).sum()) for outcome in OUTCOMES)
+        counts = f"{holds} hold here, {reverse} are reversed, {undecided} are not decided"
+        sentences.append(f"Of {len(order)} published orders of systems {counts}.")
+    return " ".join(sentences)

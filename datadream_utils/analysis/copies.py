@@ -1,10 +1,10 @@
-"""Does the generator copy its shots? Each generated image against the nearest few-shot image.
+"""Does the generator copy its shots? Each generated image is compared with the nearest few-shot image.
 
-Two yardsticks, both held-out images of the train split. ``nearer``: is an image nearer to a shot than to equally many
-held-out images? Whatever else a generator draws, half of its images are, on average, if it has copied nothing (as in
-the test of Meehan et al. 2020). ``summary``: is it nearer to a shot than all but ``CHANCE`` of the held-out images?
-That holds without copying only for images that are distributed as real ones: a generator whose images are unlike them
-in colour or style has fewer, though it copy.
+Two measures, both against held-out real images of the train split. ``share_nearer``: how many generated images are
+nearer to a shot than to every one of equally many held-out images? Whatever else a generator draws, without copying
+half of its images are, on average (Meehan et al. 2020). ``summarise_nearest``: how many are nearer to a shot than all
+but ``CHANCE`` of the held-out images? Without copying that is ``CHANCE`` only for images that are distributed as real
+ones; a generator whose images differ from them in colour or style has fewer, even if it copies.
 """
 
 from functools import lru_cache
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from datadream_utils.analysis.compare import Verdict, judge_seeds, seeds_interval
 from datadream_utils.analysis.features import encode_generated, encode_real
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.data.shots import few_shot
@@ -21,184 +22,197 @@ from datadream_utils.methods import METHODS
 CHANCE = 0.01
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
 SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean square difference of pixels (0 to 1)"}
-
-DRAWS = 10  # of held-out images, as many as there are shots; fewer where they do not last
+DRAWS = 10  # sets of held-out images, each as large as the shots; fewer where the images do not suffice
 COLUMNS = ("method", "n_shot", "seed", *(f"{space}_{kind}" for space in SPACES for kind in ("nearer", "copies")))
+JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
 
 
-def pixels(paths, side=SIDE):
-    """Pictures as rows (n, 3 side²) of values from 0 to 1: the middle square, ``side`` pixels."""
-    return np.stack([_pixels(path, side) for path in paths]) if paths else np.zeros((0, 3 * side * side), np.float32)
+def load_pixels(paths, side=SIDE):
+    """Pictures as rows (n, 3 side²) of values from 0 to 1: the middle square, ``side`` pixels wide."""
+    return np.stack([_load_pixels(path, side) for path in paths]) if paths else np.zeros((0, 3 * side * side), "f4")
 
 
-@lru_cache(4096)  # 50 MB: every run is held against the same real images
-def _pixels(path, side):
+@lru_cache(4096)  # 50 MB: the images of every run are compared with the same real ones
+def _load_pixels(path, side):
     return np.asarray(centre_square(read_image(path), side), np.float32).ravel() / 255
 
 
-def feature_distance(a, b):
-    """Cosine distances (n, m) of features of unit length."""
-    return 1 - a @ b.T
+def compute_distances(images, others):
+    """``{space: distances (n, m)}`` between two sets of pictures (``Encoded``), for each of ``SPACES``."""
+    return {
+        "feature": 1 - images.features @ others.features.T,
+        "pixel": cdist(load_pixels(images.paths), load_pixels(others.paths)) / (3 * SIDE**2) ** 0.5,
+    }
 
 
-def pixel_distance(a, b):
-    """Root mean square differences (n, m) of rows of ``pixels``."""
-    return cdist(a, b) / a.shape[1] ** 0.5
+def find_nearest(images, shots):
+    """For each of ``images`` the nearest of ``shots``, of whatever class (``Encoded`` both).
 
-
-def nearest(images, shots):
-    """For each image of ``images`` the nearest of ``shots``, of whatever class (``Encoded`` both).
-
-    A row per image: path, label, and per space its distance ("feature", "pixel") and the shot ("feature_shot", ...).
+    A row per image: path, label, and for each space the distance ("feature", "pixel") and the nearest shot's path
+    ("feature_shot", "pixel_shot").
     """
     table = pd.DataFrame({"path": images.paths, "label": images.labels})
-    distances = {
-        "feature": feature_distance(images.features, shots.features),
-        "pixel": pixel_distance(pixels(images.paths), pixels(shots.paths)),
-    }
-    for space, values in distances.items():
-        table[space] = values.min(1)
-        table[f"{space}_shot"] = [shots.paths[i] for i in values.argmin(1)]
+    for space, distances in compute_distances(images, shots).items():
+        table[space] = distances.min(1)
+        table[f"{space}_shot"] = [shots.paths[i] for i in distances.argmin(1)]
     return table
 
 
-def summary(generated, held_out):
-    """Two tables of ``nearest`` to the same shots as numbers, per space.
+def summarise_nearest(generated, held_out):
+    """Two tables of ``find_nearest`` to the same shots in numbers, for each space.
 
     "copies": the share (%) of generated images that are nearer to a shot than all but ``CHANCE`` of the held-out real
-    ones; 1 % on average for images that are distributed as they. "median", "median_real": distances; "n", "n_real".
+    ones; 1 % on average for images that are distributed as they are. "median", "median_real": distances of generated
+    and of real images; "n", "n_real": numbers of images.
     """
-    found = {"n": len(generated), "n_real": len(held_out)}
+    numbers = {"n": len(generated), "n_real": len(held_out)}
     for space in SPACES:
         limit = np.quantile(held_out[space], CHANCE)
-        found |= {
+        numbers |= {
             f"{space}_copies": 100 * float((generated[space] < limit).mean()),
             f"{space}_median": float(generated[space].median()),
             f"{space}_median_real": float(held_out[space].median()),
         }
-    return found
+    return numbers
 
 
-def rivals(others, shots, seed=0):
-    """Sets of held-out images of the shots' number in every class: indices into ``others``, (n_draws, n_shots).
+def held_out_draws(held_out, shots, seed=0):
+    """Sets of held-out images with the shots' number of each class: indices into ``held_out``, (n_draws, n_shots).
 
-    Up to ``DRAWS`` sets that share no image, drawn by ``seed``; none, if a class has fewer held-out images than shots.
+    Up to ``DRAWS`` sets that share no image, drawn by ``seed``; none if a class has fewer held-out images than shots.
     """
     rng, sets = np.random.default_rng(seed), []
     for label, count in zip(*np.unique(shots.labels, return_counts=True), strict=True):
-        order = rng.permutation(np.flatnonzero(others.labels == label))
-        n_draws = min(DRAWS, len(order) // count)
-        sets.append(order[: n_draws * count].reshape(n_draws, count))
+        shuffled = rng.permutation(np.flatnonzero(held_out.labels == label))
+        n_draws = min(DRAWS, len(shuffled) // count)
+        sets.append(shuffled[: n_draws * count].reshape(n_draws, count))
     n_draws = min(map(len, sets), default=0)
     return np.concatenate([drawn[:n_draws] for drawn in sets], axis=1) if n_draws else np.zeros((0, 0), int)
 
 
-def nearer(generated, images, others, drawn):
-    """The share (%) of generated images that are nearer to a shot than to every image of a drawn set, mean over sets.
+def share_nearer(nearest, images, held_out, draws):
+    """The share (%) of images that are nearer to a shot than to every image of a drawn set, mean over sets.
 
-    generated: ``nearest`` of ``images`` to the shots; drawn: ``rivals``, of ``others``. 50 % on average without
-    copying; a tie counts half. Not a number without a set: take fewer shots, or more images into the train split.
+    nearest: ``find_nearest`` of ``images`` to the shots; draws: ``held_out_draws``. Without copying 50 % on average; a
+    tie counts half. NaN without a set: take fewer shots, or more images into the train split.
     """
-    found = {"n_draws": len(drawn)} | dict.fromkeys((f"{space}_nearer" for space in SPACES), float("nan"))
-    if not drawn.size:
-        return found
-    used, places = np.unique(drawn, return_inverse=True)
-    places, rows = places.reshape(drawn.shape), pixels([others.paths[i] for i in used])
-    distances = {
-        "feature": feature_distance(images.features, others.features[used]),
-        "pixel": pixel_distance(pixels(images.paths), rows),
-    }
-    for space, values in distances.items():
-        of_shots, signs = generated[space].to_numpy(), []
-        for places_of_set in places:
-            signs.append(np.sign(values[:, places_of_set].min(1) - of_shots))
-        found[f"{space}_nearer"] = 50 + 50 * float(np.mean(signs))
-    return found
+    shares = {"n_draws": len(draws)} | dict.fromkeys((f"{space}_nearer" for space in SPACES), float("nan"))
+    if draws.size:
+        used, places = np.unique(draws, return_inverse=True)
+        drawn = held_out.where(np.isin(np.arange(len(held_out.labels)), used))
+        for space, distances in compute_distances(images, drawn).items():
+            to_shot = nearest[space].to_numpy()
+            signs = [np.sign(distances[:, one_set].min(1) - to_shot) for one_set in places.reshape(draws.shape)]
+            shares[f"{space}_nearer"] = 50 + 50 * float(np.mean(signs))
+    return shares
 
 
-def excess(table):
-    """``of_runs``'s table with "feature_excess" and "pixel_excess": "nearer", minus that of methods that see no shot.
+def above_baseline(table):
+    """``compute_copies``' table with "feature_above_baseline" and "pixel_above_baseline" (points).
 
-    Points, of the same shots and seed. One set of shots may be easy to be near to: what a blind method has is what
-    chance gives with that very set. Not a number for those methods themselves, and where none was run.
+    They are "nearer" minus that of the methods that see no shot, of the same shots and seed: one set of shots may be
+    easy to be near to, and such a method shows what chance gives with that very set. NaN for those methods themselves,
+    and where none was run.
     """
-    blind = table["method"].map(lambda name: sees_no_shot(METHODS[name])).astype(bool)
+    blind = ~table["method"].map(lambda name: METHODS[name].uses_shots).astype(bool)
     names = [f"{space}_nearer" for space in SPACES]
-    yardstick = table[blind].groupby(["n_shot", "seed"])[names].mean()
-    beside = table[["n_shot", "seed"]].join(yardstick, on=["n_shot", "seed"])
-    found = {
-        f"{space}_excess": (table[name] - beside[name]).mask(blind) for space, name in zip(SPACES, names, strict=True)
-    }
-    return table.assign(**found)
+    baseline = table[blind].groupby(["n_shot", "seed"])[names].mean()
+    baseline = table[["n_shot", "seed"]].join(baseline, on=["n_shot", "seed"])
+    return table.assign(
+        **{f"{space}_above_baseline": (table[f"{space}_nearer"] - baseline[f"{space}_nearer"]).mask(blind)
+           for space in SPACES}
+    )  # fmt: skip
 
 
-def worst(generated, count, space="feature"):
-    """The ``count`` images nearest to a shot, nearest first: path, shot, distance; no shot twice.
+def find_worst(nearest, count, space="feature"):
+    """The ``count`` images nearest to a shot, nearest first: path, shot, distance; each shot once.
 
-    generated: a table of ``nearest``, or None: there are no images.
+    nearest: a table of ``find_nearest``, or None: there are no images.
     """
-    if generated is None:
+    if nearest is None:
         return pd.DataFrame(columns=["path", "shot", "distance"])
-    table = generated.sort_values([space, "path"]).drop_duplicates(f"{space}_shot")
+    table = nearest.sort_values([space, "path"]).drop_duplicates(f"{space}_shot")
     return table.head(count).rename(columns={f"{space}_shot": "shot", space: "distance"})[["path", "shot", "distance"]]
 
 
-def sees_no_shot(method):
-    """Whether a method draws without any few-shot image: nothing it draws can be a copy."""
-    return method.adapter == "none" and method.start == "noise" and method.prompt != "caption"
+def _list_comparisons(stages):
+    """``(stage, n_shot)``: every stage with its run's number of shots; a method that sees none, with every number.
 
-
-def _held_against(stages):
-    """``(stage, n_shot)``: every stage with the shots of its run; one that saw none, with every number of shots.
-
-    So it shows what other measures are worth: how far from 50 % one comes without copying. Where a method that saw none
-    was run with several numbers (its images are the same), its first stage stands for those that have no other.
+    So such a method shows for every number of shots how far from 50 % a method comes without copying. Its images are
+    the same whatever the number: where it was run with several, its first stage stands for all that it was not run
+    with.
     """
     for stage in stages.itertuples():
-        counts, of_seed = [stage.n_shot], stages[stages["seed"] == stage.seed]
-        own = of_seed.loc[of_seed["method"] == stage.method, "n_shot"]
-        first = stage.n_shot == own.min() and sees_no_shot(METHODS[stage.method])
+        counts, same_seed = [stage.n_shot], stages[stages["seed"] == stage.seed]
+        own = same_seed.loc[same_seed["method"] == stage.method, "n_shot"]
+        first = stage.n_shot == own.min() and not METHODS[stage.method].uses_shots
         if first and not stage.parameters["shots_file"]:
-            counts = sorted({*counts, *(set(of_seed["n_shot"]) - set(own))})
+            counts = sorted({*counts, *(set(same_seed["n_shot"]) - set(own))})
         for n_shot in counts:
             yield stage, n_shot
 
 
-def of_runs(encoder, stages, data, output_root):
-    """Copies in every generate stage of ``stages`` (``stages.generated``), against the shots that its run had.
+def compute_copies(encoder, stages, data, output_root):
+    """Copies in every generate stage of ``stages`` (``results.select_generated``), of the shots that its run had.
 
-    A method that saw no shot is held against the first 1, 2, 4, ... of its seed too, as far as other runs have so many.
-    Returns a table (a row per stage and number of shots: method, n_shot, seed, ``nearer``, ``summary``, ``excess``),
-    and the tables of ``nearest`` behind it: of the images, ``{(method, n_shot, seed): table}``, and of the held-out
-    real ones, ``{(n_shot, seed): table}``.
+    A method that sees no shot is compared with the first 1, 2, 4, ... shots of its seed, too, as far as other runs have
+    so many. Returns a table (a row per stage and number of shots: method, n_shot, seed, ``share_nearer``,
+    ``summarise_nearest``, ``above_baseline``), and the tables of ``find_nearest`` behind it: of generated images
+    ``{(method, n_shot, seed): table}``, and of held-out real images ``{(n_shot, seed): table}``.
     """
-    rows, images, real = [], {}, {}
+    rows, generated, real = [], {}, {}
     if stages.empty:
         return pd.DataFrame(columns=list(COLUMNS)), {}, {}
     train = encode_real(encoder, data.files["train"], output_root)
-    for stage, n_shot in _held_against(stages):
+    for stage, n_shot in _list_comparisons(stages):
         files = few_shot(data, n_shot, stage.seed, stage.parameters["shots_file"])
-        shots, sets = encode_real(encoder, files, output_root, every=True), (n_shot, stage.seed)
-        others = train.without(files)
-        if sets not in real:
-            real[sets] = nearest(others, shots)
-        if real[sets].empty:
-            continue  # every real image is a shot: no yardstick
-        key = (stage.method, *sets)
-        drawn = encode_generated(encoder, stage, len(data.class_names))
-        images[key] = nearest(drawn, shots)
+        shots, which = encode_real(encoder, files, output_root, every=True), (n_shot, stage.seed)
+        held_out = train.without(files)
+        if which not in real:
+            real[which] = find_nearest(held_out, shots)
+        if real[which].empty:
+            continue  # every real image is a shot: there is nothing to compare with
+        images = encode_generated(encoder, stage, len(data.class_names))
+        nearest = generated[stage.method, *which] = find_nearest(images, shots)
         names = {"method": stage.method, "n_shot": n_shot, "seed": stage.seed}
-        found = nearer(images[key], drawn, others, rivals(others, shots))
-        rows.append(names | found | summary(images[key], real[sets]))
-    return excess(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=list(COLUMNS)), images, real
+        shares = share_nearer(nearest, images, held_out, held_out_draws(held_out, shots))
+        rows.append(names | shares | summarise_nearest(nearest, real[which]))
+    return above_baseline(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=list(COLUMNS)), generated, real
 
 
-def pooled(images, real, n_shot):
-    """The tables of ``of_runs`` with ``n_shot`` shots, all seeds together: of images by method, of real ones."""
-    methods = dict.fromkeys(method for method, n, _ in images if n == n_shot)
-    generated = {
-        method: pd.concat([table for (name, n, _), table in images.items() if (name, n) == (method, n_shot)])
+def pool_seeds(generated, real, n_shot):
+    """``compute_copies``' tables with ``n_shot`` shots, all seeds together: ``({method: table}, table of real ones)``.
+
+    The second is None without held-out real images.
+    """
+    methods = dict.fromkeys(method for method, n, _ in generated if n == n_shot)
+    pooled = {
+        method: pd.concat([table for (name, n, _), table in generated.items() if (name, n) == (method, n_shot)])
         for method in methods
     }
     held_out = [table for (n, _), table in real.items() if n == n_shot and len(table)]
-    return generated, pd.concat(held_out) if held_out else None
+    return pooled, pd.concat(held_out) if held_out else None
+
+
+def judge_copies(table):
+    """What the seeds of a method with a number of shots say together: a row of ``JUDGED`` for each space.
+
+    table: ``compute_copies``. copies, nearer: means (%); difference: "above_baseline", or "nearer" minus 50 where no
+    method that sees no shot was run, the mean (points) with low, high and verdict of ``compare.judge_seeds``; outcome:
+    "recreated" if more than half of the images are near copies, by the interval over seeds; else "drawn towards its
+    shots" if the verdict is "above"; else "not decided".
+    """
+    rows = []
+    for (method, n_shot), seeds in table.groupby(["method", "n_shot"], sort=False):
+        for space in SPACES:
+            copies, nearer, above = (seeds[f"{space}_{name}"] for name in ("copies", "nearer", "above_baseline"))
+            points = above.dropna() if above.notna().any() else (nearer - 50).dropna()
+            if points.empty:
+                continue
+            judged = judge_seeds(points)
+            outcome = "drawn towards its shots" if judged["verdict"] == Verdict.ABOVE.label else "not decided"
+            if seeds_interval(copies.tolist())[0] > 50:
+                outcome = "recreated"
+            means = {"copies": copies.mean(), "nearer": nearer.mean(), "difference": judged.pop("mean")}
+            rows.append({"method": method, "n_shot": n_shot, "space": space} | means | judged | {"outcome": outcome})
+    return pd.DataFrame(rows, columns=list(JUDGED))

@@ -1,7 +1,7 @@
-"""What a result costs: seconds, memory, images through the networks, floating-point operations; and who wastes none.
+"""What a result costs: seconds, memory, images through the networks, floating-point operations.
 
-Seconds are those of the machine that made the runs. Operations are counted by torch on the very models, once per kind
-of step, and multiplied by how often the schedule takes that step.
+Seconds are those of the machine that made the runs. Operations are counted by torch on the models of the runs, once per
+kind of step, and multiplied by how often the schedule takes that step.
 """
 
 import math
@@ -11,35 +11,28 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from datadream_utils.analysis.compare import row_name
-from datadream_utils.analysis.per_class import ORDER
+from datadream_utils.analysis.results import RANKS
 from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
-from datadream_utils.diffusion.adapt import denoising_loss, noise_scheduler, tokenize
+from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.diffusion.lora import attached_lora
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
 from datadream_utils.prompts import class_prompt
 
-KINDS = ("adapt", "generate", "train")
-WORDS = {
+STAGE_NAMES = ("adapt", "generate", "train")
+COSTS = {
     "seconds": "seconds, all stages (on a CPU: its processors')",
     "flops": "floating-point operations, all stages",
     "peak_memory_mb": "peak memory (MB; on a GPU: its own)",
 }
-NOTE = (
-    "Means over seeds. Seconds are those of the machine that made the runs: of its processors on a CPU, by the clock "
-    "on a GPU. Image-steps and operations are those of the networks that are trained or drawn with: the VAE's encoder, "
-    "captions, the filter and the evaluation are left out. Memory is the GPU's where there is one; else the whole "
-    "process's, its libraries included: differences of some 100 MB between rows say nothing."
-)
 
 
 def count_flops(step):
-    """Floating-point operations of ``step()``: matrix products, convolutions and attention, a multiply-add as two.
+    """Floating-point operations of ``step()``: matrix products, convolutions and attention; a multiply-add counts two.
 
-    Attention is computed as plain products meanwhile: torch does not count the CPU's own kernel.
+    Attention is computed as plain products meanwhile, because torch does not count the CPU's own kernel.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
@@ -55,7 +48,7 @@ def sd_flops(pipe, resolution):
 
 
 def adapt_flops(pipe, lora_rank, train_text_encoder, resolution):
-    """Operations per image of a training step of an adapter, there and back."""
+    """Operations per image of a training step of an adapter, forward and backward."""
     latents, _, time, tokens = _inputs(pipe, resolution)
 
     def step():
@@ -68,7 +61,7 @@ def adapt_flops(pipe, lora_rank, train_text_encoder, resolution):
 
 
 def _inputs(pipe, resolution):
-    """One image's latents, text states, time and tokens: only their shapes matter."""
+    """``(latents, text states, time, tokens)`` of one image; only their shapes matter."""
     unet, side = pipe.unet, resolution // pipe.vae_scale_factor
     tokens, time = tokenize(pipe, [class_prompt("thing", "")]), torch.zeros(1, dtype=torch.long, device=pipe.device)
     latents = torch.zeros(1, unet.config.in_channels, side, side, device=pipe.device, dtype=unet.dtype)
@@ -93,38 +86,38 @@ def clip_flops(clip, tokenizer, data, clip_lora_rank):
 
 
 def unet_passes(parameters, method):
-    """U-Net passes per generated image: guidance takes two a step; a shot to start from leaves steps out."""
+    """U-Net passes per generated image: guidance takes two per step; starting from a shot leaves steps out."""
     skipped = parameters["start_step"] if method.start == "shot" else 0
     return (parameters["num_inference_steps"] - skipped) * (2 if parameters["guidance_scale"] > 1 else 1)
 
 
-def image_steps(stage, n_classes):
-    """Images through a network in a stage (a row of ``load_stages``), one per image and step: adapt, generate, train.
+def count_image_steps(stage, n_classes):
+    """Images through a network in a stage (a row of ``results.load_stages``), one per image and step.
 
     adapt: shots × epochs. generate: images × U-Net passes, with those that DISEF's filter rejected. train: images ×
-    epochs, of both kinds in R+S.
+    epochs, real and synthetic ones in R+S.
     """
     p = stage.parameters
     if stage.stage == "adapt":
         return stage.n_real * p["adapt_epochs"]
     if stage.stage == "generate":
-        return drawn(stage) * unet_passes(p, METHODS[stage.method])
+        return count_drawn(stage) * unet_passes(p, METHODS[stage.method])
     if p["setting"] == "none":
         return 0
     return p["train_epochs"] * p["images_per_class"] * n_classes * len(p["setting"].split("+"))
 
 
-def drawn(stage):
+def count_drawn(stage):
     """Images that a generate stage drew, rejected ones included."""
     return sum(row.get("tries", 1) for row in read_metadata(stage))
 
 
-def costs(runs, stages, n_classes, flops=None):
+def tabulate_costs(runs, stages, n_classes, flops=None):
     """A row per classifier of ``runs`` without variant: seconds, image-steps, memory of its stages, and its accuracy.
 
     "seconds_adapt", "seconds_generate", "seconds_train" and their sum "seconds"; "steps_..." likewise; "peak_memory_mb"
-    the largest (missing where not recorded); "flops" when ``flops`` (``flops_of``) is given, without
-    the evaluation. A ResNet has no "flops": CLIP is what was counted.
+    the largest (missing where not recorded); "flops" when ``flops`` (``count_flops_per_step``) is given,
+    without the evaluation. A ResNet has no "flops": CLIP is what was counted.
     """
     by_run = {run: rows.set_index("stage", drop=False) for run, rows in stages.groupby("run")}
     rows = []
@@ -134,17 +127,17 @@ def costs(runs, stages, n_classes, flops=None):
         own = {kind: made.loc[name] for kind, name in wanted.items() if name in made.index}
         if row.setting in ("R", "none"):
             own = {"train": own["train"]}
-        steps = {kind: image_steps(own[kind], n_classes) if kind in own else 0 for kind in KINDS}
-        seconds = {kind: float(own[kind].seconds) if kind in own else 0.0 for kind in KINDS}
+        steps = {kind: count_image_steps(own[kind], n_classes) if kind in own else 0 for kind in STAGE_NAMES}
+        seconds = {kind: float(own[kind].seconds) if kind in own else 0.0 for kind in STAGE_NAMES}
         memory = pd.to_numeric(pd.Series([stage.peak_memory_mb for stage in own.values()]))
-        found = dict(method=row.method, setting=row.setting, n_shot=row.n_shot, seed=row.seed,
+        cost = dict(method=row.method, setting=row.setting, n_shot=row.n_shot, seed=row.seed,
                      classifier=row.classifier, accuracy=row.accuracy, seconds=sum(seconds.values()),
                      peak_memory_mb=memory.max())  # fmt: skip
-        found |= {f"seconds_{kind}": value for kind, value in seconds.items()}
-        found |= {f"steps_{kind}": value for kind, value in steps.items()}
+        cost |= {f"seconds_{kind}": value for kind, value in seconds.items()}
+        cost |= {f"steps_{kind}": value for kind, value in steps.items()}
         if flops:
-            found["flops"] = _flops(own, steps, n_classes, flops) if row.classifier == "clip" else float("nan")
-        rows.append(found)
+            cost["flops"] = _flops(own, steps, n_classes, flops) if row.classifier == "clip" else float("nan")
+        rows.append(cost)
     return pd.DataFrame(rows)
 
 
@@ -154,7 +147,7 @@ def _flops(own, steps, n_classes, flops):
         p = own["adapt"].parameters
         total += steps["adapt"] * flops["adapt"][p["lora_rank"], p["train_text_encoder"]]
     if "generate" in own:
-        total += steps["generate"] * flops["denoise"] + drawn(own["generate"]) * flops["decode"]
+        total += steps["generate"] * flops["denoise"] + count_drawn(own["generate"]) * flops["decode"]
     p = own["train"].parameters
     if steps["train"]:
         total += (
@@ -163,8 +156,8 @@ def _flops(own, steps, n_classes, flops):
     return total
 
 
-def of_runs(runs, stages, data, n_shot):
-    """``mean_costs`` of a data set's CLIP classifiers with ``n_shot`` shots, in the order of the main table.
+def compute_costs(runs, stages, data, n_shot):
+    """``average_costs`` of a data set's CLIP classifiers with ``n_shot`` shots, in the order of the main table.
 
     "flops" is missing where a model that made the runs is not on this machine.
     """
@@ -172,35 +165,18 @@ def of_runs(runs, stages, data, n_shot):
     chosen = runs[same & (runs["classifier"] == "clip") & (runs["protocol"] == "sound")]
     theirs = stages[stages["run"].isin({folder.parent.name for folder in chosen["folder"]})]
     try:
-        flops = flops_of(theirs[theirs["stage"] != "train-none"], data)
+        flops = count_flops_per_step(theirs[theirs["stage"] != "train-none"], data)
     except InputError:
         flops = None
-    table = costs(chosen, theirs, len(data.class_names), flops)
+    table = tabulate_costs(chosen, theirs, len(data.class_names), flops)
     if table.empty:
-        return pd.DataFrame(columns=["method", "setting", "accuracy_mean", "accuracy_std", *WORDS])
-    table = table.sort_values(["setting", "method"], key=lambda names: names.map(ORDER[names.name]), kind="stable")
-    return mean_costs(table if flops else table.assign(flops=float("nan")))
+        return pd.DataFrame(columns=["method", "setting", "accuracy_mean", "accuracy_std", *COSTS])
+    table = table.sort_values(["setting", "method"], key=lambda names: names.map(RANKS[names.name]), kind="stable")
+    return average_costs(table if flops else table.assign(flops=float("nan")))
 
 
-def texts(table):
-    """``mean_costs`` as csv and Markdown, by kind."""
-    idle = table.loc[(table["setting"] == "none") & table["peak_memory_mb"].notna(), "peak_memory_mb"]
-    least = (
-        f" {row_name('clip_zeroshot', 'none')}, which trains nothing, has {idle.iloc[0]:,.0f} MB." if len(idle) else ""
-    )
-    lines = [NOTE + least, "", "| Classifier | Accuracy (%) | Seconds | Image-steps | Operations | Peak memory (MB) |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
-    for row in table.itertuples():
-        steps = row.steps_adapt + row.steps_generate + row.steps_train
-        numbers = [f"{row.accuracy_mean:.1f}", f"{row.seconds:,.0f}", f"{steps:,.0f}"]
-        numbers += ["" if value != value else form.format(value) for form, value in
-                    (("{:.1e}", row.flops), ("{:,.0f}", row.peak_memory_mb))]  # fmt: skip
-        lines.append(f"| {row_name(row.method, row.setting)} | " + " | ".join(numbers) + " |")
-    return {"csv": table.round(4).to_csv(index=False, lineterminator="\n"), "md": "\n".join(lines) + "\n"}
-
-
-def mean_costs(table):
-    """Means over seeds, per method, setting, number of shots and classifier: with "accuracy_std"."""
+def average_costs(table):
+    """Means over seeds of ``tabulate_costs`` per method, setting, n_shot and classifier, with "accuracy_std" (%)."""
     numbers = [name for name in table.columns if name.startswith(("seconds", "steps", "peak", "flops"))]
     return table.groupby(["method", "setting", "n_shot", "classifier"], as_index=False, sort=False).agg(
         accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std"), n_seeds=("seed", "nunique"),
@@ -208,35 +184,35 @@ def mean_costs(table):
     )  # fmt: skip
 
 
-def front(table, cost="seconds"):
-    """The rows that no other row beats: none is as accurate for less, or more accurate for as much."""
+def pareto_front(table, cost="seconds"):
+    """The rows that no other beats: none is as accurate for a lower cost, or more accurate for the same cost."""
     ordered = table.dropna(subset=cost).sort_values([cost, "accuracy_mean"], ascending=[True, False])
     best = ordered["accuracy_mean"].cummax().shift(fill_value=-1.0)
     return ordered[ordered["accuracy_mean"] > best]
 
 
-def flops_of(stages, data, device="cpu"):
-    """Operations per step of what ``stages`` did, counted on the models that their parameters name (``costs``).
+def count_flops_per_step(stages, data, device="cpu"):
+    """Operations per kind of step in ``stages``, counted on the models that their parameters name.
 
     "adapt": ``{(lora_rank, train_text_encoder): per image}``; the others as in ``sd_flops`` and ``clip_flops``.
     InputError when the runs are of several models.
     """
     one = {name: _one_value(stages, name) for name in ("clip_model", "clip_revision", "clip_lora_rank")}
     clip, tokenizer, _ = load_clip(one["clip_model"], one["clip_revision"], device)
-    found = clip_flops(clip, tokenizer, data, one["clip_lora_rank"]) | {"adapt": {}}
+    flops = clip_flops(clip, tokenizer, data, one["clip_lora_rank"]) | {"adapt": {}}
     if not (stages["stage"] == "generate").any():
-        return found
+        return flops
     one = {name: _one_value(stages, name) for name in ("sd_model", "sd_revision", "resolution")}
     pipe = load_stable_diffusion(one["sd_model"], one["sd_revision"], device)
     adapted = stages["parameters"][stages["stage"] == "adapt"]
-    found |= sd_flops(pipe, one["resolution"])
+    flops |= sd_flops(pipe, one["resolution"])
     for rank, text in sorted({(p["lora_rank"], p["train_text_encoder"]) for p in adapted}):
-        found["adapt"][rank, text] = adapt_flops(pipe, rank, text, one["resolution"])
-    return found
+        flops["adapt"][rank, text] = adapt_flops(pipe, rank, text, one["resolution"])
+    return flops
 
 
 def _one_value(stages, name):
     values = {p[name] for p in stages["parameters"] if name in p}
     if len(values) != 1:
-        raise InputError(f"the runs have not one {name} but {sorted(values)}: count runs of one kind at a time.")
+        raise InputError(f"the runs have {len(values)} values of {name}, {sorted(values)}: count runs of one value.")
     return values.pop()

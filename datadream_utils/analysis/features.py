@@ -1,4 +1,8 @@
-"""CLIP features of pictures, for measures of likeness; kept on disk, named by a checksum of pictures and model."""
+"""CLIP features of pictures, as measures of distance use them; kept on disk under a checksum of pictures and model.
+
+The one place of the analysis where a picture becomes a feature: CLIP's own preprocessing, its image encoder, unit
+length.
+"""
 
 import hashlib
 import json
@@ -22,13 +26,13 @@ from datadream_utils.params import resolve
 from datadream_utils.runs.device import choose_device
 
 BATCH = 256
-MOST = 20_000  # pictures of one set that are looked at, in equal shares of the classes, but at least ``LEAST`` of each
+MOST = 20_000  # pictures of one set that are encoded, equally many of each class, but at least ``LEAST`` of each
 LEAST = 40
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An untrained-on CLIP that turns pictures into features; ``identity``: its folder or hub commit."""
+    """A CLIP that no run has trained, which turns pictures into features; ``identity``: its folder or hub commit."""
 
     clip: torch.nn.Module
     processor: object
@@ -48,7 +52,7 @@ class Encoded:
     labels: np.ndarray
     features: np.ndarray
 
-    def of(self, label):
+    def of_class(self, label):
         """The pictures of one class."""
         return self.where(self.labels == label)
 
@@ -62,7 +66,7 @@ class Encoded:
         left_out = {path for paths in files for path in paths}
         return self.where(np.array([path not in left_out for path in self.paths], bool))
 
-    def some(self, count, seed):
+    def sample(self, count, seed):
         """``count`` pictures of every class (or all, where there are fewer), drawn by ``seed``."""
         rank, rng = np.zeros(len(self.labels), int), np.random.default_rng(seed)
         for label in np.unique(self.labels):
@@ -76,7 +80,7 @@ def load_encoder(clip_model, clip_revision="", device="auto"):
     return Encoder(clip, processor, model_identity(clip_model, clip_revision))
 
 
-def encoder_of(runs, device="auto"):
+def load_runs_encoder(runs, device="auto"):
     """The ``Encoder`` of the CLIP that the classifiers in ``runs`` (``results.load_results``) started from.
 
     InputError when they started from several.
@@ -84,23 +88,23 @@ def encoder_of(runs, device="auto"):
     models = {(p["clip_model"], p["clip_revision"]) for p in runs["parameters"]}
     if len(models) != 1:
         names = ", ".join(sorted(model for model, _ in models)) or "none"
-        raise InputError(f"the runs have not one clip_model but {names}: set output_root to a folder of one kind.")
+        raise InputError(f"the runs have {len(models)} values of clip_model, {names}: set output_root to runs of one.")
     return load_encoder(*models.pop(), device)
 
 
 def try_encoder(runs, device="auto"):
-    """``(encoder_of, "")``, or None and a sentence where that CLIP cannot be loaded: it may be on another machine."""
+    """``(load_runs_encoder, "")``, or None and a sentence: that CLIP may be on another machine."""
     try:
-        return encoder_of(runs, device), ""
+        return load_runs_encoder(runs, device), ""
     except InputError as error:
         return None, f"Nothing is measured on images here: {error}"
 
 
 def encode(encoder, files, cache, checksum=""):
-    """The pictures ``files[label]`` as ``Encoded``, from ``cache`` (a folder) if they were there before.
+    """The pictures ``files[label]`` as ``Encoded``, read from ``cache`` (a folder) if they were encoded before.
 
-    checksum: of the pictures' contents, where it is known already; else they are read for it. InputError names a
-    picture or a kept file that cannot be read.
+    checksum: of the pictures' contents, where it is known already; else the pictures are read for it. InputError
+    names a picture or a kept file that cannot be read.
     """
     paths, labels = flatten(files)
     if not paths:
@@ -112,28 +116,28 @@ def encode(encoder, files, cache, checksum=""):
 
 
 def encode_generated(encoder, stage, n_classes):
-    """The first pictures (``MOST``) of a generate stage (``stages.generated``), kept in the run's ``analysis/``."""
-    files = [paths[: share(n_classes)] for paths in read_generated(stage, n_classes)]
+    """The first pictures (``MOST``) of a stage of ``results.select_generated``, kept in the run's ``analysis/``."""
+    files = [paths[: count_per_class(n_classes)] for paths in read_generated(stage, n_classes)]
     return encode(encoder, files, stage.folder.parent / "analysis", stage.digest)
 
 
 def encode_real(encoder, files, output_root, every=False):
-    """Real pictures ``files[label]``, kept in ``output_root``'s ``analysis/``; of many some (``MOST``) or ``every``."""
-    most = max(map(len, files)) if every else share(len(files))
+    """Real pictures ``files[label]``, ``MOST`` of them or ``every``, kept in ``output_root``'s ``analysis/``."""
+    most = max(map(len, files)) if every else count_per_class(len(files))
     few = [sorted(random.Random(label).sample(paths, most)) if len(paths) > most else paths
            for label, paths in enumerate(files)]  # fmt: skip
     return encode(encoder, few, resolve(output_root) / "analysis")
 
 
-def share(n_classes):
-    """How many pictures of each of ``n_classes`` classes are looked at."""
+def count_per_class(n_classes):
+    """How many pictures of each of ``n_classes`` classes are encoded."""
     return max(LEAST, MOST // n_classes)
 
 
 @torch.inference_mode()
 def _compute(encoder, paths, place):
     pictures = evaluation_pictures(paths, encoder.processor)
-    pictures.room = 0  # each is looked at once
+    pictures.room = 0  # no cache: each is read once
     device = next(encoder.clip.parameters()).device
     batches = torch.utils.data.DataLoader(pictures, BATCH, generator=torch.Generator())
     features = torch.cat([image_features(encoder.clip, batch.to(device)).float().cpu() for batch in batches]).numpy()

@@ -1,32 +1,42 @@
-"""Numbers: intervals, the result file of a classifier, the tidy table of all runs, the paper's main table."""
+"""What finished runs have left on disk, as tidy tables: one row per classifier, one row per stage.
+
+``load_results`` reads every ``metrics.json`` under ``output_root``, ``load_stages`` every ``manifest.json``. Nothing
+else in the analysis looks for runs; ``compute_main_results`` makes the paper's main table of them.
+"""
 
 from pathlib import Path
-from string import ascii_lowercase
 
 import pandas as pd
 
-from datadream_utils.analysis.published import load as load_published
+from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import atomic_write, inside, latex, markdown, read_json
+from datadream_utils.files import inside, read_json
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
 from datadream_utils.runs.stage import Stage
 
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
+STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
+                 "n_real", "parameters", "digest", "folder")  # fmt: skip
 BLOCKS = {"none": "zero-shot", "S": "synthetic", "R": "real", "R+S": "real"}  # of the paper's table, by setting
+RANKS = {
+    "setting": {name: rank for rank, name in enumerate(BLOCKS)},
+    "method": {name: rank for rank, name in enumerate(METHODS)},
+}  # the order of rows in the paper's table
 
-# What ``metrics.json`` must hold for a table, and of which kind.
+# What ``metrics.json`` must hold for a table, and of which type.
 METRICS = dict.fromkeys(RUN_KEYS, str) | {"n_shot": int, "seed": int, "n_test": int, "accuracy": (int, float)}
 
-# Every table of results: classifier, protocol, and the title that keeps it apart from the main one.
-AS_RELEASED = "Evaluated as the authors' released code does (protocol: published), not comparable with the main table"
-TABLES = {
-    "main_results": ("clip", "sound", ""),
-    "resnet_results": ("resnet", "sound", "ResNet trained from scratch"),
-    "published_protocol": ("clip", "published", AS_RELEASED),
-    "resnet_published_protocol": ("resnet", "published", f"ResNet trained from scratch. {AS_RELEASED}"),
+# The tables of results, by name: classifier and protocol.
+RESULT_TABLES = {
+    "main_results": ("clip", "sound"),
+    "resnet_results": ("resnet", "sound"),
+    "published_protocol": ("clip", "published"),
+    "resnet_published_protocol": ("resnet", "published"),
 }
+PREDICTION_COLUMNS = ("label", "prediction", "correct", "probability")
+MEASURED_SEEDS = 3  # seeds of a method whose images are measured: further seeds cost time and change little
 
 
 def confusion(predictions, n_classes):
@@ -36,78 +46,93 @@ def confusion(predictions, n_classes):
 
 
 def load_results(output_root):
-    """A row per finished classifier under ``output_root`` (columns of ``metrics.json``, and its folder).
+    """A row per finished classifier under ``output_root``: the values of its ``metrics.json``, and its folder.
 
     InputError when there is none, a result cannot be read, or two folders hold the same run.
     """
-    rows = []
-    for path in sorted(resolve(output_root).glob("*/train-*/manifest.json")):
-        rows.append(_read_metrics(path.parent) | {"folder": path.parent})
-    if not rows:
+    folders = [path.parent for path in sorted(resolve(output_root).glob("*/train-*/manifest.json"))]
+    if not folders:
         raise InputError(f"no finished classifier under {resolve(output_root)}: run 03_train_clip first.")
-    results = pd.DataFrame(rows)
-    doubled = results[results.duplicated(list(RUN_KEYS), keep=False)]
-    if len(doubled):
-        first, second = doubled["folder"].iloc[:2]
+    runs = pd.DataFrame([_read_metrics(folder) | {"folder": folder} for folder in folders])
+    duplicates = runs[runs.duplicated(list(RUN_KEYS), keep=False)]
+    if len(duplicates):
+        first, second = duplicates["folder"].iloc[:2]
         raise InputError(f"{first} and {second} hold the same run: move one of them out of {resolve(output_root)}.")
-    return results
+    return runs
 
 
 def _read_metrics(folder):
     Stage(folder.name, folder).check_files(["metrics.json", "predictions.parquet"])
     path, fix = folder / "metrics.json", f"delete {folder} and run 03_train_clip again"
-    metrics = {"classifier": "clip", "protocol": "sound"} | read_json(path, fix)
+    metrics = read_json(path, fix)
     for key, kind in METRICS.items():
         if not isinstance(metrics.get(key), kind) or (key == "setting" and metrics[key] not in SETTINGS):
             raise InputError(f"{path} cannot be read ({key!r} is {metrics.get(key)!r}): {fix}.")
     return metrics
 
 
-def at_n_shot(results, dataset, n_shot):
+def select_n_shot(runs, dataset, n_shot):
     """The runs of every data set with ``n_shot`` real images per class; InputError when ``dataset`` has none."""
-    found = results[results["n_shot"] == n_shot]
-    if dataset not in set(found["dataset"]):
-        there = sorted({f"{row.dataset} with n_shot={row.n_shot}" for row in results.itertuples()})
+    chosen = runs[runs["n_shot"] == n_shot]
+    if dataset not in set(chosen["dataset"]):
+        there = sorted({f"{row.dataset} with n_shot={row.n_shot}" for row in runs.itertuples()})
         raise InputError(
             f"no classifier of {dataset!r} with n_shot={n_shot} has been trained. Found: {', '.join(there)}."
         )
-    return found
+    return chosen
 
 
-def example_pictures(output_root, dataset, n_shot, label, count):
-    """``{method label: [path, ...]}``: ``count`` pictures of class ``label``, of each method's lowest seed."""
-    found, wanted = {}, {"dataset": dataset, "n_shot": n_shot, "variant": ""}
-    for path in resolve(output_root).glob("*/generate/manifest.json"):
-        parameters = read_json(path, f"delete {path.parent} and run 02_generate again").get("parameters", {})
-        if wanted.items() <= parameters.items():
-            found[(parameters.get("method"), parameters.get("seed"))] = path.parent / "images"
-    pictures = {}
-    for name, method in METHODS.items():
-        seeds = [seed for other, seed in found if other == name]
-        if method.generates and seeds:
-            folder = found[(name, min(seeds))]
-            source = folder / "metadata.jsonl"
-            Stage("generate", folder.parent).check_files(["images/metadata.jsonl"])
-            rows = read_json(source, f"delete {folder.parent} and run 02_generate again", lines=True)
-            shown = [row.get("file_name") for row in rows if row.get("label") == label][:count]
-            pictures[method.label] = [inside(folder, name, source) for name in shown]
-            Stage("generate", folder.parent).check_files([f"images/{name}" for name in shown])
-    return pictures
+def load_predictions(runs, dataset, n_shot, classifier="clip"):
+    """``{(method, setting): {seed: table}}``, a row per test image with ``PREDICTION_COLUMNS``, in the table's order.
 
-
-def main_results(results, classifier="clip", protocol="sound"):
-    """Mean and sample standard deviation over seeds, in the order of the paper's table (``RESULT_COLUMNS``).
-
-    Of several data sets there are rows of their "average", too: means over data sets, deviation over seeds of these.
+    runs: ``load_results``; variants and the published protocol are left out. All tables have the same images in the
+    same order. InputError when predictions cannot be read, or two runs were tested on other images or in another order.
     """
-    same = (results["classifier"] == classifier) & (results["protocol"] == protocol)
-    plain = results[same & (results["variant"] == "")]
+    same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
+    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")]
+    ordered = plain.sort_values(["setting", "method", "seed"], key=_rank, kind="stable")
+    predictions, first = {}, None
+    for row in ordered.itertuples():
+        table = _read_predictions(row.folder / "predictions.parquet")
+        files = table.pop("file")
+        first = first or (row.folder, files)
+        if not files.equals(first[1]):
+            raise InputError(
+                f"{row.folder} and {first[0]} were not tested on the same images in the same order: delete the one "
+                "that belongs to an older test split and run 03_train_clip again."
+            )
+        predictions.setdefault((row.method, row.setting), {})[row.seed] = table
+    return predictions
+
+
+def _rank(column):
+    """Sort key: methods and settings in the order of the paper's table, anything else by its value."""
+    return column.map(RANKS[column.name]) if column.name in RANKS else column
+
+
+def _read_predictions(path):
+    try:
+        return pd.read_parquet(path, columns=["file", *PREDICTION_COLUMNS])
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): copy it from where the run was made, or delete {path.parent} and run "
+            "03_train_clip again."
+        ) from None
+
+
+def compute_main_results(runs, classifier="clip", protocol="sound"):
+    """Mean and sample standard deviation over seeds (%), in the order of the paper's table (``RESULT_COLUMNS``).
+
+    Several data sets have rows "average", too: means over data sets, deviation over the seeds of these means. Variants
+    are left out.
+    """
+    same = (runs["classifier"] == classifier) & (runs["protocol"] == protocol)
+    plain = runs[same & (runs["variant"] == "")]
     for name in plain["method"].unique():
         get_method(name)
-    keys = ["dataset", "method", "setting", "n_shot"]
     table = (
-        pd.concat([plain, _average(plain)])
-        .groupby(keys, as_index=False)
+        pd.concat([plain, _average_datasets(plain)])
+        .groupby(["dataset", "method", "setting", "n_shot"], as_index=False)
         .agg(
             n_seeds=("seed", "nunique"),
             accuracy_mean=("accuracy", "mean"),
@@ -115,13 +140,11 @@ def main_results(results, classifier="clip", protocol="sound"):
             n_test=("n_test", "max"),
         )
     )
-    settings, methods = list(BLOCKS), list(METHODS)
-    ranks = [(settings.index(row.setting), methods.index(row.method)) for row in table.itertuples()]
-    table = table.iloc[sorted(range(len(table)), key=ranks.__getitem__)]
+    table = table.sort_values(["setting", "method"], key=_rank, kind="stable")
     return table[list(RESULT_COLUMNS)].reset_index(drop=True)
 
 
-def _average(runs):
+def _average_datasets(runs):
     """The mean over data sets of every method, setting and seed that has them all, as runs of data set "average"."""
     n_datasets = runs["dataset"].nunique()
     means = runs.groupby(["method", "setting", "n_shot", "seed"], as_index=False).agg(
@@ -130,102 +153,98 @@ def _average(runs):
     return means[(means.pop("n") == n_datasets) & (n_datasets > 1)].assign(dataset="average")
 
 
-def tables(results):
-    """``{name: table}``: "main_results" always, the others of ``TABLES`` when there are such runs."""
-    made = {name: main_results(results, *which) for name, (*which, _) in TABLES.items()}
-    return {name: table for name, table in made.items() if name == "main_results" or len(table)}
+def compute_all_results(runs):
+    """``{name: compute_main_results}`` for ``RESULT_TABLES``: "main_results" always, the others if there are runs."""
+    tables = {name: compute_main_results(runs, *which) for name, which in RESULT_TABLES.items()}
+    return {name: table for name, table in tables.items() if name == "main_results" or len(table)}
 
 
-def paper_layout(table):
-    """The main table as the paper prints it: method, R and S ticks, one column per data set, best per block marked.
+def load_stages(output_root):
+    """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
 
-    Blocks: zero-shot; S; R and R+S. Returns (rows, columns, notes): rows are dicts with "block" and "cells", cells
-    with "best" and "mark"; notes are the texts of the table's "note" column by mark (a, b, ...).
+    n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
+    ""); seconds: of the processor for a stage on a CPU, else of the clock, because other work on the machine shows in
+    a CPU's clock; peak_memory_mb: the GPU's, else the process's; missing where it was not recorded. A stage that a run
+    shares with another (a link) is listed for the one that made it. InputError names a manifest that cannot be read.
     """
-    known = list(load_published()["dataset"].unique())  # the paper's columns first, "average" last
-    rank = {name: position for position, name in enumerate(known)} | {"average": 1000}
-    columns = sorted(table["dataset"].unique(), key=lambda name: (rank.get(name, len(known)), name))
-    table = table.assign(block=table["setting"].map(BLOCKS))
-    best = table.groupby(["block", "dataset"])["accuracy_mean"].transform("max") == table["accuracy_mean"]
-    table = table.assign(best=best & (table["block"] != "zero-shot"))
-    texts = table.get("note", pd.Series("", table.index)).fillna("")
-    marks = dict(zip([text for text in texts.unique() if text], ascii_lowercase, strict=False))
-    table = table.assign(mark=texts.map(lambda text: marks.get(text, "")))
-    rows = []
-    for (method, setting), group in table.groupby(["method", "setting"], sort=False):
-        rows.append(
-            {
-                "method": get_method(method).label,
-                "R": "R" in setting,
-                "S": "S" in setting,
-                "block": BLOCKS[setting],
-                "cells": {row["dataset"]: row for row in group.to_dict("records")},
-            }
-        )
-    return rows, columns, {mark: text for text, mark in marks.items()}
+    paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
+    rows = [_read_stage(path) for path in paths if not path.parent.is_symlink()]
+    return pd.DataFrame(rows, columns=list(STAGE_COLUMNS))
 
 
-def _cell(cell, plus_minus, bold, mark):
-    if cell is None:
-        return "–"
-    text = f"{cell['accuracy_mean']:.1f}"
-    if not pd.isna(cell["accuracy_std"]):
-        text += plus_minus.format(f"{cell['accuracy_std']:.1f}")
-    return (bold.format(text) if cell["best"] else text) + (mark.format(cell["mark"]) if cell["mark"] else "")
+def _read_stage(path):
+    try:
+        manifest = Stage(path.parent.name, path.parent).manifest()
+        parameters = manifest["parameters"]
+        on_cpu = manifest.get("device", "").startswith("cpu")
+        return {
+            "run": path.parent.parent.name,
+            "stage": manifest["stage"],
+            "dataset": Path(parameters["dataset"]).name,
+            **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
+            "seconds": manifest.get("processor_seconds", manifest["seconds"]) if on_cpu else manifest["seconds"],
+            "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
+            "n_real": len(manifest["shots"]) if manifest["stage"] == "adapt" else 0,
+            "parameters": parameters,
+            "digest": manifest.get("images_sha256", ""),
+            "folder": path.parent,
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path} cannot be read ({reason}): delete {path.parent} and run its notebook again."
+        ) from None
 
 
-def to_markdown(table, title=""):
-    """The paper's layout as a Markdown table, under its title, with its notes below."""
-    rows, columns, notes = paper_layout(table)
-    lines = [f"**{title}**", ""] if title else []
-    lines += [
-        "| Method | R | S | " + " | ".join(map(markdown, columns)) + " |",
-        "|---|:-:|:-:|" + "---:|" * len(columns),
-    ]
-    for row in rows:
-        cells = [_cell(row["cells"].get(c), " ± {}", "**{}**", "<sup>{}</sup>") for c in columns]
-        ticks = ["✓" if row[k] else "" for k in "RS"]
-        lines.append(f"| {row['method']} | {ticks[0]} | {ticks[1]} | " + " | ".join(cells) + " |")
-    for mark, text in notes.items():
-        lines += ["", f"<sup>{mark}</sup> {text}"]
-    return "\n".join(lines) + "\n"
+def select_generated(stages, dataset, n_shot=None):
+    """The generate stages of ``dataset`` without variant, of one ``n_shot`` or of all.
+
+    A method that generates nothing may have a finished stage, too; it is left out.
+    """
+    same = (stages["stage"] == "generate") & (stages["dataset"] == dataset) & (stages["variant"] == "")
+    same &= stages["method"].isin([name for name, method in METHODS.items() if method.generates])
+    if n_shot is not None:
+        same &= stages["n_shot"] == n_shot
+    return stages[same].sort_values(["method", "n_shot", "seed"])
 
 
-def to_latex(table, title=""):
-    """The paper's layout as a booktabs table, under its title, with its notes below."""
-    rows, columns, notes = paper_layout(table)
-    lines = [rf"\textbf{{{latex(title)}}}\\[1ex]"] if title else []
-    lines += [r"\begin{tabular}{lcc" + "r" * len(columns) + "}", r"\toprule"]
-    lines += [" & ".join(["Method", "R", "S", *map(latex, columns)]) + r" \\"]
-    block = None
-    for row in rows:
-        if row["block"] != block:
-            lines.append(r"\midrule")
-            block = row["block"]
-        cells = [_cell(row["cells"].get(c), r"$_{{\pm {}}}$", r"\textbf{{{}}}", r"$^{{{}}}$") for c in columns]
-        ticks = [r"\checkmark" if row[k] else "" for k in "RS"]
-        lines.append(" & ".join([latex(row["method"]), *ticks, *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\\{{\footnotesize $^{{{mark}}}$ {latex(text)}}}" for mark, text in notes.items()]
-    return "\n".join(lines) + "\n"
+def select_measured(stages, dataset, split_file=""):
+    """The first ``MEASURED_SEEDS`` seeds of each method and ``n_shot`` in ``select_generated``: these are measured.
+
+    InputError for one that was made with another split: its shots may be test images of this one.
+    """
+    chosen = select_generated(stages, dataset).groupby(["method", "n_shot"]).head(MEASURED_SEEDS)
+    for stage in chosen.itertuples():
+        other = stage.parameters["split_file"]
+        if Path(other).name != Path(split_file).name:
+            raise InputError(
+                f"{stage.folder} was made with split_file={other!r}, not {split_file!r}: set split_file to that."
+            )
+    return chosen
 
 
-def write_tables(table, folder, name="main_results", title=""):
-    """``<name>.csv``, ``.md`` and ``.tex`` in ``folder``; returns their paths. The title stands above the last two."""
-    texts = {"csv": table.round(4).to_csv(index=False, lineterminator="\n")}
-    return write_texts(folder, name, texts | {"md": to_markdown(table, title), "tex": to_latex(table, title)})
+def list_pictures(stage, label, count):
+    """The first ``count`` pictures (paths) of class ``label`` in a generate stage, a row of ``load_stages``.
+
+    InputError when the stage's list of images cannot be read, names a file elsewhere, or a picture has changed.
+    """
+    made = Stage("generate", stage.folder)
+    made.check_files(["images/metadata.jsonl"])
+    names = [row.get("file_name") for row in read_metadata(stage) if row.get("label") == label][:count]
+    paths = [inside(stage.folder / "images", name, stage.folder / "images" / "metadata.jsonl") for name in names]
+    made.check_files([f"images/{name}" for name in names])
+    return paths
 
 
-def write_texts(folder, name, texts):
-    """``<name>.<kind>`` in ``folder`` for each kind and text; returns their paths."""
-    for kind, text in texts.items():
-        with atomic_write(Path(folder) / f"{name}.{kind}") as temporary:
-            temporary.write_text(text)
-    return [Path(folder) / f"{name}.{kind}" for kind in texts]
+def example_pictures(stages, dataset, n_shot, label, count):
+    """``{method's label: [path, ...]}``: ``count`` pictures of class ``label``, of each method's lowest seed."""
+    chosen = select_generated(stages, dataset, n_shot).drop_duplicates("method").set_index("method", drop=False)
+    order = [name for name in METHODS if name in chosen.index]
+    return {METHODS[name].label: list_pictures(chosen.loc[name], label, count) for name in order}
 
 
 def find_class(data, class_name):
-    """The label of ``class_name`` ("": the data set's example, or its first class).
+    """The label of ``class_name``; of "" the label of the data set's example, else of its first class.
 
     InputError with the nearest name for one that is not there.
     """
@@ -233,8 +252,3 @@ def find_class(data, class_name):
     if class_name not in data.class_names:
         raise InputError(f"{data.name} has no class {class_name!r}.{suggest(class_name, data.class_names)}")
     return data.class_names.index(class_name)
-
-
-def setting_name(setting):
-    """What a classifier was trained on, in words."""
-    return SETTINGS[setting]

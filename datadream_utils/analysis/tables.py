@@ -1,13 +1,26 @@
-"""What the tables of the analysis say to a reader: a sentence, and headings with units and directions.
+"""Every Markdown and LaTeX table of the analysis.
 
-A csv has the code's names. ↓: lower is nearer to real images; ↑: higher is better.
+A table is a data frame and its name in ``catalogue.TABLES``. Its csv has the code's column names; its Markdown has the
+catalogue's title and caption, headings in words with units, and formatted numbers. ↓: lower is nearer to real images;
+↑: higher is better.
 """
 
-from datadream_utils.analysis.ablations import ABLATIONS
-from datadream_utils.analysis.alignment import KINDS, MEASURES
-from datadream_utils.analysis.copies import DRAWS
-from datadream_utils.files import table_texts
-from datadream_utils.plots.results import label
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import ascii_lowercase
+
+import pandas as pd
+
+from datadream_utils.analysis.ablations import COMPUTE, format_value
+from datadream_utils.analysis.alignment import CORRELATIONS
+from datadream_utils.analysis.compare import Verdict, verdict_matrix
+from datadream_utils.analysis.published import AVERAGE, LEAKY, load_published
+from datadream_utils.analysis.results import BLOCKS, RESULT_TABLES
+from datadream_utils.catalogue import ABLATIONS, TABLES
+from datadream_utils.files import atomic_write
+from datadream_utils.methods import classifier_name, get_method, short_label
 
 HEADINGS = {
     "method": "Method",
@@ -20,7 +33,6 @@ HEADINGS = {
     "n_synthetic": "Images compared per class",
     "frechet": "Fréchet distance ↓",
     "kid": "Kernel distance (KID) ↓",
-    "cmmd": "Gaussian MMD × 1000 ↓",
     "precision": "Precision (fidelity, 0 to 1) ↑",
     "recall": "Recall (diversity, 0 to 1) ↑",
     "density": "Density (fidelity) ↑",
@@ -32,102 +44,331 @@ HEADINGS = {
     "accuracy": "Accuracy (%) ↑",
     "error": "Calibration error (points) ↓",
     "certainty": "Mean certainty (%)",
-    "measure": "Distance",
-    "kind": "Correlation",
+    "kind": "Correlation of",
     "rho": "Spearman's ρ",
     "low": "95 % from",
     "high": "to",
     "p": "p, permuting methods",
     "p_holm": "p (Holm)",
-    "verdict": "It is",
+    "verdict": "Verdict",
     "n_points": "Points",
     "n_classes": "Classes",
     "n_methods": "Methods",
     "n": "Generated images",
     "n_draws": "Draws of real images",
+    "space": "By",
+    "copies": "Near copies (%)",
+    "nearer": "Nearer to a shot (%)",
+    "difference": "Difference (points)",
+    "outcome": "Outcome",
     "feature_nearer": "Nearer to a shot, features (%)",
     "pixel_nearer": "Nearer to a shot, pixels (%)",
-    "feature_excess": "That minus FakeIt's, features (points)",
-    "pixel_excess": "That minus FakeIt's, pixels (points)",
+    "feature_above_baseline": "That minus FakeIt's, features (points)",
+    "pixel_above_baseline": "That minus FakeIt's, pixels (points)",
 }
-COPIES = {"n_real": "Held-out real images"}
-for space, unit in {"feature": "cosine distance", "pixel": "root mean square"}.items():
-    COPIES[f"{space}_copies"] = f"Near copies, {space}s (%)"
-    COPIES[f"{space}_median"] = f"Median distance to a shot, {space}s ({unit})"
-    COPIES[f"{space}_median_real"] = f"The same of held-out real images, {space}s ({unit})"
-
-SENTENCES = {
-    "alignment": (
-        "Rank correlation of a distance to real test images with the gain in accuracy, resampling classes: below 0, "
-        "nearer images bring more. Pooled, it is moved most by classes that gain with every method; within classes it "
-        "compares methods, those at hand, then those with an adapter alone; within methods it compares the classes of "
-        "each, and is the mean over methods. Between methods' means p is that of a permutation test, without an "
-        "interval; Holm's correction is for all such tests of this table, and decides. At 0: an end of the interval "
-        "could lie on either side of it by the number of draws alone."
-    ),
-    "alignment_by_class": (
-        "Each class's distance to real test images and its gain in accuracy, means over seeds: the points of the "
-        "scatter plots."
-    ),
-    "measures": (
-        "CLIP features of generated images against those of real test images, means over classes. ↓: lower is nearer "
-        "to real; ↑: higher is better. Real images: others of the train split."
-    ),
-    "copies": (
-        "Nearer to a shot: than to every one of as many held-out real images of the same classes, mean over up to "
-        f"{DRAWS} draws; without copying 50 % on average. Empty: a class has fewer held-out images than shots. Minus "
-        "FakeIt's: what it has, which sees no shot, with the same shots and seed. Near copies: nearer than 99 % of all "
-        "held-out images; by chance 1 %, but only of images distributed as real ones."
-    ),
-    "class_gains": (
-        "Accuracy of each class, and its gain: S over zero-shot CLIP, R+S over Real-finetune of the same seed. Mean, "
-        "95 % interval (Student's t) and verdict are those of all seeds together; one such interval of twenty misses 0 "
-        "by chance."
-    ),
-    "calibration": "How far certainty and accuracy lie apart (calibration error, lower is better); the means of both.",
+COPIES_HEADINGS = {"n_real": "Held-out real images"}
+for _space, _unit in {"feature": "cosine distance", "pixel": "root mean square"}.items():
+    COPIES_HEADINGS[f"{_space}_copies"] = f"Near copies, {_space}s (%)"
+    COPIES_HEADINGS[f"{_space}_median"] = f"Median distance to a shot, {_space}s ({_unit})"
+    COPIES_HEADINGS[f"{_space}_median_real"] = f"The same of held-out real images, {_space}s ({_unit})"
+VALUES = {
+    "kind": CORRELATIONS,
+    "space": {"feature": "features", "pixel": "pixels"},
+    "setting": {"none": "nothing (zero-shot)"},
+}  # values in words, by column
+RESULT_NOTES = {
+    Verdict.WITHIN_NOISE: "Within the noise of these test images of the highest mean of its block.",
+    Verdict.UNDECIDED: "Below the highest mean of its block by more than the noise of these test images, but the seeds "
+    "do not decide: 0 lies in the 95 % interval over seeds.",
+    Verdict.ONE_SEED: "Below the highest mean of its block by more than the noise of these test images, but with one "
+    "seed: what others would bring is not known.",
 }
-WORDS = {"measure": MEASURES, "kind": KINDS, "setting": {"none": "nothing (zero-shot)"}}
+
+_TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
+# HTML's own codes begin no markup; a dollar in a tag of its own begins no formula.
+_MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|\\`*[]~!"} | {"$": "<span>$</span>"})
 
 
-def texts(name, frame):
-    """The table called ``name`` as csv with the code's names, and as Markdown with a sentence and headings in words."""
-    headings = HEADINGS | (COPIES if name == "copies" else {})
-    words = frame.copy()
-    for column in words.columns.intersection(["method", *WORDS]):
-        words[column] = words[column].map(label if column == "method" else lambda v, of=WORDS[column]: of.get(v, v))
-    for column in frame.select_dtypes("float").columns:
-        words[column] = [_printed(value) for value in frame[column]]
-    shown = table_texts(words.rename(columns=headings))["md"]
-    return {"csv": table_texts(frame)["csv"], "md": f"{SENTENCES[name]}\n\n{shown}"}
+def escape_markdown(text):
+    """A text as Markdown shows it literally, in one table cell."""
+    text = " ".join(text.split()).translate(_MARKDOWN)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word it begins no emphasis
 
 
-def _printed(value):
-    """Three significant digits of small numbers, one decimal of those from 10 on, whole ones as such; "" for none."""
-    if value != value:
+def escape_latex(text):
+    """A text as LaTeX prints it literally, in one table cell."""
+    return " ".join(text.split()).translate(_TEX)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a format writes the parts of a cell: templates, and its own words for some signs."""
+
+    escape: Callable
+    bold: str
+    deviation: str
+    mark: str
+    tick: str
+    signs: dict
+
+
+MARKDOWN = Style(escape_markdown, "**{}**", " ± {}", "<sup>{}</sup>", "✓", {})
+LATEX = Style(escape_latex, r"\textbf{{{}}}", r"$_{{\pm {}}}$", r"$^{{{}}}$", r"\checkmark",
+              {"≈": r"\approx", "◇": r"\diamond", "○": r"\circ"})  # fmt: skip
+
+
+@dataclass
+class Layout:
+    """A table ready to be printed: headings, one letter of alignment (l, c, r) per column, rows of cells.
+
+    rules: indices of rows that begin a new block; notes: texts below the table, by mark.
+    """
+
+    headings: list
+    align: str
+    rows: list
+    rules: tuple = ()
+    notes: dict = field(default_factory=dict)
+
+
+def to_markdown(name, table, caption=True):
+    """The table called ``name`` in Markdown, with its title and caption above it and its notes below."""
+    layout = _lay_out(name, table, MARKDOWN)
+    lines = [f"**{TABLES[name].title}.** {TABLES[name].caption}", ""] if caption else []
+    lines += _markdown_lines(layout)
+    for mark, text in layout.notes.items():
+        lines += ["", f"{MARKDOWN.mark.format(mark)} {escape_markdown(text)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_lines(layout):
+    rule = [{"l": "---", "c": ":-:", "r": "---:"}[letter] for letter in layout.align]
+    return [f"| {' | '.join(layout.headings)} |", f"|{'|'.join(rule)}|"] + [
+        f"| {' | '.join(row)} |" for row in layout.rows
+    ]
+
+
+def to_latex(name, table):
+    """The table called ``name`` as a booktabs tabular, with its title and caption above it and its notes below."""
+    layout, entry = _lay_out(name, table, LATEX), TABLES[name]
+    lines = [rf"\textbf{{{escape_latex(entry.title)}.}} {escape_latex(entry.caption)}\\[1ex]"]
+    lines += [rf"\begin{{tabular}}{{{layout.align}}}", r"\toprule", " & ".join(layout.headings) + r" \\", r"\midrule"]
+    for index, row in enumerate(layout.rows):
+        lines += [r"\midrule"] if index in layout.rules else []
+        lines.append(" & ".join(row) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    for mark, text in layout.notes.items():
+        lines.append(rf"\\{{\footnotesize {LATEX.mark.format(LATEX.signs.get(mark, mark))} {escape_latex(text)}}}")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table):
+    """A data frame as csv with the code's names and six significant digits."""
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def write_table(folder, name, table):
+    """``<name>.csv``, ``.md`` and, where the catalogue lists it, ``.tex`` in ``folder``; returns their paths."""
+    texts = {"csv": to_csv(table), "md": to_markdown(name, table)}
+    if "tex" in TABLES[name].formats:
+        texts["tex"] = to_latex(name, table)
+    return [write_text(Path(folder) / f"{name}.{suffix}", text) for suffix, text in texts.items()]
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all; returns its path."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def matrix_to_markdown(pairs):
+    """``compare.compare_pairs`` as a square of signs in Markdown: the row against the column, under a key."""
+    matrix = verdict_matrix(pairs)
+    names = list(matrix.index)
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    rows = [
+        [f"{number} {name}", *("" if label != label else Verdict(label).sign for label in matrix.loc[name])]
+        for number, name in zip(numbers, names, strict=True)
+    ]
+    key = ", ".join(f"{verdict.sign} {verdict.label}" for verdict in Verdict)
+    table = _markdown_lines(Layout(["", *numbers], "l" + "c" * len(names), rows))
+    return "\n".join([f"The row against the column: {key}.", "", *(table if names else [])]) + "\n"
+
+
+def _lay_out(name, table, style):
+    if name in (*RESULT_TABLES, "published"):
+        return lay_out_results(table, style)
+    if name == "beside":
+        return _lay_out_joined(table, style)
+    if name.startswith("ablation_"):
+        return _lay_out_ablation(table, name.removeprefix("ablation_"))
+    layouts = {"order": _lay_out_order, "pairs": _lay_out_pairs, "cost": _lay_out_costs}
+    return layouts[name](table) if name in layouts else _lay_out_columns(table, name)
+
+
+def find_best(table):
+    """Which rows of ``results.compute_main_results`` have the highest mean of their block and data set, zero-shot none.
+
+    A boolean series; both rows of a tie.
+    """
+    blocks = table["setting"].map(BLOCKS)
+    highest = table.groupby([blocks, "dataset"])["accuracy_mean"].transform("max")
+    return (table["accuracy_mean"] == highest) & (blocks != BLOCKS["none"])
+
+
+def lay_out_results(table, style=MARKDOWN):
+    """``results.compute_main_results`` as the paper prints it: R and S ticks, a column per data set, best in bold.
+
+    Each cell has the mark of its "verdict" (``compare.add_verdicts``), or of its "note" (letters), where it has one.
+    """
+    marks, notes = _find_marks(table)
+    table = table.assign(best=find_best(table), mark=marks)
+    table["cell"] = [_results_cell(row, style) for row in table.itertuples()]
+    known = [name for name in load_published()["dataset"].unique() if name != AVERAGE]
+    rank = {name: place for place, name in enumerate(known)} | {AVERAGE: len(known) + 1}
+    datasets = sorted(table["dataset"].unique(), key=lambda name: (rank.get(name, len(known)), name))
+    rows, blocks = [], []
+    for (method, setting), group in table.groupby(["method", "setting"], sort=False):
+        cells = dict(zip(group["dataset"], group["cell"], strict=True))
+        rows.append([*_system(method, setting, style), *(cells.get(name, "–") for name in datasets)])
+        blocks.append(BLOCKS[setting])
+    rules = tuple(i for i in range(1, len(blocks)) if blocks[i] != blocks[i - 1])
+    headings = ["Method", "R", "S", *map(style.escape, datasets)]
+    return Layout(headings, "lcc" + "r" * len(datasets), rows, rules, notes)
+
+
+def _find_marks(table):
+    """``(mark of each row, {mark: note})``: signs of verdicts other than "below", letters of notes."""
+    if "verdict" in table:
+        signs = {verdict.label: verdict.sign for verdict in RESULT_NOTES}
+        present = set(table["verdict"])
+        notes = {verdict.sign: text for verdict, text in RESULT_NOTES.items() if verdict.label in present}
+        return table["verdict"].map(lambda label: signs.get(label, "")), notes
+    texts = table.get("note", pd.Series("", table.index)).fillna("")
+    letters = dict(zip([text for text in texts.unique() if text], ascii_lowercase, strict=False))
+    return texts.map(lambda text: letters.get(text, "")), {letter: text for text, letter in letters.items()}
+
+
+def _results_cell(row, style):
+    text = _with_deviation(row.accuracy_mean, row.accuracy_std, style)
+    text = style.bold.format(text) if row.best else text
+    return text + (style.mark.format(style.signs.get(row.mark, row.mark)) if row.mark else "")
+
+
+def _with_deviation(mean, deviation, style=MARKDOWN):
+    """``74.0 ± 1.0``; one seed has no deviation, a missing mean is a dash."""
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.1f}" + ("" if pd.isna(deviation) else style.deviation.format(f"{deviation:.1f}"))
+
+
+def _system(method, setting, style=MARKDOWN):
+    """Cells of a method and of the ticks of what it was trained on: R, S."""
+    return [style.escape(get_method(method).label), *(style.tick if kind in setting else "" for kind in "RS")]
+
+
+def _lay_out_joined(table, style):
+    """``published.join_published``: ours, the published, ours minus the published; in Markdown the notes, too."""
+    rows = [
+        [style.escape(row.dataset), *_system(row.method, row.setting, style),
+         _with_deviation(row.our_mean, row.our_std, style),
+         _with_deviation(row.published_mean, row.published_std, style), _points(row.difference)]
+        for row in table.itertuples()
+    ]  # fmt: skip
+    headings, align = ["Data set", "Method", "R", "S", "Ours", "Published", "Difference"], "llccrrr"
+    if style is LATEX:  # a page has no room for the notes
+        return Layout(headings, align, rows)
+    rows = [[*row, style.escape(note)] for row, note in zip(rows, table["note"], strict=True)]
+    return Layout([*headings, "Note"], align + "l", rows)
+
+
+def _lay_out_order(order):
+    """``compare.compare_order``; ⇄ marks an order that is reversed without the data sets in ``LEAKY``."""
+    rows = []
+    for row in order.itertuples():
+        without = _points(row.published_without) + (" ⇄" if row.published_without < 0 else "")
+        source = "averages" if row.source == AVERAGE else LEAKY.get(row.source, row.source)
+        verdict = Verdict(row.verdict)
+        rows.append([row.pair, source, _points(row.published), without, _points(row.ours), *_intervals(row),
+                     f"{verdict.sign} {verdict.label}", row.outcome])  # fmt: skip
+    headings = ["Pair", "Published in", "Published", f"Without {', '.join(LEAKY.values())}", "Ours", "95 % over images",
+                "Per seed", "95 % over seeds", "Verdict", "Order"]  # fmt: skip
+    return Layout(headings, "llrrrcccll", rows)
+
+
+def _lay_out_pairs(pairs):
+    """``compare.compare_pairs``."""
+    rows = []
+    for row in pairs.itertuples():
+        p, verdict = "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}", Verdict(row.verdict)
+        rows.append([row.first, row.second, _points(row.difference), *_intervals(row), p,
+                     f"{verdict.sign} {verdict.label}"])  # fmt: skip
+    headings = ["First", "Second", "Difference", "95 % over images", "Per seed", "95 % over seeds", "p (Holm)",
+                "Verdict"]  # fmt: skip
+    return Layout(headings, "llrcccrl", rows)
+
+
+def _intervals(row):
+    """A row's interval over test images, its differences per seed, and their interval."""
+    per_seed = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
+    return [_interval(row.low, row.high), per_seed, _interval(row.seeds_low, row.seeds_high)]
+
+
+def _interval(low, high):
+    return "" if pd.isna(low) else f"{low:+.1f} to {high:+.1f}"
+
+
+def _points(value):
+    return "" if pd.isna(value) else f"{value:+.1f}"
+
+
+def _lay_out_costs(costs):
+    """``cost.average_costs``."""
+    rows = []
+    for row in costs.itertuples():
+        steps = row.steps_adapt + row.steps_generate + row.steps_train
+        flops = "" if pd.isna(row.flops) else f"{row.flops:.1e}"
+        memory = "" if pd.isna(row.peak_memory_mb) else f"{row.peak_memory_mb:,.0f}"
+        rows.append([classifier_name(row.method, row.setting), f"{row.accuracy_mean:.1f}", f"{row.seconds:,.0f}",
+                     f"{steps:,.0f}", flops, memory])  # fmt: skip
+    headings = ["Classifier", "Accuracy (%)", "Seconds", "Image-steps", "Operations", "Peak memory (MB)"]
+    return Layout(headings, "lrrrrr", rows)
+
+
+def _lay_out_ablation(summary, parameter):
+    """``ablations.summarise_ablation`` of a parameter."""
+    adapted, rows = parameter in COMPUTE, []
+    for row in summary.itertuples():
+        values = [format_value(row.value)] + [f"{row.adapted:,.0f}"] * adapted
+        accuracy = _with_deviation(row.accuracy_mean, row.accuracy_std)
+        difference = "reference" if row.reference else _points(row.difference)
+        rows.append([*_system(row.method, row.setting), *values, accuracy, str(row.n_seeds), difference,
+                     _interval(row.low, row.high), row.verdict])  # fmt: skip
+    name = ABLATIONS.get(parameter, parameter)
+    headings = ["Method", "R", "S", f"{name[0].upper()}{name[1:]}"] + ["Images adapted on"] * adapted
+    headings += ["Accuracy (%)", "Seeds", "Difference", "95 % over seeds", "Verdict"]
+    return Layout(headings, "lccr" + "r" * adapted + "rrrcl", rows)
+
+
+def _lay_out_columns(table, name):
+    """Any other table: its columns under ``HEADINGS``, numbers to three significant digits, values in words."""
+    headings = HEADINGS | (COPIES_HEADINGS if name == "copies" else {})
+    columns = []
+    for column in table.columns:
+        words = VALUES.get(column, {})
+        print_value = short_label if column == "method" else lambda value, words=words: words.get(value, value)
+        is_float = pd.api.types.is_float_dtype(table[column])
+        columns.append([_number(v) if is_float else escape_markdown(str(print_value(v))) for v in table[column]])
+    align = "".join("r" if pd.api.types.is_numeric_dtype(table[column]) else "l" for column in table.columns)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Layout([headings.get(column, column) for column in table.columns], align, rows)
+
+
+def _number(value):
+    """Three significant digits of small numbers, one decimal of those from 10 on, whole ones as such; "" for NaN."""
+    if pd.isna(value):
         return ""
     if value == round(value):
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-# Headings of the gallery.
-FIGURES = {
-    "teaser": "What each method draws",
-    "accuracy_bars": "Accuracy of every classifier",
-    "order": "The published order",
-    "qualitative": "Images from more and more shots",
-    "diagram": "How DataDream trains",
-    "fidelity": "Fidelity and diversity",
-    "copies": "Copies of the shots, by number of shots",
-    "nearest_shots": "Distance to the nearest shot",
-    "ablation_compute": "What adaptation brings for what it costs",
-    "pareto": "Accuracy against seconds",
-    "pareto_flops": "Accuracy against operations",
-    "worst_copies": "The closest pairs of a drawn picture and a shot",
-    "confusion_change": "What is confused more often, and what less",
-}
-FIGURES |= {f"ablation_{name}": f"Ablation: {words}" for name, words in ABLATIONS.items()}
-for end, words in {"S": "synthetic images alone", "RS": "real and synthetic images"}.items():
-    FIGURES[f"alignment_{end}"] = f"Nearness to real images and gain: {words}"
-    FIGURES[f"class_gains_{end}"] = f"Gain of every class: {words}"
-    FIGURES[f"reliability_{end}"] = f"Can its certainty be trusted? {words[0].upper()}{words[1:]}"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from datadream_utils.classifier.augment import Augment, Mix
+from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
 from datadream_utils.classifier.pictures import load_batches, tested_split
 from datadream_utils.runs.device import DTYPES, advise_on_memory
@@ -22,6 +23,7 @@ MIN_LR = 1e-8  # where the warm-up starts and the cosine ends
 def fit(classifier, sets, run):
     """Train ``classifier`` on ``sets``; returns the history, a row per step (None without training).
 
+    It starts from the weights of ``make_classifier(run)``, also when it was interrupted or has been called before.
     protocol "sound": a fixed schedule; validation images are shown and never choose. "published": as the authors'
     released code does, for comparison only: the epoch that is best *on the test images* is kept. Of a finished stage
     the stored weights are loaded and the stored history is returned.
@@ -32,12 +34,13 @@ def fit(classifier, sets, run):
         return read_results(run.stage)[2]
     if not sets:
         return None
+    classifier.load_state_dict(make_classifier(run).state_dict())
     p, published = run.params, run.params.protocol == "published"
     split = tested_split(run) if published else "val"
     watched = run.data.files.get(split)
     steps, history, best = train_steps(p, len(run.data.class_names))[1], [], {}
     p = p.model_copy(update={"val_every": 1}) if published else p
-    lower = ("train_batch_size", "eval_batch_size", "gradient_checkpointing")
+    lower = ("train_batch_size", "eval_batch_size", *(["gradient_checkpointing"] if p.classifier == "clip" else []))
     with advise_on_memory(p, *lower), run.progress(steps, f"training {p.setting}") as advance:
         for row in train_classifier(classifier, sets, p, watched):
             if published and row["val_accuracy"] is not None and row["val_accuracy"] > best.get("accuracy", -1):

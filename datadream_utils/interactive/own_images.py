@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import papermill
 
-from datadream_utils.analysis.compare import paired
+from datadream_utils.analysis.compare import paired_difference
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import check_images
 from datadream_utils.errors import InputError
@@ -68,17 +68,15 @@ def duplicates(data):
     return [(train_path[key], path) for key, path in zip(sha256s(others), others, strict=True) if key in train_path]
 
 
-def run_notebook(stage, values):
-    """Run the notebook of ``stage`` with its checked parameters, ``values``; returns the run's folder.
-
-    The executed copy is kept there.
-    """
-    folder, name = resolve(values.output_root) / values.run_name, f"{NOTEBOOKS[stage]}.ipynb"
+def run_notebook(params):
+    """Run the notebook of the stage that ``params`` describe; returns the run's folder, where the executed copy is."""
+    stage = params.stage.partition("-")[0]
+    folder, name = params.run_folder, f"{NOTEBOOKS[stage]}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(ROOT / "notebooks" / name),
         str(folder / name),
-        values.model_dump(),
+        params.model_dump(),
         kernel_name="python3",
         progress_bar=False,
         cwd=str(ROOT),
@@ -93,12 +91,12 @@ def gain(generated, alone):
     generated, alone: a truth value for every test image, in one order, whether the classifier with and without
     generated images recognised it. The interval is that of the difference image by image.
     """
-    result = paired(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
+    result = paired_difference(*(pd.DataFrame({0: correct.to_numpy()}) for correct in (generated, alone)))
     low, high = result["low"], result["high"]
     unclear = "no difference, or too few test images to tell"
     verdict = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
     interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
     return (
-        f"The generated images bring {result['ours']:+.1f} points ({interval}): {verdict}. "
+        f"The generated images bring {result['difference']:+.1f} points ({interval}): {verdict}. "
         "It is one run: other shots or another seed may bring otherwise."
     )

@@ -4,9 +4,7 @@ import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
 from datadream_utils.data.images import centre_square, read_image
-from datadream_utils.files import literal
-from datadream_utils.plots.results import BOTH, NORMAL, SMALL, described
-from datadream_utils.plots.style import PrintFigure
+from datadream_utils.plots.style import BOTH, NORMAL, SMALL, PrintFigure, describe, literal
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: told apart without colour too
 HATCH = "////"
@@ -26,13 +24,11 @@ def method_diagram(class_names, shots, domain=""):
     _training(ax, name, shots[0], domain)
     second = literal(class_names[min(1, len(class_names) - 1)])
     _units(ax, name, second, shots[0], shots[min(1, len(shots) - 1)])
-    sentence = (
-        "Stable Diffusion stays frozen; what is trained is low-rank adapters (LoRA) in the attention layers of the "
-        "U-Net and the text encoder, by the denoising loss on the few shots: one adapter for all classes "
-        "(DataDream_dset) or one for each (DataDream_cls)."
-    )
-    return described(
-        figure, "Diagram of the networks: frozen parts plain blue, trained parts hatched orange.", sentence
+    return describe(
+        figure,
+        "Diagram: shots with noise and a sentence pass through the networks; frozen parts are plain blue, trained "
+        "adapters hatched orange; right: one adapter for all classes, and one for each class.",
+        name="diagram",
     )
 
 
@@ -66,7 +62,7 @@ def _training(ax, name, shots, domain):
 
 
 def _input(ax, shots):
-    """The left column: the shots, and below them what the U-Net sees of them."""
+    """The left column: the shots, and below them the noised shots that the U-Net receives."""
     ax.text(5.8, 36.6, "real shots $x$", ha="center", va="center", fontsize=SMALL)
     _stack(ax, shots, 2.4, 26.4, 5)
     _arrow(ax, (2.2, 28.4), (2.2, 23.4))
@@ -79,7 +75,7 @@ def _input(ax, shots):
 
 
 def _loss(ax):
-    """What the U-Net puts out goes into the loss, whose gradients train the adapters alone."""
+    """The U-Net's output goes into the loss, whose gradients train the adapters alone."""
     _arrow(ax, (77.2, 19), (82.5, 19))
     ax.add_patch(
         FancyBboxPatch((83, 12), 11, 14, boxstyle="round,pad=0,rounding_size=0.8", fc="white", ec="0.3", lw=0.8)

@@ -4,21 +4,21 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.compare import ONE_SEED, row_name
-from datadream_utils.analysis.noise import ABOVE, BELOW, by_chance
-from datadream_utils.analysis.per_class import BINS, marked
-from datadream_utils.files import literal
-from datadream_utils.plots.results import (
+from datadream_utils.analysis.compare import Verdict
+from datadream_utils.analysis.per_class import judge_gains
+from datadream_utils.methods import classifier_name, short_label
+from datadream_utils.plots.style import (
     BOTH,
     COLUMN,
     SETTING_TITLES,
     SMALL,
-    described,
-    empty,
-    finish,
-    label,
+    can_compare,
+    describe,
+    empty_figure,
+    label_axes,
     legend,
-    look,
+    literal,
+    marker_style,
     panels,
 )
 
@@ -26,125 +26,116 @@ MOST_CLASSES = 25  # in one figure: those that change most
 GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}
 
 
-def _shown(count, total):
-    """What an alt text adds, and a title in a line of its own, where a figure has not all classes."""
-    return f": the {count} of {total} classes that change most" if count < total else ""
+def _part(count, total):
+    """What alt text and title add where a figure does not show all classes."""
+    return f"the {count} of {total} classes that change most" if count < total else ""
 
 
 def _points(values):
+    """Whole points with their sign as texts, "" where there is no number."""
     return np.vectorize(lambda value: "" if np.isnan(value) else f"{round(value):+d}" if round(value) else "0")(values)
 
 
-def class_gains(gains, setting):
-    """``classwise.gains`` as a heat map: rows are classes, columns methods, numbers points (means over seeds).
+def gain_heatmap(gains, setting):
+    """Gains as a heat map: rows are classes, columns methods, numbers points (means over seeds).
 
-    A star: the interval over seeds excludes 0 (``classwise.marked``).
+    gains: ``per_class.compute_gains``. A star: the interval over seeds excludes 0. Of many classes, those that change
+    most are shown.
     """
-    rows = gains[gains["setting"] == setting]
+    name, rows = f"class_gains_{setting.replace('+', '')}", gains[gains["setting"] == setting]
     if rows.empty:
-        return empty(f"No {setting} classifier has its reference beside it: {STUDY}")
-    cells = marked(rows).drop_duplicates(["method", "label"])
+        return empty_figure(name, f"No {setting} classifier has its reference: {STUDY}")
+    cells = judge_gains(rows).drop_duplicates(["method", "label"])
     means = cells.pivot_table("gain_mean", "label", "method", sort=False)
-    stars = cells.assign(star=cells["verdict"].isin([ABOVE, BELOW])).pivot(
-        index="label", columns="method", values="star"
-    )
+    beyond = cells.assign(star=cells["verdict"].isin([Verdict.ABOVE.label, Verdict.BELOW.label]))
+    stars = beyond.pivot(index="label", columns="method", values="star")
     names = rows.drop_duplicates("label").set_index("label")["class_name"]
     shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
     figure, (ax,) = panels(1, COLUMN + 1, 0.22 * len(shown) + 1.1)
     limit = float(np.nanmax(np.abs(shown.to_numpy()))) or 1.0
-    beyond = stars.reindex_like(shown).eq(True).to_numpy()
-    words = np.char.add(_points(shown.to_numpy()).astype(str), np.where(beyond, "*", ""))
+    starred = stars.reindex_like(shown).eq(True).to_numpy()
+    words = np.char.add(_points(shown.to_numpy()).astype(str), np.where(starred, "*", ""))
     sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=words, fmt="",
-                annot_kws={"size": SMALL}, cbar=False, xticklabels=[label(m) for m in shown.columns],
+                annot_kws={"size": SMALL}, cbar=False, xticklabels=[short_label(m) for m in shown.columns],
                 yticklabels=[literal(names[i]) for i in shown.index])  # fmt: skip
-    part = _shown(len(shown), len(means))
-    title = f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"
-    key = "\n*: more than noise over seeds (95 % interval)" if beyond.any() else ""
-    finish(ax, title=title + part.replace(": ", "\n") + key)
+    part = _part(len(shown), len(means))
+    title = [f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"]
+    title += [part] if part else []
+    title += ["*: more than noise over seeds (95 % interval)"] if starred.any() else []
+    label_axes(ax, title="\n".join(title))
     ax.tick_params(axis="x", rotation=25)
     ax.tick_params(axis="y", rotation=0)
-    sentence = _gain_sentence(cells, setting)
-    return described(figure, f"Heat map: change in accuracy of each class with each method{part}.", sentence)
+    alt = f"Heat map: gain in accuracy of each class with each method {GAIN_WORDS[setting]}"
+    return describe(figure, f"{alt}; {part}." if part else f"{alt}.", _beyond_noise(cells), name, can_compare(means))
 
 
-def _gain_sentence(cells, setting):
-    """How many cells are beyond noise, how many chance alone would give, and the largest either way of those."""
-    count, beyond = len(cells), cells[cells["verdict"].isin([ABOVE, BELOW])]
-    if (cells["verdict"] == ONE_SEED).all():
-        gain = int((cells["gain_mean"] > 0).sum())
-        return (
-            f"{gain} of {count} cells (a class with a method) gain {GAIN_WORDS[setting]}, with one seed: how much of "
-            "that is noise is not known, and none is marked."
-        )
-    said = []
-    for side, words, which in zip((ABOVE, BELOW), ("up", "down"), ("idxmax", "idxmin"), strict=True):
-        rows = beyond[beyond["verdict"] == side]
-        if len(rows):
-            row = rows.loc[getattr(rows["gain_mean"], which)()]
-            name = f"{row['class_name']} with {label(row['method'])} ({row['gain_mean']:+.1f} points)"
-            said.append(f"{len(rows)} {words}, most {name}")
-    return (
-        f"{len(beyond)} of {count} cells (a class with a method) differ {GAIN_WORDS[setting].replace('over', 'from')} "
-        f"by more than noise over seeds ({by_chance(count)})"
-        f"{': ' if said else ''}{'; '.join(said)}."
-    )
+def _beyond_noise(cells):
+    """How many gains exceed the seeds' noise, and in which direction."""
+    if (cells["verdict"] == Verdict.ONE_SEED.label).all():
+        return "With one seed no gain can be separated from noise."
+    above, below = (int((cells["verdict"] == side.label).sum()) for side in (Verdict.ABOVE, Verdict.BELOW))
+    return f"Beyond the seeds' noise, {above} of {len(cells)} gains (a class with a method) are above 0, {below} below."
 
 
-def confusion_change(change, class_names, method, setting):
-    """``classwise.confusion_change`` as a heat map; of many classes those that change most."""
+def confusion_change_heatmap(change, class_names, method, setting):
+    """The change of the confusion matrix as a heat map, in points; of many classes those that change most.
+
+    change: ``per_class.compute_confusion_change``, (n_classes, n_classes), or None.
+    """
     if change is None:
-        return empty(f"{row_name(method, setting)} has no reference beside it: {STUDY}")
+        reason = f"{classifier_name(method, setting)} has no reference to compare it with: {STUDY}"
+        return empty_figure("confusion_change", reason)
     shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
-    part, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
+    values, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
     side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
     figure, (ax,) = panels(1, side + 0.5, side)
-    limit = float(np.abs(part).max()) or 1.0
-    sns.heatmap(part, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(part), fmt="", cbar=False,
-                annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
-    words = _shown(len(shown), len(change))
-    title = f"{row_name(method, setting)} {GAIN_WORDS[setting]} (points)"
-    finish(ax, "predicted", "true", title + words.replace(": ", "\n"))
+    limit = float(np.abs(values).max()) or 1.0
+    sns.heatmap(values, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(values), fmt="",
+                cbar=False, annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
+    part, title = _part(len(shown), len(change)), f"{classifier_name(method, setting)} {GAIN_WORDS[setting]} (points)"
+    label_axes(ax, "predicted", "true", f"{title}\n{part}" if part else title)
     ax.tick_params(axis="x", rotation=60)
     ax.tick_params(axis="y", rotation=0)
-    off, said = np.where(np.eye(len(change), dtype=bool), 0, change), []
-    for find, how in ((np.argmax, "more often"), (np.argmin, "less often")):
-        place = np.unravel_index(find(off), off.shape)
-        if off[place]:
-            names = (class_names[i] for i in place)
-            said.append(f"{' is taken for '.join(names)} {how} ({off[place]:+.1f} points)")
-    changed = ", ".join(said) or "no class is taken for another more or less often"
-    sentence = f"With {row_name(method, setting)}, {changed}."
-    return described(figure, f"Heat map: change of the confusion matrix{words}.", sentence)
+    alt = f"Heat map: change of the confusion matrix with {classifier_name(method, setting)}"
+    alt = f"{alt}; {part}." if part else f"{alt}."
+    return describe(figure, alt, _largest_change(change, class_names), "confusion_change")
 
 
-def _deviation(value):
-    return "" if np.isnan(value) else f" ± {value:.1f}"
+def _largest_change(change, class_names):
+    """The pair of classes whose confusion changes most."""
+    off_diagonal = np.where(np.eye(len(change), dtype=bool), 0, change)
+    true, predicted = np.unravel_index(np.abs(off_diagonal).argmax(), change.shape)
+    points = off_diagonal[true, predicted]
+    if not points:
+        return "No class is taken for another more or less often."
+    how = "more" if points > 0 else "less"
+    confused = f"'{class_names[true]}' is taken for '{class_names[predicted]}'"
+    return f"Largest change: {confused} {how} often ({points:+.1f} points)."
 
 
-def reliability(bins, errors, settings=("R", "R+S")):
-    """``classwise.reliability`` as curves of accuracy minus certainty, with the mean of ``classwise.calibration``.
+def reliability_curves(bins, errors, settings=("R", "R+S")):
+    """Accuracy minus certainty as curves against certainty, with the mean calibration error of each classifier.
 
-    Bins of fewer than 10 predictions are left out.
+    bins: ``per_class.compute_reliability``, of which those with fewer than 10 predictions are left out; errors:
+    ``per_class.compute_calibration``; settings: what is drawn, with real images or ("none", "S") without.
     """
+    name = "reliability_RS" if "R+S" in settings else "reliability_S"
     bins = bins[bins["setting"].isin(settings) & (bins["n"] >= 10)]
-    of_seeds = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])
-    errors, spread = of_seeds["error"].mean(), of_seeds["error"].std()
-    if errors.empty:
-        return empty(f"No classifier of these settings has been trained: {STUDY}")
+    means = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])["error"].mean()
+    if means.empty:
+        return empty_figure(name, f"No classifier of these settings has been trained: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 3.0)
     ax.axhline(0, color="0.4", lw=1, ls="--")
-    for (method, setting), rows in bins.groupby(["method", "setting"], sort=False):
-        name = f"{row_name(method, setting)}: {errors[method, setting]:.1f}"
-        ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=3, lw=1, label=name, **look(method))
-    finish(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
-           "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
+    for key, rows in bins.groupby(["method", "setting"], sort=False):
+        words = f"{classifier_name(*key)}: {means[key]:.1f}"
+        ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=3, lw=1, label=words,
+                **marker_style(key[0]))  # fmt: skip
+    label_axes(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
+               "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
     legend(figure, [ax], 2)
-    said = {key: f"{row_name(*key)} ({errors[key]:.1f}{_deviation(spread[key])} points)" for key in errors.index}
-    low, high = errors.idxmin(), errors.idxmax()
-    sentence = (
-        f"The calibration error ({BINS} bins) has its smallest mean over seeds with {said[low]}, its largest with "
-        f"{said[high]}."
-    )
-    if len(errors) == 1:
-        sentence = f"The calibration error ({BINS} bins) of {row_name(*low)} is {errors[low]:.1f} points."
-    return described(figure, "Curves: accuracy minus certainty against certainty; at 0 both agree.", sentence)
+    finding = f"Calibration error of {classifier_name(*means.idxmin())}: {means.min():.1f} points."
+    if len(means) > 1:
+        best, worst = (classifier_name(*key) for key in (means.idxmin(), means.idxmax()))
+        finding = f"Smallest calibration error: {best}, {means.min():.1f} points; largest: {worst}, {means.max():.1f}."
+    alt = "Curves, one per classifier: accuracy minus certainty against certainty; at 0 both agree."
+    return describe(figure, alt, finding, name, can_compare(means.index.get_level_values("method")))

@@ -1,198 +1,155 @@
-"""The figures of the analysis, from tidy tables. Each has an alt text and a sentence, both written from its data.
+"""Figures of the results: the teaser, accuracies, the published order, accuracy against cost."""
 
-Sizes are for print: ``COLUMN`` inches is one of two columns, no letter is under 6 points. The ground is white and
-opaque, so that they are read in dark mode too; colours are told apart by the colour-blind, and every method has a
-marker of its own.
-"""
-
-import numpy as np
 import seaborn as sns
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.alignment import KINDS, MEASURES, REAL
-from datadream_utils.analysis.compare import over_seeds, row_name
-from datadream_utils.analysis.cost import WORDS, front
-from datadream_utils.methods import METHODS
-from datadream_utils.plots.style import COLOURS, PrintFigure
+from datadream_utils.analysis.compare import Verdict
+from datadream_utils.analysis.cost import COSTS, pareto_front
+from datadream_utils.analysis.published import published_order
+from datadream_utils.analysis.results import BLOCKS
+from datadream_utils.methods import METHODS, classifier_name
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.style import (
+    BLUE,
+    BOTH,
+    COLOURS,
+    COLUMN,
+    ORANGE,
+    can_compare,
+    describe,
+    empty_figure,
+    label_axes,
+    legend,
+    literal,
+    marker_style,
+    new_figure,
+    panels,
+    text_width,
+)
 
-COLUMN, BOTH = 3.4, 7.0
-SMALL, NORMAL = 6, 7  # points
-ADAPTED = ("datadream_cls", "datadream_dset")
-FOUR = ("precision", "recall", "density", "coverage")
-WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
-MARKERS = dict(zip(METHODS, "PsovDX^*<>hpd8", strict=False)) | {REAL: "+"}
-REAL_COLOUR = "0.25"
-RELATIONS = {
-    "below 0": "Nearer images bring more",
-    "above 0": "Nearer images bring less",
-    "at 0": "The interval ends at 0, within the error of resampling",
-    "not decided": "No relation shows",
-}  # by the verdict of a correlation
-SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real only", "none": "zero-shot"}
-
-
-def panels(columns, width, height, **options):
-    """A white figure with a row of panels: ``(figure, [axes, ...])``."""
-    figure = PrintFigure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
-
-
-def finish(ax, xlabel="", ylabel="", title=""):
-    """Labels in print sizes, and no more frame than is needed."""
-    ax.set_xlabel(xlabel, fontsize=NORMAL)
-    ax.set_ylabel(ylabel, fontsize=NORMAL)
-    ax.set_title(title, fontsize=NORMAL)
-    ax.tick_params(labelsize=SMALL, which="both")
-    sns.despine(ax=ax)
+# Of a published order in our runs: colour and marker.
+ORDER_STYLES = {"holds": (BLUE, "s"), "reversed": (ORANGE, "X"), "not decided": ("0.4", "o")}
 
 
-def described(figure, what, sentence):
-    """Give ``figure`` its alt text (what is drawn, then what it says) and its sentence."""
-    figure.alt, figure.sentence = f"{what} {sentence}", sentence
-    return figure
+def teaser(rows, class_name, dataset):
+    """The paper's first figure: one class, a row of pictures per source, ``{source: [picture, ...]}``.
+
+    A source is the label of a method, or another name (real images).
+    """
+    names = max((text_width(literal(source), 9) for source in rows), default=0)
+    side = min(0.95, (BOTH - names - 0.4) / max([1, *map(len, rows.values())]))
+    figure = show_grid(list(rows.values()), list(rows), title=f"Dataset: {dataset}; class: {class_name}", side=side)
+    methods = [name for name, method in METHODS.items() if method.label in rows]
+    alt = f"Rows of pictures of the class {class_name}: {', '.join(rows)}."
+    return describe(figure, alt, name="teaser", complete=can_compare(methods))
 
 
-def empty(sentence):
-    """A figure that says why there is nothing to draw, and what to run."""
-    figure, (ax,) = panels(1, BOTH, 0.6)
-    ax.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=NORMAL, wrap=True)
-    ax.axis("off")
-    figure.empty = True
-    return described(figure, "An empty figure.", sentence)
+def accuracy_bars(table, dataset):
+    """Test accuracy per method and setting, with the standard deviation over seeds.
 
-
-def label(method):
-    """A method's short name; "real images" is none."""
-    return METHODS[method].label.split(" (")[0] if method in METHODS else method
-
-
-def look(method):
-    """Colour and marker of a method, as keywords."""
-    return {"color": COLOURS.get(method, REAL_COLOUR), "marker": MARKERS.get(method, "+")}
-
-
-def legend(figure, handles_of, columns=4):
-    """One legend below all panels, of the labels of every panel in ``handles_of`` once."""
-    found = {}
-    for ax in handles_of:
-        found |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL,
-                      frameon=False)  # fmt: skip
-
-
-def alignment_scatter(points, found, setting, measure="frechet", space="CLIP features"):
-    """``fidelity.against_gains`` as points with ``fidelity.numbers_of``: distance of a class against its gain."""
-    if points.empty:
-        return empty(f"No method has both generated images and a classifier to compare: {STUDY}")
-    figure, (ax,) = panels(1, COLUMN, 2.9)
-    for method, rows in points.groupby("method", sort=False):
-        ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=label(method), **look(method))
-    ax.axhline(0, color="0.6", lw=0.8)
-    if (points["distance"] > 0).all():
-        ax.set_xscale("log")
-    else:  # an unbiased distance may be negative
-        ax.set_xscale("symlog", linthresh=float(points["distance"].abs().median()))
-    reference = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}[setting]
-    finish(ax, f"{MEASURES[measure]} to real test images\n{space}", f"gain over {reference} (points)")
-    legend(figure, [ax], 3)
-    what = "Scatter plot: one point per method and class, distance on a logarithmic axis."
-    pooled = found["pooled"]
-    words = f"{pooled['n_points']} points of {pooled['n_classes']} classes, {SETTING_TITLES[setting]}"
-    found = {kind: numbers for kind, numbers in found.items() if not np.isnan(numbers["rho"])}
-    if not found:
-        return described(figure, what, f"{words}: too few for a correlation.")
-    titles = [f"{KINDS[kind]} {_interval(found[kind], '[{}, {}]')}" for kind in ("pooled", "classes") if kind in found]
-    ax.set_title("\n".join(["Spearman's correlation:", *titles]), fontsize=NORMAL)
-    said = {relation: [] for relation in RELATIONS.values()}
-    for kind, numbers in found.items():
-        said[RELATIONS[numbers["verdict"]]].append(_correlated(kind, numbers))
-    said = [f"{relation}: {'; '.join(kinds)}" for relation, kinds in said.items() if kinds]
-    sentence = (
-        f"{words}. {'. '.join(said)}. Rank correlations of {MEASURES[measure]} and gain, with 95 % intervals that "
-        "resample classes."
+    table: ``compare.add_verdicts``, of one number of shots.
+    """
+    table = table[table["dataset"] == dataset]
+    figure, axes = new_figure(1, 1, BOTH, 0.36 * len(table) + 1)
+    ax = axes[0, 0]
+    names = [f"{METHODS[row.method].label}, {row.setting}".removesuffix(", none") for row in table.itertuples()]
+    colours = [COLOURS[method] for method in table["method"]]
+    spread = table["accuracy_std"]  # one seed has none
+    bars = ax.barh(names, table["accuracy_mean"], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    for line in (*bars.errorbar.lines[1], *bars.errorbar.lines[2]):  # a black whisker shows on a black bar too
+        line.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    for y, (mean, std) in enumerate(zip(table["accuracy_mean"], spread.fillna(0), strict=True)):
+        ax.text(mean + std + 0.8, y, f"{mean:.1f}", va="center", fontsize=8)
+    ax.invert_yaxis()
+    ax.set(
+        xlim=(0, 110),
+        xticks=range(0, 101, 20),
+        xlabel="top-1 accuracy on the test split (%)",
+        title=f"Accuracy on {literal(dataset)}",
     )
-    return described(figure, what, sentence)
+    sns.despine(ax=ax)
+    alt = f"Bars: test accuracy of each method and setting on {dataset}."
+    return describe(figure, alt, _highest(table), "accuracy_bars", can_compare(table["method"]))
 
 
-def _interval(numbers, brackets):
-    low, high = (f"{numbers[name]:+.2f}" for name in ("low", "high"))
-    return f"{numbers['rho']:+.2f} {brackets.format(low, high)}"
+def _highest(table):
+    """The highest mean, and how many others of its block are not surely below it."""
+    if table.empty:
+        return ""
+    best = table.loc[table["accuracy_mean"].idxmax()]
+    finding = f"Highest mean: {classifier_name(best.method, best.setting)}, {best.accuracy_mean:.1f} %"
+    others = table[(table["setting"].map(BLOCKS) == BLOCKS[best.setting]) & (table.index != best.name)]
+    if others.empty or "verdict" not in table:
+        return f"{finding}."
+    unsure = int((others["verdict"] != Verdict.BELOW.label).sum())
+    return f"{finding}; {unsure} of {len(others)} others of its block are not surely below it."
 
 
-def _correlated(kind, numbers):
-    if kind == "between":
-        p = f"p = {numbers['p_holm']:.3f} by Holm, permuting {numbers['n_methods']} methods"
-        return f"{KINDS[kind]} {numbers['rho']:+.2f} ({p})"
-    return f"{KINDS[kind]} {_interval(numbers, '({} to {})')}"
+def forest(order, dataset):
+    """Paired differences with both intervals; below them seeds as dots, and the published ones as open diamonds.
 
-
-def fidelity_diversity(aligned):
-    """``fidelity.alignment``: fidelity against diversity, means over classes; whiskers: deviation over seeds."""
-    means = aligned.groupby(["method", "seed"], as_index=False)[list(MEASURES)].mean().dropna(subset="density")
-    if set(means["method"]) <= {REAL}:
-        return empty(f"No method has generated as many images of a class as the measures need (7): {STUDY}")
-    figure, axes = panels(2, BOTH, 2.8)
-    for ax, (x, y) in zip(axes, (("recall", "precision"), ("coverage", "density")), strict=True):
-        for method, rows in means.groupby("method", sort=False):
-            spread = rows[[x, y]].std()  # one seed has none
-            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], ls="", ms=5, lw=0.8, capsize=2,
-                        label=label(method), **look(method))  # fmt: skip
-        finish(ax, f"{x} (diversity)", f"{y} (fidelity)")
-        ax.set_xlim(-0.03, 1.03)
-    legend(figure, axes)
-    numbers = means.groupby("method")[list(FOUR)].mean()
-    generators = [name for name in numbers.index if name != REAL]
-    several = len(generators) > 1
-    named = [name for name in ([*ADAPTED, REAL] if several else [*generators, REAL]) if name in numbers.index]
-    each = [f"{label(name)} {', '.join(f'{x:.2f}' for x in numbers.loc[name])}" for name in named]
-    said = [f"Of the generators {_highest(means[means['method'] != REAL])}"] if several else []
-    if each:
-        said.append(f"Precision, recall, density and coverage: {'; '.join(each).replace(REAL, f'other {REAL}')}")
-    what = "Two scatter plots, precision against recall and density against coverage."
-    return described(figure, what, f"{'. '.join(said)}.")
-
-
-def _highest(means):
-    """Who has the highest mean density and coverage, and who cannot be told from it by the 95 % interval over seeds."""
-    found = {}
-    for name in ("density", "coverage"):
-        table = means.pivot(index="seed", columns="method", values=name)
-        best = table.mean().idxmax()
-        lows = {other: over_seeds((table[best] - table[other]).dropna())[0] for other in table if other != best}
-        near = [label(other) for other, low in lows.items() if low <= 0]
-        beside = f"; within the seeds' noise of it: {', '.join(near)}" if near else ""
-        found.setdefault(label(best), []).append(f"{name} ({table[best].mean():.2f}{beside})")
-    return ", ".join(f"{best} has the highest mean {' and '.join(said)}" for best, said in found.items())
+    order: ``compare.compare_order``.
+    """
+    total = len(published_order(dataset))
+    if order.empty:
+        return empty_figure("order", f"None of the {total} published orders can be compared: {STUDY}")
+    figure, axes = new_figure(1, 1, BOTH, 0.32 * len(order) + 1.5)
+    ax = axes[0, 0]
+    ax.axvline(0, color="0.5", lw=0.8)
+    for y, row in enumerate(order.itertuples()):
+        colour, marker = ORDER_STYLES[row.outcome]
+        ax.plot(list(row.per_seed.values()), [y + 0.3] * len(row.per_seed), ".", color="0.35", ms=3.5, zorder=3)
+        ax.plot([row.low, row.high], [y, y], color=colour, lw=6, alpha=0.35, solid_capstyle="butt", zorder=1)
+        ax.plot([row.seeds_low, row.seeds_high], [y, y], "|-", color=colour, lw=0.9, ms=6, zorder=2)
+        ax.plot(row.ours, y, marker, color=colour, ms=3.5, zorder=3)
+        ax.plot(row.published, y, "D", mfc="none", mec="black", mew=0.8, ms=4, zorder=4)
+    marks = [("published averages", "D", "none", "black"), ("one seed", ".", "0.35", "0.35")]
+    marks += [(f"ours: {word}", marker, colour, colour) for word, (colour, marker) in ORDER_STYLES.items()]
+    handles = [Line2D([], [], ls="", marker=m, mfc=face, mec=edge, label=words) for words, m, face, edge in marks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    ax.set_yticks(range(len(order)), order["pair"], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(
+        xlabel="points of accuracy, with 95 % intervals\n(broad and pale: over test images, thin: over seeds)",
+        title=literal(f"The published order, on {dataset}"),
+    )
+    sns.despine(ax=ax, left=True)
+    count = [int((order["outcome"] == word).sum()) for word in ORDER_STYLES]
+    finding = f"Of {len(order)} published orders {count[0]} hold, {count[1]} are reversed, {count[2]} are not decided."
+    alt = "Lines with intervals: our paired differences in accuracy, and the published ones."
+    return describe(figure, alt, finding, "order", len(order) == total)
 
 
 def pareto(table, cost="seconds"):
-    """``cost.mean_costs``: accuracy against cost; below and right of the stepped line something is cheaper and better.
+    """Accuracy against cost; below or right of the dashed steps another classifier is cheaper and more accurate.
 
-    What costs nothing has no place on the logarithmic axis: the sentence names it.
+    table: ``cost.compute_costs``; cost: one of its columns in ``cost.COSTS``. What costs nothing has no place on the
+    logarithmic axis.
     """
-    free = [row_name(row.method, row.setting) for row in table[table[cost] == 0].itertuples()]
+    name = {"seconds": "pareto", "flops": "pareto_flops"}.get(cost, "")
     table = table[table[cost].notna() & (table[cost] > 0)]
     if table.empty:
-        return empty(f"No run has {WORDS[cost]}: {STUDY}")
+        return empty_figure(name, f"No run has {COSTS[cost]}: {STUDY}")
     figure, (ax,) = panels(1, COLUMN, 2.9)
-    faces = {"S": "none", "none": "none"}
     for row in table.itertuples():
-        style, x = look(row.method), getattr(row, cost)
-        face = faces.get(row.setting, style["color"])
-        ax.errorbar(x, row.accuracy_mean, row.accuracy_std, ls="", ms=5, lw=0.8, mfc=face,
-                    label=row_name(row.method, row.setting), **style)  # fmt: skip
-    best = front(table, cost)
-    ax.step(best[cost], best["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)
+        style = marker_style(row.method)
+        face = style["color"] if "R" in row.setting else "none"
+        ax.errorbar(getattr(row, cost), row.accuracy_mean, row.accuracy_std, ls="", ms=5, lw=0.8, mfc=face,
+                    label=classifier_name(row.method, row.setting), **style)  # fmt: skip
+    front = pareto_front(table, cost)
+    ax.step(front[cost], front["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)
     ax.set_xscale("log")
     if cost != "flops":
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
-    finish(ax, WORDS[cost], "test accuracy (%)")
+    label_axes(ax, COSTS[cost], "test accuracy (%)")
     legend(figure, [ax], 2)
-    names = ", ".join(row_name(row.method, row.setting) for row in best.itertuples())
-    sentence = f"By means over seeds, nothing is both cheaper and more accurate than: {names}."
-    if free:
-        sentence += f" Not drawn, because it trains nothing: {', '.join(free)}."
-    return described(figure, f"Scatter plot: accuracy against {WORDS[cost]}; filled: with real images.", sentence)
+    cheapest, best = (classifier_name(row.method, row.setting) for row in (front.iloc[0], front.iloc[-1]))
+    finding = f"{len(front)} of {len(table)} classifiers are not beaten in both cost and mean accuracy"
+    finding += f": from {cheapest} to {best}." if len(front) > 1 else f": {best}."
+    finding = finding if len(table) > 1 else ""
+    alt = f"Scatter plot: accuracy of each classifier against {COSTS[cost]}."
+    return describe(figure, alt, finding, name, can_compare(table["method"]))

@@ -1,10 +1,18 @@
-"""Figures of training: losses, accuracy while training, the confusion matrix. Each says in words what it shows."""
+"""Figures of adaptation and training: the forward process, losses, accuracy while training, the confusion matrix."""
 
 import numpy as np
 import seaborn as sns
 
-from datadream_utils.files import literal
-from datadream_utils.plots.style import new_figure, noising_steps  # noqa: F401
+from datadream_utils.plots.pictures import show_grid
+from datadream_utils.plots.style import describe, literal, new_figure
+
+
+def noising_steps(pictures, timesteps):
+    """One picture at several timesteps of the forward process; ``pictures`` as arrays in [0, 1]."""
+    titles = [f"t = {int(t)}" for t in timesteps]
+    return show_grid(
+        [list(pictures)], column_titles=titles, title="The same picture with more and more noise", side=1.0
+    )
 
 
 def loss_curves(losses, title="Denoising loss", window=20):
@@ -18,19 +26,19 @@ def loss_curves(losses, title="Denoising loss", window=20):
     ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {width} steps)" if width > 1 else "loss", title=title)
     if 0 < len(losses) <= 12:
         ax.legend(fontsize=7, ncols=2)
-    figure.sentence = _falls(list(losses.values()))
-    figure.alt = f"{title}. {figure.sentence}"
-    return figure
+    alt = f"{title}: the loss of {len(losses)} adapters against the optimizer steps."
+    return describe(figure, alt, _falls(list(losses.values())))
 
 
 def _falls(losses):
-    """The mean loss in each sixth of the steps, and for how many curves it is lower in the last than in the first."""
-    if not losses:
+    """For how many adapters the loss is lower in the last sixth of the steps than in the first."""
+    sixths = [[part.mean() for part in np.array_split(curve, 6) if len(part)] for curve in losses]
+    if not sixths:
         return "Nothing was adapted."
-    sixths = np.array([[part.mean() for part in np.array_split(curve, 6) if len(part)] for curve in losses])
-    means, fell = ", ".join(f"{mean:.2f}" for mean in sixths.mean(0)), int((sixths[:, -1] < sixths[:, 0]).sum())
-    end = f"it is lower in the last for {fell} of {len(losses)} adapters."
-    return f"Mean loss, in equal parts of the steps: {means}; {end}"
+    first, last = (np.mean([means[i] for means in sixths]) for i in (0, -1))
+    fell = sum(means[-1] < means[0] for means in sixths)
+    end = f"it is lower at the end for {fell} of {len(losses)} adapters"
+    return f"The mean loss goes from {first:.2f} to {last:.2f}; {end}."
 
 
 def training_curves(history):
@@ -44,13 +52,13 @@ def training_curves(history):
     axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy while training")
     tenth = max(1, len(history) // 10)
     first, last = history["loss"].head(tenth).mean(), history["loss"].tail(tenth).mean()
-    figure.alt = f"Two curves over {len(history)} optimizer steps. "
-    figure.alt += f"Training loss: {first:.2f} at first, {last:.2f} at last."
+    finding = f"The training loss goes from {first:.2f} to {last:.2f}"
     if validated.empty:
         axes[0, 1].text(0.5, 0.5, "this data set has no val split", ha="center", transform=axes[0, 1].transAxes)
     else:
-        figure.alt += f" Validation accuracy: {', '.join(f'{value:.0f}' for value in accuracy)} %."
-    return figure
+        finding += f"; validation accuracy ends at {accuracy.iloc[-1]:.0f} %"
+    alt = f"Training loss and validation accuracy over {len(history)} optimizer steps."
+    return describe(figure, alt, f"{finding}.")
 
 
 def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the true class, %)"):
@@ -65,16 +73,14 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
                 cbar_kws={"label": "%", "shrink": 0.8})  # fmt: skip
     axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
     axes[0, 0].tick_params(axis="y", rotation=0)
-    figure.alt = f"{title}. {confusion_words(share, class_names)}"
-    return figure
+    return describe(figure, f"{title}, as a heat map.", largest_confusion(share, class_names))
 
 
-def confusion_words(share, class_names, most=5):
-    """A matrix of shares (%) in words: its diagonal (of many classes the mean), and the largest values off it."""
-    right = np.diag(share)
-    each = ", ".join(f"{name} {value:.0f}" for name, value in zip(class_names, right, strict=True))
-    words = f"On the diagonal: {each}." if len(class_names) <= 20 else f"Mean of the diagonal: {right.mean():.0f}."
-    wrong = share - np.diag(right)
-    order = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
-    pairs = [f"{class_names[i]} as {class_names[j]} {wrong[i, j]:.0f}" for i, j in order if wrong[i, j]]
-    return words + (f" Largest off it: {', '.join(pairs)}." if pairs else "")
+def largest_confusion(share, class_names):
+    """The class that is confused most often with another one, from a matrix of shares (%), as a sentence."""
+    wrong = share - np.diag(np.diag(share))
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    if not wrong[true, predicted]:
+        return "No class is confused with another."
+    confused = f"'{class_names[true]}' as '{class_names[predicted]}'"
+    return f"Most frequent confusion: {confused} ({wrong[true, predicted]:.0f} %)."

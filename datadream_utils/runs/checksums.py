@@ -13,7 +13,7 @@ from datadream_utils.files import atomic_write, inside, sha256s
 
 LIST = "checksums.txt"
 RECORDS = {"parameters.json", "manifest.json", LIST}  # bookkeeping files, not outputs
-PASSING = {"shards", "checkpoints", "rows"}  # folders that a stage deletes when it finishes
+PASSING = {"shards", "checkpoints", "rows"}  # folders with the notes of a stage at work, not outputs
 
 
 def made_files(folder):

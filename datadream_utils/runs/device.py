@@ -69,22 +69,28 @@ def free_memory(error):
     clear_device_cache(garbage_collection=True)
 
 
+def suggest_smaller(params, *names):
+    """Which of the parameters ``names`` to change so that a stage needs less: "lower adapt_batch_size (8) or ...".
+
+    A number is to be lowered (1 is as low as it gets), a switch to be set to true. "" if nothing is left to change.
+    """
+    values = {name: getattr(params, name) for name in names}
+    changes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
+    changes += [f"set {name} to true" for name, value in values.items() if value is False]
+    return " or ".join(changes)
+
+
 @contextmanager
 def advise_on_memory(params, *names):
-    """Turn "out of memory" within into an InputError that says which of the parameters ``names`` to change.
-
-    A number is to be lowered (1 is as low as it gets), a switch to be set to true.
-    """
+    """Turn "out of memory" within into an InputError that says which of the parameters ``names`` to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         free_memory(error)
-        values = {name: getattr(params, name) for name in names}
-        fixes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
-        fixes += [f"set {name} to true" for name, value in values.items() if value is False]
+        fix = suggest_smaller(params, *names) or "use a device with more"
         raise InputError(
-            f"the memory of the device is full: {' or '.join(fixes) or 'use a device with more'}, and run this again. "
+            f"the memory of the device is full: {fix}, and run this again. "
             "What is finished stays; parameters that change the result want another 'variant'."
         ) from None

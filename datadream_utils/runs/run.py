@@ -21,7 +21,7 @@ from datadream_utils.data.images import check_images
 from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
 from datadream_utils.files import digest, read_json, remove, write_json
-from datadream_utils.params import MACHINE, STAGES, RunParams, make_params
+from datadream_utils.params import MACHINE, STAGES, RunParams, make_params, resolve
 from datadream_utils.runs.checksums import LIST, torn_files, write_checksums
 from datadream_utils.runs.device import choose_device, device_name, peak_memory, set_threads, weight_dtype
 from datadream_utils.runs.locks import lock, release
@@ -179,12 +179,12 @@ def start_run(stage, namespace):
     ``namespace`` is the notebook's ``globals()``. InputError, before any model is loaded, for a bad parameter, data
     that cannot be read, or an earlier stage that is missing or was made from something else.
     """
-    quiet_libraries()
     return open_run(STAGES[stage].read(namespace))
 
 
 def open_run(params, shard="", progress=show_progress):
     """A ``Run`` of checked parameters; see ``start_run``. ``shard``: the part of the work to do, "2/4"; "" for all."""
+    quiet_libraries()
     check_shard(shard)
     data = load_dataset(params.dataset, params.data_root, params.split_file)
     shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
@@ -204,10 +204,11 @@ def params_of(folder, stage, **changes):
 
     InputError when the run has no such stage.
     """
-    made = Stage(stage, Path(folder) / stage)
+    folder = resolve(folder)
+    made = Stage(stage, folder / stage)
     if (values := made.parameters()) is None:
         raise InputError(f"{made.folder} is not there: run {made.notebook} first.")
-    return make_params(stage.partition("-")[0], values | {"output_root": str(Path(folder).parent)} | changes)
+    return make_params(stage.partition("-")[0], values | {"output_root": str(folder.parent)} | changes)
 
 
 def _clocks():

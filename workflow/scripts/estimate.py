@@ -1,17 +1,17 @@
-"""What a study will take, before it starts: hours, memory, disk and jobs, from a few steps of each stage.
+"""Estimate what a study will take before it starts: hours, memory, disk space and jobs.
 
     python -m workflow.scripts.estimate params/studies/tiny.yaml
     python -m workflow.scripts.estimate params/studies/paper.yaml --memory 24 --disk 500 --hours 200
 
-The study's own models are loaded and work on made-up pictures: some steps of adaptation, two batches of images, some
-steps of training, an evaluation. What differs in cost is measured once; counts do the rest. When it does not fit, the
-parameters to lower are named.
+A study is counted in units: steps of adaptation, batches of images, steps of training. The study's own models do a few
+units on noise here (``measure.py``), one measurement for all stages whose units cost the same, and the counts do the
+rest. If the study does not fit, the output names the parameters to lower. Hours are those of one device, one job after
+another.
 """
 
 import argparse
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -25,234 +25,230 @@ from datadream_utils.data.images import read_image
 from datadream_utils.data.known import read_known
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
-from datadream_utils.runs.device import choose_device
-from workflow.scripts.calibration import Bench, start_seconds
+from datadream_utils.runs.device import choose_device, suggest_smaller
+from workflow.scripts.measure import DECIDE_MEMORY, DataSize, measure_start, measure_unit_costs
 from workflow.scripts.study import read_study
 
-GIB, MB = 2**30, 1e6
-NOTEBOOK_BYTES = 0.4 * MB  # an executed notebook with its pictures: the mean of the 88 of the tiny study
-TRIES = 2  # draws per picture where CLIP rejects some: a guess, never more than filter_tries
-SHOWN = 4 * 8 + 4 * 8 + 8 + 1  # pictures that 02 draws to be looked at; 01: 2 x 4 of up to ten classes
+GIB = 2**30
+NOTEBOOK_BYTES = 400_000  # of an executed notebook with its pictures: the mean of the 88 of the tiny study
+FILTER_DRAWS = 2  # a guess: draws per image if CLIP rejects some; never more than filter_tries
+EXAMPLES = {"adapt": 8, "generate": 4 * 8 + 4 * 8 + 8 + 1}  # images that 01 draws for a class, and 02 for the reader
+UNITS = {"adapt": "steps", "generate": "batches", "train": "steps"}
 
-# Pictures in (val, test) of the known data sets, used while they are not on this disk.
+# Pictures in (val, test) of the known data sets, for data sets that are not on this disk yet.
 HELD_OUT = {
     "caltech101": (1649, 2465), "cars": (1635, 8041), "dtd": (1128, 1692), "eurosat": (5400, 8100),
     "fgvc_aircraft": (3333, 3333), "flowers102": (1633, 2463), "food101": (20200, 30300), "imagenet": (0, 50000),
     "imagenet_100": (0, 5000), "pets": (736, 3669), "sun397": (3970, 19850),
 }  # fmt: skip
 
-# What to lower, by stage and by what is short; the first words name what helps most.
+# The parameters to lower, by what is short and by stage; the first one helps most.
 LOWER = {
-    ("adapt", "memory"): ("adapters_together", "adapt_batch_size", "gradient_checkpointing"),
-    ("generate", "memory"): ("generate_batch_size",),
-    ("train", "memory"): ("train_batch_size", "eval_batch_size"),
-    ("adapt", "hours"): ("adapt_epochs",),
-    ("generate", "hours"): ("images_per_class", "num_inference_steps"),
-    ("train", "hours"): ("train_epochs", "images_per_class"),
-    ("adapt", "disk"): ("lora_rank",),
-    ("generate", "disk"): ("images_per_class",),
-    ("train", "disk"): ("clip_lora_rank",),
+    "memory": DECIDE_MEMORY,
+    "hours": {
+        "adapt": ("adapt_epochs",),
+        "generate": ("images_per_class", "num_inference_steps"),
+        "train": ("train_epochs", "images_per_class"),
+    },
+    "disk": {"adapt": ("lora_rank",), "generate": ("images_per_class",), "train": ("clip_lora_rank",)},
 }
-# What decides neither the seconds of a unit nor its memory, by stage.
-COMMON = ("dataset", "split_file", "shots_file", "seed", "variant", "output_root", "data_root")
-NO_COST = {
-    "adapt": (*COMMON, "adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps", "shard"),
-    "generate": (*COMMON, "images_per_class", "shard"),
-    "train": (*COMMON, "method", "n_shot", "setting", "images_per_class", "train_epochs", "real_weight"),
+# Parameters that change neither the seconds nor the memory of one unit, by stage.
+SAME_COST = {
+    "adapt": ("adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps"),
+    "generate": ("images_per_class",),
+    "train": ("method", "n_shot", "setting", "images_per_class", "train_epochs", "real_weight"),
 }
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What of a data set decides the cost: its classes, and how many pictures are evaluated."""
-
-    class_names: tuple[str, ...]
-    n_val: int
-    n_test: int
-    picture: tuple[int, int]  # width, height
+SAME_COST_EVERYWHERE = {"dataset", "split_file", "shots_file", "seed", "variant", "output_root", "data_root"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A stage of a run, as counts; ``key``: equal for stages whose unit costs the same."""
+    """The work of one stage of one run, in counts.
 
-    kind: str
+    key: equal for tasks whose units cost the same. jobs: notebooks that run. units: steps of a group of adapters,
+    batches of images, or training steps. evaluated: pictures that CLIP classifies. examples: images drawn for the
+    reader. saved: adapters, images or classifiers written.
+    """
+
+    stage: str
     key: tuple
     p: object
-    sizes: Sizes
+    size: DataSize
     jobs: int
-    units: int  # steps of a group of adapters; batches of pictures; training steps
-    evaluated: int = 0  # pictures
-    shown: int = 0  # pictures drawn for the reader
-    saved: int = 1  # adapters, pictures, classifiers
+    units: int
+    evaluated: int = 0
+    examples: int = 0
+    saved: int = 1
 
 
-def read_sizes(dataset, data_root="data", split_file=""):
-    """The ``Sizes`` of a data set: of its files when they are on this disk, of a known one also without. No download.
+def read_size(dataset, data_root="data", split_file=""):
+    """The ``DataSize`` of a data set on this disk, or of a known one that is not here yet. Nothing is downloaded.
 
-    InputError for one that is neither.
+    InputError for a data set that is neither.
     """
     known = read_known(Path(dataset).name)
     if dataset == "mnist5k" or (resolve(data_root) / dataset).is_dir() or resolve(dataset).is_dir():
         data = load_dataset(dataset, data_root, split_file)
         count = {split: sum(map(len, files)) for split, files in data.files.items()}
-        size = read_image(data.files["train"][0][0]).size
-        return Sizes(data.class_names, count.get("val", 0), count["test"], size)
+        picture = read_image(data.files["train"][0][0]).size
+        return DataSize(data.class_names, count.get("val", 0), count["test"], picture)
     if known is None:
         raise InputError(f"data set {dataset!r} is neither known nor a folder.")
-    return Sizes(known.class_names, *HELD_OUT[known.name], (640, 480))
+    return DataSize(known.class_names, *HELD_OUT[known.name], (640, 480))
 
 
-def tasks(study, sizes):
-    """A ``Task`` for each stage of a study that is made anew. sizes: ``{dataset: Sizes}``."""
-    made = []
-    for run in study.runs().values():
-        for stage in study.stages(run):
-            if run.home(stage) == run:
-                kind = stage.partition("-")[0]
-                made.append(_task(study, run, kind, study.checked(run, stage), sizes[run.dataset]))
-    return made
+def plan_tasks(study, sizes):
+    """A ``Task`` for each stage that the study makes; a stage that several runs share is made once.
+
+    sizes: ``{dataset: DataSize}``.
+    """
+    return [
+        plan_task(study, run, stage, sizes[run.dataset])
+        for run in study.runs().values()
+        for stage in study.stages(run)
+        if run.owner(stage) == run
+    ]
 
 
-def _task(study, run, kind, p, sizes):
-    parts = study.parts(run, kind) if kind != "train" else 1
-    jobs, n = (parts + 1 if parts > 1 else 1), len(sizes.class_names)
-    values = tuple((k, v) for k, v in p.model_dump().items() if k not in NO_COST[kind])
+def plan_task(study, run, stage, size):
+    """The ``Task`` of one stage ("adapt", "generate", "train-S", ...) of a run."""
+    p, kind, n_classes = study.params(run, stage), stage.partition("-")[0], len(size.class_names)
+    parts = study.count_parts(run, stage)
+    jobs = parts + 1 if parts > 1 else 1  # the last job finishes what the parts have made
+    ignored = SAME_COST_EVERYWHERE | {*SAME_COST[kind]}
+    key = (kind, *((name, value) for name, value in p.model_dump().items() if name not in ignored))
     if kind == "adapt":
-        n_adapters = {"class": n, "dataset": 1, "image": n * p.n_shot}[p.system.adapter]
+        n_adapters = {"class": n_classes, "dataset": 1, "image": n_classes * p.n_shot}[p.system.adapter]
         together = 1 if p.system.adapter == "dataset" else min(p.adapters_together, n_adapters)
-        steps = p.adapt_epochs * ceil(n * p.n_shot / n_adapters / p.adapt_batch_size)
-        key = (kind, values, sizes.picture, together, min(n * p.n_shot // n_adapters, p.adapt_batch_size))
-        units = ceil(n_adapters / together) * steps
-        return Task(kind, key, p, sizes, jobs, units, shown=8 * min(10, n), saved=n_adapters)
+        shots = n_classes * p.n_shot // n_adapters  # of one adapter
+        steps = p.adapt_epochs * ceil(shots / p.adapt_batch_size)
+        return Task(
+            kind,
+            (*key, size.picture, together, min(shots, p.adapt_batch_size)),
+            p,
+            size,
+            jobs,
+            units=ceil(n_adapters / together) * steps,
+            examples=EXAMPLES[kind] * min(10, n_classes),
+            saved=n_adapters,
+        )
     if kind == "generate":
-        tries = min(TRIES, p.filter_tries) if p.system.keep == "clip" else 1
-        units = n * ceil(p.images_per_class / p.generate_batch_size) * tries
-        return Task(kind, (kind, values), p, sizes, jobs, units, shown=SHOWN, saved=n * p.images_per_class)
-    kinds = 0 if p.setting == "none" else len(p.setting.split("+"))
-    steps = p.train_epochs * ceil(p.images_per_class * n / p.train_batch_size) if kinds else 0
-    looks = ceil(p.train_epochs / p.val_every) if kinds else 0
-    evaluated = sizes.n_test + looks * sizes.n_val
-    if p.protocol == "published" and kinds:
-        evaluated = p.train_epochs * sizes.n_test
-    return Task(kind, (kind, values, kinds, n, sizes.picture), p, sizes, jobs, steps, evaluated, saved=bool(kinds))
+        draws = min(FILTER_DRAWS, p.filter_tries) if p.system.keep == "clip" else 1
+        units = n_classes * ceil(p.images_per_class / p.generate_batch_size) * draws
+        saved = n_classes * p.images_per_class
+        return Task(kind, key, p, size, jobs, units, examples=EXAMPLES[kind], saved=saved)
+    sources = 0 if p.setting == "none" else len(p.setting.split("+"))  # real images, synthetic images or both
+    key = (*key, sources, n_classes, size.picture)
+    if not sources:
+        return Task(kind, key, p, size, jobs, units=0, evaluated=size.n_test, saved=0)
+    steps = p.train_epochs * ceil(p.images_per_class * n_classes / p.train_batch_size)
+    evaluated = size.n_test + ceil(p.train_epochs / p.val_every) * size.n_val
+    if p.protocol == "published":
+        evaluated = p.train_epochs * size.n_test
+    return Task(kind, key, p, size, jobs, steps, evaluated)
 
 
-def measure(all_tasks, device="auto"):
-    """``{key: calibration.Measured}``: each key once, adaptation first, since generation draws with its adapters.
+def add_up(tasks, costs, start):
+    """A data frame with a row per kind of stage: jobs, units, seconds per unit, hours, memory and disk (bytes).
 
-    InputError, with what to lower, when a stage does not even fit here.
+    costs: ``{task key: UnitCost}``. start: seconds until a notebook has loaded its libraries.
     """
-    measured = {}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), choose_device(device))
-        for kind in ("adapt", "generate", "train"):
-            for key, task in {task.key: task for task in all_tasks if task.kind == kind}.items():
-                print(f"measuring {kind}: {task.p.method}, {dict(task.p).get('setting', '')} ...", file=sys.stderr)
-                try:
-                    measured[key] = getattr(bench, kind)(task.p, task.sizes)
-                except (MemoryError, RuntimeError) as error:
-                    if not isinstance(error, MemoryError) and "memory" not in str(error):
-                        raise
-                    raise InputError(f"{kind} does not fit into memory: {_fix(kind, 'memory', task.p)}.") from None
-    return measured
-
-
-def table(all_tasks, measured, start):
-    """A row per stage: jobs, units, seconds per unit, hours, peak memory (bytes), disk (bytes).
-
-    start: seconds until a notebook's libraries are there. Hours are those of one device, one job at a time.
-    """
-    picture = {
-        (t.p.method, t.p.n_shot): measured[t.key].seconds / t.p.generate_batch_size
-        for t in all_tasks
-        if t.kind == "generate"
-    }
-    rows = []
-    for kind in ("adapt", "generate", "train"):
-        of_kind = [task for task in all_tasks if task.kind == kind]
-        if not of_kind:
+    rows, image_seconds = [], {}  # of one image, by method and number of shots
+    for task in tasks:
+        if task.stage == "generate":
+            image_seconds[task.p.method, task.p.n_shot] = costs[task.key].seconds / task.p.generate_batch_size
+    for stage in ("adapt", "generate", "train"):
+        of_stage = [task for task in tasks if task.stage == stage]
+        if not of_stage:
             continue
-        work = [task.units * measured[task.key].seconds for task in of_kind]
-        for i, task in enumerate(of_kind):
-            m = measured[task.key]
-            shown = task.shown * picture.get((task.p.method, task.p.n_shot), 0)
-            work[i] += task.evaluated * m.per_evaluated + task.jobs * (start + m.load + shown)
-            work[i] += m.per_caption * task.p.n_shot * len(task.sizes.class_names)
-        disk = sum(task.saved * measured[task.key].saved + task.jobs * NOTEBOOK_BYTES for task in of_kind)
-        units = sum(task.units for task in of_kind)
-        seconds = sum(task.units * measured[task.key].seconds for task in of_kind) / max(1, units)
+        units = sum(task.units for task in of_stage)
+        unit_seconds = sum(task.units * costs[task.key].seconds for task in of_stage)
+        other_seconds = sum(_seconds_beside_units(task, costs[task.key], start, image_seconds) for task in of_stage)
         rows.append(
             {
-                "stage": kind,
-                "jobs": sum(task.jobs for task in of_kind),
+                "stage": stage,
+                "jobs": sum(task.jobs for task in of_stage),
                 "units": units,
-                "seconds": seconds,
-                "hours": sum(work) / 3600,
-                "memory": max(measured[task.key].memory for task in of_kind),
-                "disk": disk,
+                "seconds": unit_seconds / max(1, units),
+                "hours": (unit_seconds + other_seconds) / 3600,
+                "memory": max(costs[task.key].memory for task in of_stage),
+                "disk": sum(task.saved * costs[task.key].saved + task.jobs * NOTEBOOK_BYTES for task in of_stage),
             }
         )
     return pd.DataFrame(rows)
 
 
-def advice(rows, all_tasks, limits):
-    """Sentences about what does not fit. limits: {"memory": bytes, "disk": bytes, "hours": hours}, None: no limit."""
+def _seconds_beside_units(task, cost, start, image_seconds):
+    """Seconds to start, to load models, to draw examples, to caption the shots and to evaluate."""
+    example_seconds = task.examples * image_seconds.get((task.p.method, task.p.n_shot), 0.0)
+    return (
+        task.jobs * (start + cost.load + example_seconds)
+        + task.p.n_shot * len(task.size.class_names) * cost.per_caption
+        + task.evaluated * cost.per_evaluated
+    )
+
+
+def find_shortages(rows, tasks, limits):
+    """A sentence for each limit that the study exceeds, with the parameters to lower.
+
+    limits: {"memory": bytes, "disk": bytes, "hours": hours}; None: no limit.
+    """
     sentences = []
-    largest = {kind: max((t for t in all_tasks if t.kind == kind), key=lambda t: t.units).p for kind in rows["stage"]}
+    largest = {stage: max((t for t in tasks if t.stage == stage), key=lambda t: t.units).p for stage in rows["stage"]}
     for row in rows.itertuples():
         if limits["memory"] is not None and row.memory > limits["memory"]:
-            there = f"{row.memory / GIB:.1f} GiB of memory, {limits['memory'] / GIB:.1f} are there"
-            sentences.append(f"{row.stage} needs {there}: {_fix(row.stage, 'memory', largest[row.stage])}.")
-    for what, unit, one in (("disk", "GiB", GIB), ("hours", "hours", 1)):
-        total = rows[what].sum()
-        if limits[what] is not None and total > limits[what]:
-            most = rows.loc[rows[what].idxmax(), "stage"]
-            there = f"{total / one:.1f} {unit}, {limits[what] / one:.1f} are there; most of it is {most}'s"
-            fix = _fix(most, what, largest[most])
-            sentences.append(f"the study needs {there}: {fix}, or take fewer seeds, methods or data sets.")
+            needs = f"{row.memory / GIB:.1f} GiB of memory, {limits['memory'] / GIB:.1f} are available"
+            sentences.append(f"{row.stage} needs {needs}: {advise(row.stage, 'memory', largest[row.stage])}.")
+    for resource, unit, size in (("disk", "GiB", GIB), ("hours", "hours", 1)):
+        total = rows[resource].sum()
+        if limits[resource] is not None and total > limits[resource]:
+            stage = rows.loc[rows[resource].idxmax(), "stage"]
+            needs = f"{total / size:.1f} {unit}, {limits[resource] / size:.1f} are available; {stage} takes most of it"
+            advice = advise(stage, resource, largest[stage])
+            sentences.append(f"the study needs {needs}: {advice}, or take fewer seeds, methods or data sets.")
     return sentences
 
 
-def _fix(kind, what, p):
-    """What to lower, with the values that are set; what is at its lowest is left out."""
-    values = {name: getattr(p, name) for name in LOWER[kind, what]}
-    fixes = [f"lower {name} (now {value})" for name, value in values.items() if value is not True and value > 1]
-    fixes += [f"set {name} to true" for name, value in values.items() if value is False]
-    return " or ".join(fixes) or "use a larger device"
+def advise(stage, resource, p):
+    """Which parameters to change if a stage needs too much "memory", "hours" or "disk"."""
+    return suggest_smaller(p, *LOWER[resource][stage]) or "use a larger device"
 
 
-def to_text(rows, n_runs):
-    """The table as lines of text."""
-    unit = {"adapt": "step", "generate": "batch", "train": "step"}
-    lines = [f"{'stage':<10}{'jobs':>6}{'units':>14}{'s/unit':>9}{'hours':>9}{'memory':>11}{'disk':>11}"]
-    for row in rows.itertuples():
-        units = f"{row.units:,} {unit[row.stage]}" + ("s" if row.stage != "generate" else "es")
-        memory, disk = f"{row.memory / GIB:.2f} GiB", f"{row.disk / GIB:.2f} GiB"
-        head = f"{row.stage:<10}{row.jobs:>6}{units:>16}{row.seconds:>9.3f}"
-        lines.append(f"{head}{row.hours:>9.2f}{memory:>11}{disk:>11}")
-    disk = f"{rows['disk'].sum() / GIB:.2f} GiB"
-    lines.append(f"{'in all':<10}{rows['jobs'].sum():>6}{'':>25}{rows['hours'].sum():>9.2f}{'':>11}{disk:>11}")
-    return "\n".join([f"runs: {n_runs}; the analysis is one more job", *lines])
+def format_table(rows, n_runs):
+    """The rows of ``add_up`` and their sums as lines of text."""
+    table = pd.DataFrame(
+        {
+            "stage": rows["stage"],
+            "jobs": rows["jobs"],
+            "units": [f"{row.units:,} {UNITS[row.stage]}" for row in rows.itertuples()],
+            "s/unit": rows["seconds"].map("{:.3f}".format),
+            "hours": rows["hours"].map("{:.2f}".format),
+            "memory (GiB)": (rows["memory"] / GIB).map("{:.2f}".format),
+            "disk (GiB)": (rows["disk"] / GIB).map("{:.2f}".format),
+        }
+    )
+    hours, disk = f"{rows['hours'].sum():.2f}", f"{rows['disk'].sum() / GIB:.2f}"
+    table.loc[len(table)] = ["in all", rows["jobs"].sum(), "", "", hours, "", disk]
+    return f"runs: {n_runs}; the analysis is one more job\n{table.to_string(index=False)}"
 
 
-def free(device, output_root):
-    """``(memory, disk)`` in bytes that are there now."""
+def read_free_room(device, output_root):
+    """``(memory, disk)``: free bytes of the device and of the disk that holds ``output_root``."""
     memory = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     place = next(path for path in (resolve(output_root), *resolve(output_root).parents) if path.exists())
     return memory, shutil.disk_usage(place).free
 
 
-def estimate(study, device="auto"):
-    """``(rows, tasks)`` of a study, measured here; see ``table``."""
-    split = lambda name: study.split_files.get(name, study.value("split_file"))  # noqa: E731
-    sizes = {name: read_sizes(name, study.value("data_root"), split(name)) for name in study.datasets}
-    planned = tasks(study, sizes)
-    return table(planned, measure(planned, device), start_seconds()), planned
+def estimate_study(study, device="auto"):
+    """``(rows, tasks)`` of a study, measured on this machine; see ``add_up`` for the rows."""
+    splits = {name: study.split_files.get(name, study.value("split_file")) for name in study.datasets}
+    sizes = {name: read_size(name, study.value("data_root"), split) for name, split in splits.items()}
+    tasks = plan_tasks(study, sizes)
+    return add_up(tasks, measure_unit_costs(tasks, choose_device(device)), measure_start()), tasks
 
 
 def main(arguments=None):
-    """The command line; returns the exit code: 1 when the study does not fit, 2 for a mistake."""
+    """Run the command; returns the exit status: 1 if the study does not fit, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m workflow.scripts.estimate", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="a study file, params/studies/<name>.yaml")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of the device (default: what is free here)")
@@ -262,22 +258,22 @@ def main(arguments=None):
     try:
         study = read_study(options.study)
         device = choose_device(study.value("device"))
-        memory, disk = free(device, study.value("output_root"))
-        limits = {
-            "memory": memory if options.memory is None else options.memory * GIB,
-            "disk": disk if options.disk is None else options.disk * GIB,
-            "hours": options.hours,
-        }
-        rows, planned = estimate(study, device)
+        memory, disk = read_free_room(device, study.value("output_root"))
+        rows, tasks = estimate_study(study, device)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    print(to_text(rows, len(study.runs())))
-    if any(task.kind == "generate" and task.p.system.keep == "clip" for task in planned):
-        print(f"disef is counted with {TRIES} draws per picture; filter_tries allows more.")
-    sentences = advice(rows, planned, limits)
-    print("\n".join(sentences) or "It fits.")
-    return 1 if sentences else 0
+    limits = {
+        "memory": memory if options.memory is None else options.memory * GIB,
+        "disk": disk if options.disk is None else options.disk * GIB,
+        "hours": options.hours,
+    }
+    print(format_table(rows, len(study.runs())))
+    if any(task.stage == "generate" and task.p.system.keep == "clip" for task in tasks):
+        print(f"disef is counted with {FILTER_DRAWS} draws per image; filter_tries allows more.")
+    shortages = find_shortages(rows, tasks, limits)
+    print("\n".join(shortages) or "It fits.")
+    return 1 if shortages else 0
 
 
 if __name__ == "__main__":

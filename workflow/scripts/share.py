@@ -1,19 +1,18 @@
-"""Sharing a finished run: what others need to use it, with cards that say where it comes from. Nothing is uploaded.
+"""Copy a finished run into a folder for other people, with cards that state where everything comes from.
 
     python -m workflow.scripts.share outputs/tiny/mnist5k_datadream_cls_16shot_seed0 --to shared/digits
 
     shared/digits/
-        adapters/   README.md (model card), one folder per adapter, as pipe.load_lora_weights reads it
+        adapters/   README.md (model card) and one folder per adapter, as pipe.load_lora_weights reads it
         images/     README.md (data-set card), one folder per class and metadata.jsonl: an ImageFolder
         shots.txt   the few-shot list, for the parameter shots_file
-        results.csv accuracy of the run's classifiers
+        results.csv the accuracies of the run's classifiers
 
-The cards name models and data sets by their hub ids or folder names; no path of this machine is in them.
+Nothing is uploaded. The cards name models and data sets by hub id or folder name; they hold no path of this machine.
 """
 
 import argparse
 import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -25,30 +24,31 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
-from datadream_utils.runs.stage import check_made
+from datadream_utils.runs.stage import Stage
 
+TEMPLATES = Path(__file__).parent / "templates"
 PAPER = "DataDream: Few-shot Guided Dataset Generation (Kim, Bader, Alaniz, Schmid, Akata; ECCV 2024, arXiv 2407.10910)"
-LICENCES = {"MIT": "mit", "CC0": "cc0-1.0", "CC BY 4.0": "cc-by-4.0", "CC BY-SA 4.0": "cc-by-sa-4.0"}  # the hub's words
-SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}  # the hub's categories
-RESULT = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol", "accuracy", "n_test")
+HUB_LICENCES = {"MIT": "mit", "CC0": "cc0-1.0", "CC BY 4.0": "cc-by-4.0", "CC BY-SA 4.0": "cc-by-sa-4.0"}
+HUB_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}  # by upper bound
+RESULTS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol", "accuracy", "n_test")
 
 
-def share(run, to, data_root="data"):
-    """Copy what a finished run has to give into the new folder ``to``, and return its path.
+def share_run(run, target, data_root="data"):
+    """Copy the finished stages of a run into the new folder ``target``; returns its path.
 
-    run: a run's folder. Adapters, images and the classifiers' accuracies are taken from those of its stages that are
-    finished; their files are checked first. Raises InputError when ``to`` exists, nothing is finished, a file was
-    damaged or holds a path of this machine.
+    run: the run's folder; the checksums of its finished stages are verified first. Raises InputError when ``target``
+    exists, no stage is finished, a file is damaged, or a file to be shared holds a path of this machine.
     """
-    run, to = Path(run), Path(to)
-    if to.exists():
-        raise InputError(f"{to} exists already: name a new folder.")
-    made = {path.parent.name: _json(path) for path in sorted(run.glob("*/manifest.json"))}
-    if not made:
+    run, target = Path(run), Path(target)
+    if target.exists():
+        raise InputError(f"{target} exists already: name a new folder.")
+    stages = [Stage(path.parent.name, path.parent) for path in sorted(run.glob("*/manifest.json"))]
+    if not stages:
         raise InputError(f"{run} holds no finished stage: name a run's folder, such as outputs/tiny/mnist5k_...")
-    for name in made:
-        check_made(run / name, {"adapt": "01_adapt_sd", "generate": "02_generate"}.get(name, "03_train_clip"))
-    parameters = next(iter(made.values()))["parameters"]
+    for stage in stages:
+        stage.check_files()
+    manifests = {stage.name: stage.manifest() for stage in stages}
+    parameters = next(iter(manifests.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
     with atomic_write(to, keep_existing=True) as temporary:
         temporary.mkdir()
@@ -57,170 +57,139 @@ def share(run, to, data_root="data"):
             shutil.copyfile(shots, temporary / "shots.txt")
         if (run / "adapt" / "adapters").is_dir() and "adapt" in made:
             shutil.copytree(run / "adapt" / "adapters", temporary / "adapters")
-            _model_card(made["adapt"], data, temporary / "adapters").save(temporary / "adapters" / "README.md")
-        if "generate" in made:
+            card = make_model_card(manifests["adapt"], data, temporary / "adapters")
+            card.save(temporary / "adapters" / "README.md")
+        if "generate" in manifests:
             shutil.copytree(run / "generate" / "images", temporary / "images")
-            count = sum(1 for _ in (temporary / "images" / "metadata.jsonl").open(encoding="utf-8"))
-            _dataset_card(made["generate"], data, count).save(temporary / "images" / "README.md")
-        _results(run, made, temporary / "results.csv")
-        _check_paths(temporary, run, parameters)
-    return to
+            card = make_dataset_card(manifests["generate"], data, temporary / "images")
+            card.save(temporary / "images" / "README.md")
+        _write_results(run, manifests, temporary / "results.csv")
+        _check_for_paths(temporary, run, parameters)
+    return target
 
 
-def _model_card(manifest, data, folder):
-    p, row = manifest["parameters"], get_method(manifest["parameters"]["method"])
-    base = _base(p["sd_model"])
-    adapters = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    card = ModelCardData(
+def make_model_card(manifest, data, folder):
+    """The ``ModelCard`` of the adapters in ``folder``."""
+    p = manifest["parameters"]
+    method = get_method(p["method"], adapter=p.get("adapter") or "")
+    card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        base_model=manifest.get("model", {}).get("hub"),  # a folder of the project only looks like a hub id
+        base_model=manifest.get("model", {}).get("hub"),  # None for a folder: its name may look like a hub id
         license="other",
         tags=["lora", "text-to-image", "few-shot", "datadream"],
     )
-    text = f"""---
-{card.to_yaml()}
----
-
-# {row.label} adapters for {_word(data.name)}
-
-{len(adapters)} LoRA adapters (rank {p["lora_rank"]}) of `{base}`, made by DataDream Notebooks after {PAPER}: one per
-{_per(p)}, from {p["n_shot"]} real images per class, seed {p["seed"]}.
-
-```python
-pipe = StableDiffusionPipeline.from_pretrained("{base}")
-pipe.load_lora_weights("adapters/{adapters[0]}")
-```
-
-{_table(_facts(manifest, ("adapt_epochs", "adapt_batch_size", "adapt_lr", "train_text_encoder", "resolution")))}
-
-**Licence and origin.** They follow the licence of the base model and that of the images they were made from:
-{_origin(data)} They can reproduce these images in part.
-"""
-    return ModelCard(text)
+    return ModelCard.from_template(
+        card_data,
+        template_path=TEMPLATES / "model_card.md",
+        method=method.label,
+        dataset=markdown(data.name),
+        adapters=sorted(path.name for path in folder.iterdir() if path.is_dir()),
+        adapter_per={"dataset": "data set"}.get(method.adapter, method.adapter),
+        rank=p["lora_rank"],
+        model=_name_model(p["sd_model"]),
+        n_shot=p["n_shot"],
+        seed=p["seed"],
+        facts=_list_facts(manifest, "adapt_epochs", "adapt_batch_size", "adapt_lr", "train_text_encoder", "resolution"),
+        origin=describe_origin(data),
+        paper=PAPER,
+    )
 
 
-def _dataset_card(manifest, data, count):
-    p, row = manifest["parameters"], get_method(manifest["parameters"]["method"])
-    licence = LICENCES.get(data.licence, "other")
-    card = DatasetCardData(
+def make_dataset_card(manifest, data, folder):
+    """The ``DatasetCard`` of the generated images in ``folder``."""
+    p, licence = manifest["parameters"], HUB_LICENCES.get(data.licence, "other")
+    with (folder / "metadata.jsonl").open(encoding="utf-8") as file:
+        n_images = sum(1 for _ in file)
+    card_data = DatasetCardData(
         license=licence,
-        license_name=None if licence != "other" else "see-the-card",
-        size_categories=_size(count),
-        dataset_info={"splits": [{"name": "train", "num_examples": count}]},
+        license_name="see-the-card" if licence == "other" else None,
+        size_categories=next((name for bound, name in HUB_SIZES.items() if n_images < bound), "1M<n<10M"),
+        dataset_info={"splits": [{"name": "train", "num_examples": n_images}]},
         task_categories=["image-classification"],
         tags=["synthetic", "datadream"],
-        pretty_name=f"{row.label} images of {_word(data.name)}",
+        pretty_name=f"{get_method(p['method']).label} images of {markdown(data.name)}",
     )
-    classes = "\n".join(f"{label}. {_word(name)}" for label, name in enumerate(data.class_names))
-    text = f"""---
-{card.to_yaml()}
----
-
-# {row.label} images of {_word(data.name)}
-
-{p["images_per_class"]} synthetic images for each of {len(data.class_names)} classes, {p["resolution"]} pixels wide,
-drawn by `{_base(p["sd_model"])}` with DataDream Notebooks after {PAPER}. {p["n_shot"]} real images per class were seen,
-seed {p["seed"]}.
-
-```python
-datasets.load_dataset("imagefolder", data_dir="images")
-```
-
-`metadata.jsonl` has each image's label, class name, prompt, seed and adapter.
-
-{_table(_facts(manifest, ("guidance_scale", "num_inference_steps", "start", "keep")))}
-
-**Licence and origin.** The images follow the licence of the model that drew them and that of the real images:
-{_origin(data)} They are no photographs of anything, and may copy real ones in part.
-
-**Classes**, from label 0:
-
-{classes}
-"""
-    return DatasetCard(text)
+    return DatasetCard.from_template(
+        card_data,
+        template_path=TEMPLATES / "dataset_card.md",
+        images_per_class=p["images_per_class"],
+        classes=[markdown(name) for name in data.class_names],
+        resolution=p["resolution"],
+        model=_name_model(p["sd_model"]),
+        n_shot=p["n_shot"],
+        seed=p["seed"],
+        facts=_list_facts(manifest, "guidance_scale", "num_inference_steps", "start", "keep"),
+        origin=describe_origin(data),
+        paper=PAPER,
+    )
 
 
-def _facts(manifest, names):
+def describe_origin(data):
+    """A sentence with the source and the licence of the real images; it names what the data set does not state."""
+    stated = [markdown(data.source)] if data.source else []
+    stated += [f"licence: {markdown(data.licence)}"] if data.licence else []
+    if missing := " and ".join(name for name in ("source", "licence") if not getattr(data, name)):
+        stated.append(f"{missing} of the real images: not stated (`dataset.yaml` can state it)")
+    return "; ".join(stated) + "."
+
+
+def _list_facts(manifest, *names):
+    """``{name: text}`` of the named parameters and of the versions, the commit and the split."""
     facts = {name: manifest["parameters"].get(name) for name in names}
     facts = {name: value for name, value in facts.items() if value not in ("", None)}
-    versions = ", ".join(f"{k} {manifest['versions'][k]}" for k in ("torch", "diffusers") if k in manifest["versions"])
-    return facts | {
-        "software": versions,
+    versions = manifest["versions"]
+    facts |= {
+        "software": ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
         "commit": manifest.get("git"),
-        "split": re.sub(r"(?<![\w:/])/\S*/", "", manifest.get("split") or ""),
+        "split": re.sub(r"(?<![\w:/])/\S*/", "", manifest.get("split") or ""),  # a local path becomes a file name
     }
+    return {name: markdown(str(value)) for name, value in facts.items()}
 
 
-def _table(facts):
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_word(str(value))} |" for name, value in facts.items())])
-
-
-def _per(p):
-    row = get_method(p["method"], **({"adapter": p["adapter"]} if p.get("adapter") else {}))
-    return {"class": "class", "dataset": "data set", "image": "image"}.get(row.adapter, str(row.adapter))
-
-
-def _base(model):
-    """A hub id as it is; of a path the last part, or the part below the project."""
+def _name_model(model):
+    """A model's name for a card: a hub id or a path within the project as it is, else the last part of the path."""
     path = Path(model)
     if path.is_absolute() or ".." in path.parts:
         return path.name
     return path.as_posix() if (ROOT / model).is_dir() or model.count("/") == 1 else path.name
 
 
-def _origin(data):
-    said = [_word(data.source)] if data.source else []
-    said += [f"licence: {_word(data.licence)}"] if data.licence else []
-    if missing := " and ".join(name for name in ("source", "licence") if not getattr(data, name)):
-        said.append(f"{missing} of the real images: not stated (`dataset.yaml` can say it)")
-    return "; ".join(said) + "."
-
-
-def _word(text):
-    """A name in a card: on one line, beginning no markup and no table cell."""
-    return "".join(f"&#{ord(c)};" if c in "<>|`*[]&\\" else c for c in " ".join(text.split()))
-
-
-def _size(count):
-    return next((name for bound, name in SIZES.items() if count < bound), "1M<n<10M")
-
-
-def _check_paths(folder, run, parameters):
-    """InputError when a file to be shared holds a path of this machine: the project's, the user's, a parameter's."""
+def _check_for_paths(folder, run, parameters):
+    """InputError for a file that holds a path of this machine: the project's, the user's or a parameter's."""
     places = {f"{path.absolute()}/" for path in (ROOT, run, Path.home()) if path != Path("/")}
     places |= {value for value in parameters.values() if isinstance(value, str) and Path(value).is_absolute()}
-    words = [re.escape(place.encode()) for place in sorted(places)]
-    found = re.compile(rb"(?<![\w.-])(" + b"|".join(words) + rb")")  # not within a longer path: train/root/ is none
+    alternatives = b"|".join(re.escape(place.encode()) for place in sorted(places))
+    pattern = re.compile(rb"(?<![\w.-])(" + alternatives + rb")")  # /root/ does not match within train/root/
     for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
-        if place := found.search(path.read_bytes()):
-            place = place[1].decode()
-            raise InputError(f"{path.relative_to(folder)} of {run} holds the path {place}: nothing was shared.")
+        if match := pattern.search(path.read_bytes()):
+            file, place = path.relative_to(folder), match[1].decode()
+            raise InputError(f"{file} of {run} holds the path {place}: nothing was shared.")
 
 
-def _results(run, made, path):
-    rows = [_json(run / name / "metrics.json") for name in made if name.startswith("train-")]
+def _write_results(run, manifests, path):
+    """Write a csv row for each classifier of the run, if there is one."""
+    stages = [stage for stage in manifests if stage.startswith("train-")]
+    rows = [read_json(run / stage / "metrics.json", "run 03_train_clip again") for stage in stages]
     if rows:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, RESULT, extrasaction="ignore")
+            writer = csv.DictWriter(file, RESULTS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row | {"dataset": Path(row["dataset"]).name} for row in rows)
 
 
-def _json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): run the notebook that made it again.") from None
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Copy what a finished run has made, with cards.")
+    parser = argparse.ArgumentParser(
+        prog="python -m workflow.scripts.share",
+        description="Copy a finished run into a folder for other people, with cards. Nothing is uploaded.",
+    )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--to", required=True, help="a new folder")
-    parser.add_argument("--data-root", default="data", help="where data sets are, as in the parameter data_root")
+    parser.add_argument(
+        "--data-root", default="data", help="the folder of the data sets, as in the parameter data_root"
+    )
     arguments = parser.parse_args()
     try:
-        print(share(arguments.run, arguments.to, arguments.data_root))
+        print(share_run(arguments.run, arguments.to, arguments.data_root))
     except InputError as error:
         raise SystemExit(str(error)) from None

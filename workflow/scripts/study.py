@@ -1,26 +1,25 @@
-"""A study: one file that lists what is compared, as runs and their stages. Light to import: the workflow reads it.
+"""A study file lists what is compared; ``read_study`` turns it into runs and their stages, with every value checked.
 
-    parameters: params/tiny.yaml          # one parameter file or several, later ones win
+    parameters: params/tiny.yaml          # one parameter file or several; later ones override earlier ones
     datasets: [mnist5k]
     methods: [fakeit, datadream_cls]
     n_shots: [16]
     seeds: [0, 1, 2]
-    sweep: {guidance_scale: [1.0, 4.0]}   # optional: one parameter moved at a time, beside the runs without a change
+    sweep: {guidance_scale: [1.0, 4.0]}   # optional: changes one parameter at a time, beside the unchanged runs
     settings: [S]                         # optional: only these classifiers (a swept real_weight needs its R+S)
     resnet: {parameters: params/tiny-resnet.yaml, settings: [R, S]}   # optional: a second classifier
-    shards: 4                             # optional: adapters and images of a run in so many jobs
+    shards: 4                             # optional: makes the adapters and images of a run in this many jobs
     split_files: {eurosat: split_zhou_EuroSAT.json}   # optional: another split than the data set's own
 
-A swept value makes a run whose ``variant`` says it, "guidance-scale=4.0". The parameters' own value makes none: it is
-the run without variant, which is always part of the study. Where the parameter plays no part, there is no such run; a
-stage that it does not change is not made again.
+A swept value makes a run with the ``variant`` "guidance-scale=4.0". The value that the parameter files have makes no
+such run: it is the unchanged run, which is always part of the study. Nor does a parameter that plays no part in a
+method. A stage that a change does not affect is made once and shared. Snakemake imports this module, so it imports
+nothing slow.
 """
 
-import ast
-import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated
 
@@ -30,165 +29,155 @@ from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 from datadream_utils.params import (
-    NOT_IDENTITY,
-    NOTEBOOKS,
     ROOT,
     STAGES,
     Count,
+    make_params,
+    notebook_defaults,
     parameter_names,
+    plays_a_part,
     read_params_file,
     resolve,
     run_name,
 )
 
-Some = Field(min_length=1)
-NAMED = ("dataset", "method", "n_shot", "seed", "variant", "setting")  # lists of their own, or made here
-ONLY_WITH = {"start_step": ("start", "shot"), "filter_tries": ("keep", "clip")}
-ONLY_WITH |= dict.fromkeys(("filter_model", "filter_revision"), ("keep", "clip"))
-ONLY_WITH |= dict.fromkeys(("captioner", "captioner_revision"), ("prompt", "caption"))
-FOR_PICTURES = ("guidance_scale", "num_inference_steps")  # stage 1 only shows pictures with these
+NonEmpty = Field(min_length=1)
+LISTED = {"dataset", "method", "n_shot", "seed", "setting", "variant"}  # a study has lists for these, or makes them
 
 
 class Resnet(BaseModel):
-    """The second classifier: its parameter file, and what it is trained on."""
+    """The second classifier: its parameter file and the settings in which it is trained."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     parameters: str
-    settings: Annotated[list[str], Some]
+    settings: Annotated[list[str], NonEmpty]
 
 
 class Study(BaseModel):
-    """A study file, checked for names and types; ``make_study`` checks the values of every run too."""
+    """The content of a study file. The class checks names and types, ``make_study`` also the values of every run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    parameters: str | Annotated[list[str], Some]
-    datasets: Annotated[list[str], Some]
-    methods: Annotated[list[str], Some]
-    n_shots: Annotated[list[Count], Some]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Some]
-    sweep: dict[str, Annotated[list[bool | int | float | str], Some]] = {}
-    settings: Annotated[list[str], Some] = list(SETTINGS)
+    parameters: str | Annotated[list[str], NonEmpty]
+    datasets: Annotated[list[str], NonEmpty]
+    methods: Annotated[list[str], NonEmpty]
+    n_shots: Annotated[list[Count], NonEmpty]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], NonEmpty]
+    sweep: dict[str, Annotated[list[bool | int | float | str], NonEmpty]] = {}
+    settings: Annotated[list[str], NonEmpty] = list(SETTINGS)
     resnet: Resnet | None = None
     shards: Count = 1
     split_files: dict[str, str] = {}
 
     @property
-    def files(self):
+    def parameter_files(self):
         """The parameter files, in order."""
         return [self.parameters] if isinstance(self.parameters, str) else self.parameters
 
     def value(self, name):
-        """A parameter's value in this study, where no run moves it."""
-        return _values(*self.files).get(name, _default(name))
+        """The value of a parameter in the unchanged runs: that of the parameter files, or else the notebook's."""
+        default = next(notebook_defaults(stage)[name] for stage in STAGES if name in STAGES[stage].model_fields)
+        return _read_values(*self.parameter_files).get(name, default)
 
     def runs(self):
-        """``{folder name: Run}``, data set by data set; zero-shot CLIP, in which nothing is random, with one seed."""
+        """``{folder name: PlannedRun}``. Nothing in zero-shot CLIP is random, so it has one seed."""
         runs = [
-            Run(dataset, method, n_shot, seed, change, self.split_files.get(dataset, ""))
+            PlannedRun(dataset, method, n_shot, seed, change, self.split_files.get(dataset, ""))
             for dataset in self.datasets
             for method in self.methods
             for n_shot in self.n_shots
             for seed in (self.seeds[:1] if METHODS[method].settings == ("none",) else self.seeds)
-            for change in self._changes(method)
+            for change in [None, *self._swept(method)]
         ]
         for name, count in Counter(run.name for run in runs).items():
             if count > 1:
-                raise InputError(f"the study has two runs called {name!r}: list each thing once, by its own name.")
+                raise InputError(f"the study has two runs called {name!r}: list each value once.")
         return {run.name: run for run in runs}
 
-    def _changes(self, method):
-        """() and what the sweep sets for this method, ``((name, value),)``, without the parameters' own value."""
-        changes = [()]
-        for name, values in self.sweep.items():
-            for value in values if self._plays_a_part(method, name) else ():
-                checked = _checked(name, value)
-                own = getattr(METHODS[method], name) if name in AXES else None
-                if checked != (own or for_method(name, self.value(name), method)):
-                    changes.append(((name, checked),))
+    def _swept(self, method):
+        """The changes ``(parameter, value)`` that the sweep makes to a method, without the unchanged values."""
+        changes = []
+        for name in (name for name in self.sweep if plays_a_part(name, METHODS[method])):
+            own = getattr(METHODS[method], name) if name in AXES else for_method(name, self.value(name), method)
+            changes += [(name, value) for value in map(_float_if_wanted(name), self.sweep[name]) if value != own]
         return changes
 
-    def _plays_a_part(self, method, name):
-        row = METHODS[method]
-        stages = (["adapt"] if row.adapts else []) + (["generate"] if row.generates else []) + ["train"]
-        if name in AXES or name in ("real_weight", "synthetic_per_class"):
-            return row.generates
-        if name in ONLY_WITH:
-            axis, value = ONLY_WITH[name]
-            return getattr(row, axis) == value
-        if row.settings == ("none",):
-            return name.startswith("clip_model") or name == "clip_revision"
-        return any(name in _decides(stage) for stage in stages)
-
-    def classifiers(self, run):
-        """The train stages of a run: ``train-S``, ``train-S-resnet``, ... What a swept weight cannot change is left."""
-        settings = [s for s in run.system.settings if s in self.settings]
-        if "real_weight" in dict(run.change):
-            settings = ["R+S"]
-        second = [f"train-{s}-resnet" for s in settings if self.resnet and s in self.resnet.settings]
-        return [f"train-{s}" for s in settings] + second
-
     def stages(self, run):
-        """Every stage of a run, in order."""
-        first = [s for s, wanted in (("adapt", run.system.adapts), ("generate", run.system.generates)) if wanted]
+        """The stages of a run, in order: "adapt" and "generate" if the method has them, and the classifiers."""
+        method = run.system
+        first = [stage for stage, has in (("adapt", method.adapts), ("generate", method.generates)) if has]
         return first + self.classifiers(run)
 
-    def parts(self, run, stage):
-        """In how many jobs a stage is made, before the one that finishes it; 1: that one makes it."""
-        return self.shards if stage == "generate" or run.system.adapter in ("class", "image") else 1
+    def classifiers(self, run):
+        """The train stages of a run: "train-S", "train-S-resnet", ... A swept real_weight changes R+S alone."""
+        settings = [setting for setting in run.system.settings if setting in self.settings]
+        if run.change and run.change[0] == "real_weight":
+            settings = ["R+S"]
+        resnet = [setting for setting in settings if self.resnet and setting in self.resnet.settings]
+        return [f"train-{setting}" for setting in settings] + [f"train-{setting}-resnet" for setting in resnet]
 
-    def checked(self, run, stage):
-        """A run's checked parameters for one stage ("adapt", "generate", "train-R+S", ...)."""
-        kind, _, rest = stage.partition("-")
-        setting, _, resnet = rest.partition("-")
-        values = _values(*self.files, *([self.resnet.parameters] if resnet else []))
-        values = values | run.parameters | ({"setting": setting} if setting else {})
-        fields = STAGES[kind].model_fields
-        return STAGES[kind].make(**notebook_defaults(kind) | {k: v for k, v in values.items() if k in fields})
+    def count_parts(self, run, stage):
+        """The number of jobs that make a stage before the job that finishes it; 1: the last job makes everything."""
+        divides = stage == "generate" or (stage == "adapt" and run.system.adapter in ("class", "image"))
+        return self.shards if divides else 1
+
+    def params(self, run, stage):
+        """The checked parameters of a stage ("adapt", "generate", "train-R+S", ...) of a run."""
+        kind, _, classifier = stage.partition("-")
+        setting, _, resnet = classifier.partition("-")
+        values = _read_values(*self.parameter_files, *([self.resnet.parameters] if resnet else []))
+        return make_params(kind, values | run.values | ({"setting": setting} if setting else {}))
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of a study; change: what it moves, ``((name, value),)`` or (); split_file: "" for the parameters' own."""
+class PlannedRun:
+    """One run of a study.
+
+    change: the parameter that the sweep changes and its value, or None. split_file: "" for that of the parameter files.
+    """
 
     dataset: str
     method: str
     n_shot: int
     seed: int
-    change: tuple = field(default=())
+    change: tuple | None = None
     split_file: str = ""
 
     @property
     def variant(self):
-        return "".join(re.sub(r"[^A-Za-z0-9.=-]+", "-", f"{name}={value}") for name, value in self.change)
+        return re.sub(r"[^A-Za-z0-9.=-]+", "-", "{}={}".format(*self.change)) if self.change else ""
 
     @property
     def name(self):
-        """The run's folder."""
+        """The name of the run's folder."""
         return run_name(self.dataset, self.method, self.n_shot, self.seed, self.variant)
 
     @property
     def system(self):
-        """The method's row, with the part that this run replaces."""
-        return get_method(self.method, **{k: v for k, v in self.change if k in AXES})
+        """The row of the method, with the axis that the sweep changes."""
+        return get_method(
+            self.method, **({self.change[0]: self.change[1]} if self.change and self.change[0] in AXES else {})
+        )
 
     @property
-    def parameters(self):
-        """What papermill is to set."""
-        named = {"dataset": self.dataset, "method": self.method, "n_shot": self.n_shot, "seed": self.seed}
-        named |= {"split_file": self.split_file} if self.split_file else {}
-        return named | ({"variant": self.variant} if self.change else {}) | dict(self.change)
+    def values(self):
+        """``{parameter: value}``, to be set on top of the parameter files."""
+        values = {"dataset": self.dataset, "method": self.method, "n_shot": self.n_shot, "seed": self.seed}
+        if self.split_file:
+            values["split_file"] = self.split_file
+        if self.change:
+            values |= {"variant": self.variant, self.change[0]: self.change[1]}
+        return values
 
-    def home(self, stage):
-        """The run that makes ``stage``: this one, or the one without change when the change plays no part in it."""
-        upstream = ("adapt",) if stage == "adapt" else ("adapt", "generate")
-        same = stage in ("adapt", "generate") and not any(
-            name in _decides(s) for name, _ in self.change for s in upstream
-        )
-        return replace(self, change=()) if same else self
+    def owner(self, stage):
+        """The run that makes ``stage``: this one, or the unchanged run if the change does not affect the stage."""
+        before = {"adapt": ["adapt"], "generate": ["adapt", "generate"]}.get(stage)
+        if self.change is None or before is None or any(self.change[0] in STAGES[one].decisive() for one in before):
+            return self
+        return replace(self, change=None)
 
 
 def make_study(values, source="the study"):
-    """A checked ``Study`` from a study file's values. ``source``: what errors call it.
+    """A checked ``Study`` from the values of a study file; ``source`` is the file's name in errors.
 
     InputError, before anything runs, for an unknown key, method, data set or parameter, and for every value that a
     notebook would refuse.
@@ -199,19 +188,18 @@ def make_study(values, source="the study"):
             raise InputError(f"{source}: {key!r} is not known.{suggest(key, known)}")
     try:
         study = Study(**values)
-    except ValidationError as error:
-        e = error.errors()[0]
-        where = ".".join(str(part) for part in e["loc"])
-        raise InputError(f"{source}: {where!r} is {e['input']!r}: {e['msg']}") from None
-    try:
         _check(study)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{source}: {where!r} is {first['input']!r}: {first['msg']}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return study
 
 
 def read_study(path):
-    """The study in a file. InputError names the file."""
+    """The ``Study`` in a file; InputError names the file."""
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold 'name: value' lines such as 'methods: [real]'.")
@@ -219,11 +207,12 @@ def read_study(path):
 
 
 def _check(study):
+    decisive = {name for stage in ("adapt", "generate", "train") for name in STAGES[stage].decisive()}
     for name in study.sweep:
-        if name in NAMED or name in NOT_IDENTITY or not any(name in _decides(s) for s in STAGES if s != "analysis"):
-            if name in parameter_names():
-                raise InputError(f"sweep cannot move {name!r}: it has a list of its own or does not change a result.")
+        if name not in parameter_names():
             raise InputError(f"sweep: parameter {name!r} is not known.{suggest(name, parameter_names())}")
+        if name in LISTED or name not in decisive:
+            raise InputError(f"sweep cannot change {name!r}: it has a list of its own or does not affect a result.")
     for method in study.methods:
         get_method(method)
     for setting in [*study.settings, *(study.resnet.settings if study.resnet else ())]:
@@ -233,51 +222,31 @@ def _check(study):
         _check_dataset(dataset, study.value("data_root"))
     for dataset in study.split_files.keys() - {*study.datasets}:
         raise InputError(f"split_files: {dataset!r} is none of the datasets.{suggest(dataset, study.datasets)}")
-    seen = set()
+    checked = set()  # data sets and seeds do not change what is valid
     for run in study.runs().values():
         for stage in study.stages(run):
-            kind = (run.method, run.n_shot, run.change, stage)
-            if kind not in seen:
-                seen.add(kind)
-                study.checked(run, stage)
+            if (key := (run.method, run.n_shot, run.change, stage)) not in checked:
+                checked.add(key)
+                study.params(run, stage)
 
 
 def _check_dataset(dataset, data_root):
-    """InputError for a data set that is neither known nor a folder; nothing is read or fetched."""
+    """InputError for a data set that is neither known nor a folder; nothing is read or downloaded."""
     known = {"mnist5k", *(path.stem for path in (ROOT / "params" / "datasets").glob("*.yaml"))}
     if dataset not in known and not (resolve(data_root) / dataset).is_dir() and not resolve(dataset).is_dir():
         raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(known))}")
 
 
 @lru_cache
-def _values(*files):
-    """What parameter files set, the last word with the last."""
+def _read_values(*files):
+    """The values in parameter files; later files override earlier ones."""
     values = {}
     for file in files:
         values |= read_params_file(resolve(file))
     return values
 
 
-@lru_cache
-def _decides(stage):
-    """The parameters that decide the result of one stage."""
-    return STAGES[stage].model_fields.keys() - ({*FOR_PICTURES} if stage == "adapt" else set())
-
-
-def _checked(name, value):
-    """A swept value as its parameter's type has it: 4 is 4.0 where a float is meant. Ranges are checked later."""
-    wanted = next(s.model_fields[name].annotation for s in STAGES.values() if name in s.model_fields)
-    return float(value) if wanted is float and type(value) is int else value
-
-
-def _default(name):
-    """A parameter's default in the notebooks."""
-    return next(notebook_defaults(stage)[name] for stage, model in STAGES.items() if name in model.model_fields)
-
-
-@lru_cache
-def notebook_defaults(stage):
-    """The values in the parameters cell of a stage's notebook."""
-    notebook = json.loads((ROOT / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb").read_text())
-    (cell,) = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", ()))
-    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse("".join(cell["source"])).body}
+def _float_if_wanted(name):
+    """A function that makes 4 to 4.0 if the parameter is a float, so that both name the same run."""
+    wanted = next(stage.model_fields[name].annotation for stage in STAGES.values() if name in stage.model_fields)
+    return lambda value: float(value) if wanted is float and type(value) is int else value

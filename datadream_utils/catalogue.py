@@ -1,0 +1,292 @@
+"""The catalogue: every figure and table of the analysis once, with the notebook that writes it, its title and caption.
+
+The notebooks 04 and 06, the workflow, the gallery and the tests read their names here. A caption is fixed: it says what
+a figure or table shows and how to read it; what the data say stands in a figure's finding or in a table's verdicts.
+"""
+
+from dataclasses import dataclass
+
+PAPER, BEYOND = "04_analysis", "06_beyond_the_paper"
+
+# Parameter that an ablation changes: its name on axes and in headings.
+ABLATIONS = {
+    "n_shot": "real images per class",
+    "synthetic_per_class": "generated images per class",
+    "adapt_epochs": "epochs of adaptation",
+    "train_text_encoder": "text encoder",
+    "lora_rank": "rank of the adapters",
+    "guidance_scale": "guidance scale",
+    "real_weight": "weight of the real images' loss",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure or table.
+
+    notebook: the stem of the notebook that writes it; formats: the files' suffixes; always: every study has it, even
+    if its runs leave it empty (else it is written only where there are such runs).
+    """
+
+    notebook: str
+    title: str
+    caption: str
+    formats: tuple[str, ...]
+    always: bool = True
+
+
+def _figure(notebook, title, caption, always=True):
+    return Entry(notebook, title, caption, ("png", "pdf"), always)
+
+
+def _table(notebook, title, caption, always=True, formats=("csv", "md")):
+    return Entry(notebook, title, caption, formats, always)
+
+
+GAINS = "S against zero-shot CLIP, R+S against Real-finetune of the same seed"
+INTERVAL_OF_TWENTY = "One such interval in twenty excludes 0 by chance."
+ON = {"S": "synthetic images alone", "RS": "real and synthetic images"}
+
+FIGURES = {
+    "teaser": _figure(
+        PAPER, "Images of each method", "The paper's first figure. Top row: real images; below: images of each method."
+    ),
+    "accuracy_bars": _figure(
+        PAPER,
+        "Accuracy of every classifier",
+        "Top-1 accuracy on the test images, mean over seeds. Whiskers: one standard deviation. Two bars whose whiskers "
+        "overlap may still differ: all classifiers see the same test images.",
+    ),
+    "order": _figure(
+        PAPER,
+        "The published order",
+        "One line per pair of systems, whose first is better in the published table. Filled mark: our difference; "
+        "broad interval: 95 % over test images; thin interval: 95 % over seeds; dots: single seeds; open diamond: the "
+        "published difference.",
+    ),
+    "qualitative": _figure(
+        PAPER,
+        "Images from more and more shots",
+        "The paper's qualitative figure. Top: the real images, in nested frames of 1, 4, 8 and 16. Each row below was "
+        "generated from the images in the frame of its colour.",
+    ),
+    "diagram": _figure(
+        PAPER,
+        "How DataDream trains",
+        "Stable Diffusion stays frozen (plain blue). Low-rank adapters (hatched orange) in the attention layers are "
+        "trained by the denoising loss on the few shots: one for all classes (DataDream_dset) or one for each class "
+        "(DataDream_cls).",
+    ),
+    "ablation_compute": _figure(
+        PAPER,
+        "Accuracy against the cost of adaptation",
+        "Accuracy on synthetic images alone against all images that pass through adaptation (shots times epochs). "
+        "Solid: more shots; dashed: more epochs.",
+        always=False,
+    ),
+    "fidelity": _figure(
+        BEYOND,
+        "Fidelity and diversity",
+        "Fidelity (precision, density) against diversity (recall, coverage) of CLIP features, means over classes. "
+        "Whiskers: one standard deviation over seeds. Real images: others of the train split.",
+    ),
+    "copies": _figure(
+        BEYOND,
+        "Copies of the shots, by number of shots",
+        "Left: images that are nearer to a shot than to every one of as many held-out real images; without copying "
+        "50 %. Right: near copies, nearer to a shot than 99 % of the held-out real images are; by chance 1 %. Above by "
+        "CLIP features, below by pixels.",
+    ),
+    "nearest_shots": _figure(
+        BEYOND,
+        "Distance to the nearest shot",
+        "How many images are nearer to a shot than a distance. Vertical line: 1 % of the held-out real images are "
+        "nearer. The comparison holds for generators whose images look as real ones do.",
+    ),
+    "worst_copies": _figure(
+        BEYOND,
+        "The closest pairs of a generated image and a shot",
+        "Top row: generated images; bottom row: the shot nearest to each, with the distance. Each shot appears once.",
+    ),
+    "confusion_change": _figure(
+        BEYOND,
+        "Which classes are confused more often, which less",
+        "Change of the confusion matrix in points of the true class, mean over seeds: " + GAINS + ". Rows sum to 0.",
+    ),
+    "pareto": _figure(
+        BEYOND,
+        "Accuracy against seconds",
+        "Mean accuracy against the seconds of all stages. Filled: with real images. Below or right of the dashed steps "
+        "another classifier is both cheaper and more accurate. What trains nothing is left out.",
+    ),
+    "pareto_flops": _figure(
+        BEYOND,
+        "Accuracy against operations",
+        "Mean accuracy against the floating-point operations of all stages. Filled: with real images. Below or right "
+        "of the dashed steps another classifier is both cheaper and more accurate. What trains nothing is left out.",
+    ),
+}
+for _parameter, _name in ABLATIONS.items():
+    FIGURES[f"ablation_{_parameter}"] = _figure(
+        PAPER,
+        f"Ablation: {_name}",
+        "Runs that differ in this parameter alone. Mean accuracy over the seeds that have every value, whiskers of one "
+        "standard deviation. Dashed: Real-finetune, or 0 where differences to Real-finetune are drawn.",
+        always=False,
+    )
+for _end, _images in ON.items():
+    FIGURES[f"alignment_{_end}"] = _figure(
+        BEYOND,
+        f"Distance to real images and gain: {_images}",
+        "One point per method and class: the Fréchet distance of its generated images to the real test images against "
+        "the gain in accuracy, means over seeds. A negative rank correlation: nearer images bring more.",
+    )
+    FIGURES[f"class_gains_{_end}"] = _figure(
+        BEYOND,
+        f"Gain of every class: {_images}",
+        "Gain in accuracy of each class (points), mean over seeds. Star: the 95 % interval over seeds excludes 0. "
+        + INTERVAL_OF_TWENTY,
+    )
+    FIGURES[f"reliability_{_end}"] = _figure(
+        BEYOND,
+        f"Accuracy against certainty: {_images}",
+        "Accuracy minus certainty, by certainty. Below 0 a classifier is too sure, above 0 less sure than it is right. "
+        "The key gives the calibration error, the mean distance from 0.",
+    )
+
+_RESULTS = (
+    "Top-1 accuracy (%), mean ± sample standard deviation over seeds (one seed: none). R, S: trained on real, on "
+    "synthetic images. Bold: the highest mean of its block."
+)
+_PUBLISHED_PROTOCOL = (
+    " These runs choose the epoch on the test images, as the authors' released code does: their numbers are not "
+    "comparable with the main table's."
+)
+TABLES = {
+    "main_results": _table(PAPER, "Main results", _RESULTS, formats=("csv", "md", "tex")),
+    "resnet_results": _table(
+        PAPER,
+        "ResNet trained from scratch",
+        _RESULTS + " The classifier is a ResNet without pre-training.",
+        always=False,
+        formats=("csv", "md", "tex"),
+    ),
+    "published_protocol": _table(
+        PAPER,
+        "Evaluated as the authors' released code does",
+        _RESULTS + _PUBLISHED_PROTOCOL,
+        always=False,
+        formats=("csv", "md", "tex"),
+    ),
+    "resnet_published_protocol": _table(
+        PAPER,
+        "ResNet, evaluated as the authors' released code does",
+        _RESULTS + _PUBLISHED_PROTOCOL,
+        always=False,
+        formats=("csv", "md", "tex"),
+    ),
+    "published": _table(
+        PAPER,
+        "The authors' main table",
+        "As printed by the authors (Kim et al., ECCV 2024: CLIP ViT-B/16, 16 shots); not results of this project. "
+        "Averages are recomputed.",
+        formats=("csv", "md", "tex"),
+    ),
+    "beside": _table(
+        PAPER,
+        "Ours and the authors'",
+        "Our results on the paper's data sets with the published ones; difference: ours minus theirs.",
+        always=False,
+        formats=("csv", "md", "tex"),
+    ),
+    "order": _table(
+        PAPER,
+        "The published order",
+        "Pairs of systems whose first is better in the published table (in the data set's own column where it has one, "
+        "else in the averages), and our paired difference (points). A pair holds or is reversed only if the difference "
+        "exceeds the noise of test images and of seeds. An arrow: reversed in the averages without the three data sets "
+        "that the authors test on training images.",
+    ),
+    "pairs": _table(
+        BEYOND,
+        "All pairs of classifiers",
+        "Paired differences on the same test images (points). Above or below: both 95 % intervals (over test images "
+        "and over seeds) exclude 0 and McNemar's test agrees after Holm's correction.",
+    ),
+    "alignment": _table(
+        BEYOND,
+        "Correlation of distance and gain",
+        "Spearman's rank correlation of the Fréchet distance to real test images with the gain in accuracy; below 0, "
+        "nearer images bring more. Within classes: the mean of its class is taken from each point; the 95 % interval "
+        "resamples classes. Between methods' means: p is that of a permutation test, corrected by Holm.",
+    ),
+    "alignment_by_class": _table(
+        BEYOND,
+        "Distance and gain of every class",
+        "Each class's distance to real test images and its gain in accuracy, means over seeds: the points of the "
+        "scatter plots.",
+    ),
+    "measures": _table(
+        BEYOND,
+        "Distances, fidelity and diversity",
+        "CLIP features of generated images against those of real test images, means over classes. ↓: lower is nearer "
+        "to real; ↑: higher is better. Real images: others of the train split.",
+    ),
+    "copies": _table(
+        BEYOND,
+        "Copies of the shots",
+        "Nearer to a shot: than to every one of as many held-out real images; without copying 50 %. Minus FakeIt's: "
+        "the share above that of FakeIt, which sees no shot. Near copies: nearer than 99 % of held-out images; by "
+        "chance 1 %.",
+    ),
+    "copies_by_shots": _table(
+        BEYOND,
+        "Copies of the shots: verdicts",
+        "Means over seeds. Difference: to the share of FakeIt, which sees no shot, or to 50 % where it was not run, "
+        "with its 95 % interval over seeds (Student's t). Recreated: surely more than half are near copies.",
+    ),
+    "class_gains": _table(
+        BEYOND,
+        "Gain of every class",
+        f"Accuracy of each class and its gain: {GAINS}. Mean, 95 % interval (Student's t) and verdict are those of all "
+        f"seeds together. {INTERVAL_OF_TWENTY}",
+    ),
+    "calibration": _table(
+        BEYOND,
+        "Calibration",
+        "How far certainty and accuracy lie apart (calibration error, lower is better), and the means of both.",
+    ),
+    "cost": _table(
+        BEYOND,
+        "Cost of every classifier",
+        "Means over seeds. Seconds are those of the machine that made the runs: of its processors on a CPU, by the "
+        "clock on a GPU. Image-steps and operations are those of the networks that are trained or sampled. Memory is "
+        "the GPU's, else the whole process's.",
+    ),
+    "conclusion": _table(PAPER, "In short", "The results in a few sentences.", formats=("md",)),
+    "gallery": _table(PAPER, "Gallery of the paper's figures", "Every figure of 04_analysis.", formats=("md",)),
+    "gallery_beyond": _table(
+        BEYOND, "Gallery beyond the paper", "Every figure of 06_beyond_the_paper.", formats=("md",)
+    ),
+}
+for _parameter, _name in ABLATIONS.items():
+    TABLES[f"ablation_{_parameter}"] = _table(
+        PAPER,
+        f"Ablation: {_name}",
+        "Difference: to the row called reference, of the same seeds, with its 95 % interval over seeds (Student's t). "
+        + INTERVAL_OF_TWENTY,
+        always=False,
+    )
+
+
+def files(entries, notebook=None, always=None):
+    """File names of ``entries`` (``FIGURES`` or ``TABLES``), for instance ``["teaser.png", "teaser.pdf", ...]``.
+
+    notebook: those of one notebook; always: those that every study has (True), the others (False) or all (None).
+    """
+    return [
+        f"{name}.{suffix}"
+        for name, entry in entries.items()
+        if notebook in (None, entry.notebook) and always in (None, entry.always)
+        for suffix in entry.formats
+    ]

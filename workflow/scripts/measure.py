@@ -1,0 +1,231 @@
+"""Measure what one unit of each stage costs: a few steps on pictures of noise, by the stages' own functions."""
+
+import gc
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datadream_utils.backbones.load import load_stable_diffusion
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import predict
+from datadream_utils.classifier.pictures import make_sets
+from datadream_utils.classifier.train import train_classifier
+from datadream_utils.data.dataset import Dataset
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.generate import generate, make_recipe
+from datadream_utils.runs.device import advise_on_memory, peak_memory, set_threads, weight_dtype
+from datadream_utils.runs.run import Run
+from datadream_utils.runs.stage import Stage
+
+# The parameters that decide the memory of a stage; the first one helps most.
+DECIDE_MEMORY = {
+    "adapt": ("adapters_together", "adapt_batch_size", "gradient_checkpointing"),
+    "generate": ("generate_batch_size",),
+    "train": ("train_batch_size", "eval_batch_size", "gradient_checkpointing"),
+}
+STEPS = 4  # the first is not counted: it is slower, because libraries warm up in it
+clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What decides the cost of a data set: its classes, pictures in val and test, and (width, height) of a picture."""
+
+    class_names: tuple[str, ...]
+    n_val: int
+    n_test: int
+    picture: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What one unit (a step or a batch) of a stage costs.
+
+    seconds: of a unit. load: seconds to load the models. memory: peak bytes of the GPU, or else of the process. saved:
+    bytes of an adapter, an image or a classifier. per_evaluated, per_caption: seconds for a picture.
+    """
+
+    seconds: float
+    load: float
+    memory: float
+    saved: float = 0.0
+    per_evaluated: float = 0.0
+    per_caption: float = 0.0
+
+
+def measure_unit_costs(tasks, device):
+    """``{task.key: UnitCost}``; tasks with the same key are measured once, in the order of the stages.
+
+    InputError, with the parameters to change, if a stage does not fit into memory here.
+    """
+    costs = {}
+    with TemporaryDirectory() as folder:
+        meter = Meter(Path(folder), device)
+        for stage in ("adapt", "generate", "train"):  # generation draws with the adapters of adaptation
+            for key, task in {task.key: task for task in tasks if task.stage == stage}.items():
+                print(f"measuring {stage}: {task.p.method} {dict(task.p).get('setting', '')} ...", file=sys.stderr)
+                with advise_on_memory(task.p, *DECIDE_MEMORY[stage]):
+                    costs[key] = getattr(meter, stage)(task.p, task.size)
+    return costs
+
+
+class Meter:
+    """Measures stages on ``device`` in a temporary ``folder``; keeps Stable Diffusion for a next task with the same."""
+
+    def __init__(self, folder, device):
+        self.folder, self.device = folder, device
+        self.kept = (None, None, 0.0)  # which pipeline is loaded, the pipeline, the seconds that loading took
+        self.adapters = {}  # {method: an adapter's folder}, to generate with
+        self.n_runs = 0
+
+    def adapt(self, p, size):
+        """Steps of a full group of adapters."""
+        pipe, load = self._load_pipeline(p)
+        n_adapters = 1 if p.system.adapter == "dataset" else p.adapters_together
+        n_classes = max(n_adapters, ceil(STEPS * p.adapt_batch_size / p.n_shot))
+        run, ticks = self._make_run(p, size, p.n_shot, min(n_classes, len(size.class_names)))
+        n_shots = STEPS * p.adapt_batch_size  # of an adapter: an epoch of at most STEPS steps
+        group = [
+            replace(adapter, paths=adapter.paths[:n_shots], prompts=adapter.prompts[:n_shots])
+            for adapter in plan_adapters(run)[:n_adapters]
+        ]
+        epochs = ceil(STEPS / ceil(len(group[0].paths) / p.adapt_batch_size))
+        run.params = p.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
+        self._reset_peak()
+        adapt(pipe, group, run)
+        folder = run.folder / "adapters" / group[0].name
+        self.adapters[p.method] = folder
+        return UnitCost(_mean_difference(ticks[:STEPS]), load, self._read_peak(), saved=_count_bytes(folder))
+
+    def generate(self, p, size):
+        """Two batches of images, of two classes; the second is counted."""
+        pipe, load = self._load_pipeline(p)
+        few = p.model_copy(update={"images_per_class": p.generate_batch_size, "filter_tries": 1})
+        run, ticks = self._make_run(few, size, p.n_shot, 2)
+        if p.system.adapts:
+            run.source = Stage("adapt", self.folder / f"adapters of {p.method}")
+            for adapter in plan_adapters(run):  # copies of the adapter that was measured
+                shutil.copytree(self.adapters[p.method], run.source.folder / "adapters" / adapter.name)
+        began = clock()
+        recipe = make_recipe(run)
+        per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0
+        ticks.clear()
+        self._reset_peak()
+        generate(pipe, recipe, run)
+        saved = _count_bytes(run.folder / "images", "*.png") / (2 * p.generate_batch_size)
+        return UnitCost(_mean_difference(ticks), load, self._read_peak(), saved, per_caption=per_caption)
+
+    def train(self, p, size):
+        """Steps of training, and an evaluation of two batches."""
+        self.kept = (None, None, 0.0)
+        n_classes = len(size.class_names)
+        images = ceil(STEPS * p.train_batch_size / n_classes)
+        p = p.model_copy(update={"images_per_class": images, "synthetic_per_class": 0})
+        run, ticks = self._make_run(p, size, 1, n_classes)
+        began = clock()
+        classifier = make_classifier(run)
+        load = clock() - began
+        sets = make_sets(p, run.shots, [shots * images for shots in run.shots], classifier.image_size)
+        seconds, saved = 0.0, 0.0
+        self._reset_peak()
+        if sets:
+            with run.progress(STEPS, "") as advance:
+                for _ in zip(range(STEPS), train_classifier(classifier, sets, p), strict=False):
+                    advance()
+            classifier.save(run.folder / "classifier")
+            seconds, saved = _mean_difference(ticks), _count_bytes(run.folder / "classifier")
+        pictures = self._link_pictures(size, "test", 2 * p.eval_batch_size)
+        began = clock()
+        predict(classifier, [pictures], p)
+        return UnitCost(seconds, load, self._read_peak(), saved, (clock() - began) / len(pictures))
+
+    def _load_pipeline(self, p):
+        """``(pipeline, seconds that loading took)``."""
+        set_threads(p.num_threads)
+        dtype = weight_dtype(p.mixed_precision, self.device)
+        key = (p.sd_model, p.sd_revision, dtype)
+        if self.kept[0] != key:
+            self.kept = (None, None, 0.0)
+            gc.collect()
+            began = clock()
+            self.kept = (key, load_stable_diffusion(p.sd_model, p.sd_revision, self.device, dtype), clock() - began)
+        return self.kept[1:]
+
+    def _make_run(self, p, size, n_shot, n_classes):
+        """``(run, ticks)`` on noise; ``ticks`` gets the time of each step."""
+        self.n_runs += 1
+        names = (*size.class_names, "another thing")[:n_classes]
+        shots = [self._link_pictures(size, str(label), n_shot) for label in range(len(names))]
+        data = Dataset("noise", self.folder, names, names, {"train": shots, "test": shots})
+        stage, ticks = Stage(p.stage, self.folder / str(self.n_runs) / p.stage), []
+        set_threads(p.num_threads)
+        return Run(p, stage, data, shots, self.device, progress=_note_times(ticks)), ticks
+
+    def _link_pictures(self, size, name, count):
+        """The paths of ``count`` pictures in a folder of their own: links to one picture of noise."""
+        noise = self.folder / "noise{}x{}.png".format(*size.picture)
+        if not noise.exists():
+            pixels = np.random.default_rng(0).integers(0, 256, (*size.picture[::-1], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(noise)
+        folder = self.folder / noise.stem / name
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{i}.png" for i in range(count)]
+        for path in (path for path in paths if not path.exists()):
+            path.symlink_to(noise)
+        return paths
+
+    def _reset_peak(self):
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):  # only Linux has this; elsewhere the peak is that of the process so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _read_peak(self):
+        """Peak bytes: what torch has reserved on the GPU, else the process's."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_reserved()
+        return peak_memory(self.device)["peak_memory_mb"] * 1e6
+
+
+def measure_start():
+    """Seconds until papermill has started and a kernel has loaded the libraries of a stage."""
+    began = clock()
+    kernel = "ipykernel.kernelapp, datadream_utils.classifier.train, datadream_utils.plots.style"
+    for modules in ("papermill.cli", kernel):
+        subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+    return clock() - began
+
+
+def _note_times(ticks):
+    """A progress for a ``Run`` that appends the time of each step to ``ticks``."""
+
+    @contextmanager
+    def progress(total, label):
+        def advance(n=1):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if n:
+                ticks.append(clock())
+
+        yield advance
+
+    return progress
+
+
+def _mean_difference(ticks):
+    return (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+
+
+def _count_bytes(folder, pattern="*"):
+    return sum(path.stat().st_size for path in Path(folder).rglob(pattern) if path.is_file())

@@ -6,7 +6,8 @@ from benchmarks.clock import timed
 from datadream_utils.backbones.load import model_identity
 from datadream_utils.classifier.build import make_classifier, zero_shot_clip
 from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.train import clip_image_size, evaluated_set, fit, training_sets
+from datadream_utils.classifier.pictures import make_sets
+from datadream_utils.classifier.train import train_classifier
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import check_images
 from datadream_utils.files import digest

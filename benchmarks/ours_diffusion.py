@@ -1,8 +1,7 @@
 """Adaptation and generation by the package, called as the notebooks call it (without their pictures)."""
 
 from benchmarks.clock import timed
-from benchmarks.worlds import inputs
-from datadream_utils.backbones.load import load_stable_diffusion, model_identity
+from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import check_images
 from datadream_utils.diffusion.adapt import adapt as adapt_all

@@ -18,7 +18,7 @@ from datadream_utils.classifier.augment import Mix
 from datadream_utils.classifier.train import learning_rate_factor, train_steps
 from datadream_utils.data.dataset import flatten
 from datadream_utils.prompts import class_prompt
-from datadream_utils.runs.device import DTYPES, choose_device
+from datadream_utils.runs.device import DTYPES
 from datadream_utils.seeds import stable_seed
 
 EVAL_BATCH = 8

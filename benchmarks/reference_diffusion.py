@@ -15,13 +15,12 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from PIL import Image
 
 from benchmarks.clock import timed
-from benchmarks.worlds import inputs
 from datadream_utils.data.images import to_tensor
 from datadream_utils.diffusion.adapt import plan_adapters
 from datadream_utils.diffusion.generate import make_recipe
 from datadream_utils.diffusion.lora import WEIGHTS, attach_lora, save_lora
 from datadream_utils.params import resolve
-from datadream_utils.runs.device import DTYPES, choose_device
+from datadream_utils.runs.device import DTYPES
 from datadream_utils.seeds import stable_seed
 
 

@@ -3,7 +3,7 @@
 import difflib
 import textwrap
 
-BOX = 78  # characters, the width of a message box
+BOX = 78  # characters, the width of a message box in a notebook
 LISTED = 40  # names; a longer list helps nobody
 
 
@@ -12,18 +12,17 @@ class InputError(ValueError):
 
     def _render_traceback_(self):
         """What IPython shows instead of a traceback; the cell still counts as failed."""
-        return boxed(f"{type(self).__name__}: {self}")
+        return box(f"{type(self).__name__}: {self}")
 
 
 class Interrupted(KeyboardInterrupt):
     """The user stopped a long computation; the message says how far it was."""
 
     def _render_traceback_(self):
-        """What IPython shows instead of a traceback."""
-        return boxed(f"Interrupted {self}. What is finished is kept: run this cell again to go on.")
+        return box(f"Interrupted {self}. What is finished is kept: run this cell again to go on.")
 
 
-def boxed(text):
+def box(text):
     """``text`` in a red box, as the lines of a cell's error output: top, content, bottom."""
     wrapper = textwrap.TextWrapper(BOX - 2, break_long_words=False, break_on_hyphens=False)  # Lab breaks within words
     bar, rule = "\x1b[1;31m│\x1b[0m ", "─" * BOX
@@ -38,9 +37,3 @@ def suggest(wrong, known):
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(known)}." if len(known) <= LISTED else ""
-
-
-def nearest(wrong, known):
-    """The known word that is spelled most like ``wrong``, or None when none is near."""
-    near = difflib.get_close_matches(str(wrong), [str(word) for word in known], n=1, cutoff=0.5)
-    return near[0] if near else None

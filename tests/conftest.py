@@ -1,6 +1,7 @@
 """Shared pieces: the notebooks' own defaults as parameters, the shipped tiny models, small data sets."""
 
 import asyncio
+import json
 
 import nbformat
 import numpy as np
@@ -74,6 +75,12 @@ def folder_dataset(tmp_path):
                 pixels = rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "mine" / split / name / f"{i}.png")
     return tmp_path / "mine"
+
+
+def finish_stage(folder, **noted):
+    """Make a finished stage of the files in ``folder``: their checksums, and a manifest with what is ``noted``."""
+    manifest = {"format": FORMAT, "checksums": write_checksums(folder), **noted}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

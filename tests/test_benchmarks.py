@@ -27,9 +27,10 @@ from benchmarks import (
 )
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier import train
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.pictures import make_sets
 from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import centre_square, to_tensor
-from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.lora import WEIGHTS, save_lora
 from datadream_utils.params import ROOT, make_params

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import plan_adapters
 from datadream_utils.diffusion.denoising import Batches
 from datadream_utils.errors import InputError
@@ -78,7 +77,7 @@ def test_the_command_takes_files_and_values_as_papermill_does(tmp_path):
     with pytest.raises(InputError, match="parameter 'seeds' is not known. Did you mean 'seed'"):
         read_command(["adapt", "-p", "seeds", "1"])
     with pytest.raises(InputError, match="'5/4' is no part of the work"):
-        read_command(["generate", "--shard", "5/4"])
+        run_stage(*read_command(["generate", "--shard", "5/4"]))
 
 
 def test_the_command_makes_parts_and_then_the_whole(tmp_path):

@@ -31,7 +31,8 @@ from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.results import accuracy_bars, teaser
 from datadream_utils.plots.style import literal
 from datadream_utils.plots.training import confusion_heatmap
-from datadream_utils.runs.stage import Stage
+from datadream_utils.runs.checksums import write_checksums
+from datadream_utils.runs.stage import FORMAT, Stage
 
 
 def refuses(match, function, *arguments):

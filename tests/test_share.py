@@ -11,7 +11,6 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
 
 from datadream_utils.data.dataset import load_dataset
-from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.errors import InputError

@@ -111,7 +111,7 @@ def test_more_guidance_is_tried_on_a_classifier(solved):
     liked = solved[2]["02_generate"]["liked"]
     assert list(liked) == [2.0, 8.0] and all(0 <= share <= 1 for share in liked.values())
     kept = solved[0].parent / f"{solved[0].name}_guided-few" / "generate"
-    assert json.loads((kept / "parameters.json").read_text())["guidance_scale"] == 8.0
+    assert json.loads((kept / "parameters.json").read_text())["parameters"]["guidance_scale"] == 8.0
 
 
 def test_two_weights_are_tried(solved):

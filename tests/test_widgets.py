@@ -10,12 +10,10 @@ import torch
 from PIL import Image
 
 from datadream_utils.analysis import compare
-from datadream_utils.backbones.clip import attach_clip_lora
+from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.classifier.build import ClipClassifier, classify, load_classifier
+from datadream_utils.classifier.build import classify, load_classifier
 from datadream_utils.classifier.evaluate import predict
-from datadream_utils.classifier.pictures import evaluation_pictures
-from datadream_utils.classifier.train import ClipClassifier
 from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import probe
 from datadream_utils.diffusion.adapt import adapt, plan_adapters

@@ -86,7 +86,10 @@ def clip_flops(clip, tokenizer, data, clip_lora_rank):
 
 
 def unet_passes(parameters, method):
-    """U-Net passes per generated image: guidance takes two per step; starting from a shot leaves steps out."""
+    """U-Net passes per generated image: guidance takes two per step; starting from a shot leaves steps out.
+
+    A PNDM sampler from noise repeats its second step; that pass is not counted (2 % of 50 steps).
+    """
     skipped = parameters["start_step"] if method.start == "shot" else 0
     return (parameters["num_inference_steps"] - skipped) * (2 if parameters["guidance_scale"] > 1 else 1)
 

@@ -68,15 +68,17 @@ def duplicates(data):
     return [(train_path[key], path) for key, path in zip(sha256s(others), others, strict=True) if key in train_path]
 
 
-def run_notebook(params):
-    """Run the notebook of the stage that ``params`` describe; returns the run's folder, where the executed copy is."""
-    stage = params.stage.partition("-")[0]
-    folder, name = params.run_folder, f"{NOTEBOOKS[stage]}.ipynb"
+def run_notebook(stage, values):
+    """Run the notebook of ``stage`` with its checked parameters, ``values``; returns the run's folder.
+
+    The executed copy is kept there.
+    """
+    folder, name = resolve(values.output_root) / values.run_name, f"{NOTEBOOKS[stage]}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         str(ROOT / "notebooks" / name),
         str(folder / name),
-        params.model_dump(),
+        values.model_dump(),
         kernel_name="python3",
         progress_bar=False,
         cwd=str(ROOT),

@@ -20,22 +20,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, tqdm
 
 from datadream_utils.backbones.load import load_stable_diffusion
-from datadream_utils.data.dataset import flatten, load_dataset
-from datadream_utils.data.images import check_images
-from datadream_utils.data.shots import few_shot
-from datadream_utils.diffusion.adapt import adapt, finish_adapt, plan_adapters
-from datadream_utils.errors import InputError, suggest
-from datadream_utils.params import NOTEBOOKS, ROOT, AdaptParams, parameter_names, read_params_file
-from datadream_utils.runs.device import choose_device, set_threads, weight_dtype
-from datadream_utils.runs.stage import stage as run_stage
-from workflow.scripts.team import Team
+from datadream_utils.diffusion.adapt import adapt, plan_adapters
+from datadream_utils.diffusion.generate import generate, make_recipe
+from datadream_utils.errors import InputError
+from datadream_utils.params import make_params, read_params_file
+from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.run import open_run
 
 
 def read_command(arguments):
     """The checked parameters and the shard ("2/4", or "" for all) of a command line.
 
-    Values override files, and later files override earlier ones, as in papermill. InputError for an unknown name, a
-    value that the stage does not take, or a shard that is no part.
+    Values override files, and later files override earlier ones, as in papermill. InputError for an unknown name or a
+    value that the stage does not take.
     """
     parser = argparse.ArgumentParser(prog="python -m workflow.scripts.launch", description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=["adapt", "generate"])
@@ -49,10 +46,7 @@ def read_command(arguments):
     for path in command.parameters_file:
         values |= read_params_file(path)
     values |= {name: _read_value(text) for name, text in command.parameters} | dict(command.parameters_raw)
-    try:
-        return make_params(command.stage, values), check_shard(command.shard)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return make_params(command.stage, values), command.shard
 
 
 def _read_value(text):
@@ -127,7 +121,6 @@ def show_bar(total, label):
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     try:
         run_stage(*read_command(sys.argv[1:]))
     except InputError as error:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
+from datadream_utils.analysis.tables import escape_markdown
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write
+from datadream_utils.files import atomic_write, read_json
 from datadream_utils.methods import get_method
 from datadream_utils.params import ROOT
 from datadream_utils.runs.stage import Stage
@@ -50,12 +51,12 @@ def share_run(run, target, data_root="data"):
     manifests = {stage.name: stage.manifest() for stage in stages}
     parameters = next(iter(manifests.values()))["parameters"]
     data = load_dataset(parameters["dataset"], data_root, parameters["split_file"])
-    with atomic_write(to, keep_existing=True) as temporary:
+    with atomic_write(target, keep_existing=True) as temporary:
         temporary.mkdir()
-        shots = next((run / name / "shots.txt" for name in made if (run / name / "shots.txt").is_file()), None)
-        if shots:
-            shutil.copyfile(shots, temporary / "shots.txt")
-        if (run / "adapt" / "adapters").is_dir() and "adapt" in made:
+        lists = [run / stage / "shots.txt" for stage in manifests if (run / stage / "shots.txt").is_file()]
+        if lists:
+            shutil.copyfile(lists[0], temporary / "shots.txt")
+        if "adapt" in manifests and (run / "adapt" / "adapters").is_dir():
             shutil.copytree(run / "adapt" / "adapters", temporary / "adapters")
             card = make_model_card(manifests["adapt"], data, temporary / "adapters")
             card.save(temporary / "adapters" / "README.md")
@@ -83,7 +84,7 @@ def make_model_card(manifest, data, folder):
         card_data,
         template_path=TEMPLATES / "model_card.md",
         method=method.label,
-        dataset=markdown(data.name),
+        dataset=escape_markdown(data.name),
         adapters=sorted(path.name for path in folder.iterdir() if path.is_dir()),
         adapter_per={"dataset": "data set"}.get(method.adapter, method.adapter),
         rank=p["lora_rank"],
@@ -108,13 +109,13 @@ def make_dataset_card(manifest, data, folder):
         dataset_info={"splits": [{"name": "train", "num_examples": n_images}]},
         task_categories=["image-classification"],
         tags=["synthetic", "datadream"],
-        pretty_name=f"{get_method(p['method']).label} images of {markdown(data.name)}",
+        pretty_name=f"{get_method(p['method']).label} images of {escape_markdown(data.name)}",
     )
     return DatasetCard.from_template(
         card_data,
         template_path=TEMPLATES / "dataset_card.md",
         images_per_class=p["images_per_class"],
-        classes=[markdown(name) for name in data.class_names],
+        classes=[escape_markdown(name) for name in data.class_names],
         resolution=p["resolution"],
         model=_name_model(p["sd_model"]),
         n_shot=p["n_shot"],
@@ -127,8 +128,8 @@ def make_dataset_card(manifest, data, folder):
 
 def describe_origin(data):
     """A sentence with the source and the licence of the real images; it names what the data set does not state."""
-    stated = [markdown(data.source)] if data.source else []
-    stated += [f"licence: {markdown(data.licence)}"] if data.licence else []
+    stated = [escape_markdown(data.source)] if data.source else []
+    stated += [f"licence: {escape_markdown(data.licence)}"] if data.licence else []
     if missing := " and ".join(name for name in ("source", "licence") if not getattr(data, name)):
         stated.append(f"{missing} of the real images: not stated (`dataset.yaml` can state it)")
     return "; ".join(stated) + "."
@@ -144,7 +145,7 @@ def _list_facts(manifest, *names):
         "commit": manifest.get("git"),
         "split": re.sub(r"(?<![\w:/])/\S*/", "", manifest.get("split") or ""),  # a local path becomes a file name
     }
-    return {name: markdown(str(value)) for name, value in facts.items()}
+    return {name: escape_markdown(str(value)) for name, value in facts.items()}
 
 
 def _name_model(model):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datadream_utils.errors import BOX, InputError, boxed, suggest
+from datadream_utils.errors import BOX, InputError, box, suggest
 from datadream_utils.files import atomic_write
 
 
@@ -43,7 +43,7 @@ def test_a_suggestion_is_one_word_or_a_short_list():
 
 
 def test_a_sentence_is_boxed_between_words():
-    top, text, bottom = boxed("InputError: " + "word " * 40 + "\nsecond line")
+    top, text, bottom = box("InputError: " + "word " * 40 + "\nsecond line")
     lines = text.splitlines()
     assert len(lines) == 4 and lines[-1].endswith("second line") and all(len(line) < BOX + 12 for line in lines)
     assert top.count("─") == bottom.count("─") == BOX

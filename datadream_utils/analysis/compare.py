@@ -265,6 +265,29 @@ def write_headline(table, dataset):
             others = rows[(rows.index != best.name) & (rows["verdict"] != Verdict.BELOW.label)]
             near = [classifier_name(row.method, row.setting) for row in others.itertuples()]
             name = classifier_name(best["method"], best["setting"])
-            words = f"{opening}, {name} has the highest mean accuracy, {best['accuracy_mean']:.1f} %"
+            what = "the highest mean accuracy, " if len(rows) > 1 else "an accuracy of "
+            words = f"{opening}, {name} has {what}{best['accuracy_mean']:.1f} %"
             sentences.append(words + (f"; not surely below it: {', '.join(near)}." if near else "."))
     return " ".join(sentences) or f"No CLIP was trained on {dataset}: 03_train_clip does that."
+
+
+def write_conclusion(table, pairs, dataset):
+    """The results of ``dataset`` in at most four sentences: ``write_headline``, R+S against R, the published order.
+
+    table: ``add_verdicts``; pairs: ``compare_pairs`` of ``dataset``.
+    """
+    sentences = [write_headline(table, dataset)]
+    gains = select_gains(pairs)
+    verdicts = list(gains.loc[gains["second"] == "Real-finetune (R)", "verdict"])
+    if verdicts:
+        above, below = (verdicts.count(side.label) for side in (Verdict.ABOVE, Verdict.BELOW))
+        sentences.append(
+            f"Generated images added to the real ones are surely better than the real ones alone with {above} of "
+            f"{len(verdicts)} methods, surely worse with {below}."
+        )
+    order = compare_order(pairs, dataset)
+    if len(order):
+        holds, reverse, undecided = (int((order["outcome"] == outcome).sum()) for outcome in OUTCOMES)
+        counts = f"{holds} hold here, {reverse} are reversed, {undecided} are not decided"
+        sentences.append(f"Of {len(order)} published orders of systems {counts}.")
+    return " ".join(sentences)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from datadream_utils.analysis.compare import Verdict, judge_seeds, seeds_interval
 from datadream_utils.analysis.features import encode_generated, encode_real
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.data.shots import few_shot
@@ -22,6 +23,7 @@ CHANCE = 0.01
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
 SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean square difference of pixels (0 to 1)"}
 DRAWS = 10  # sets of held-out images, each as large as the shots; fewer where the images do not suffice
+JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
 COLUMNS = ("method", "n_shot", "seed", *(f"{space}_{kind}" for space in SPACES for kind in ("nearer", "copies")))
 
 
@@ -190,3 +192,27 @@ def pool_seeds(generated, real, n_shot):
     }
     held_out = [table for (n, _), table in real.items() if n == n_shot and len(table)]
     return pooled, pd.concat(held_out) if held_out else None
+
+
+def judge_copies(table):
+    """What the seeds of a method with a number of shots say together: a row of ``JUDGED`` for each space.
+
+    table: ``compute_copies``. copies, nearer: means (%); difference: "above_baseline", or "nearer" minus 50 where no
+    method that sees no shot was run, the mean (points) with low, high and verdict of ``compare.judge_seeds``; outcome:
+    "recreated" if more than half of the images are near copies, by the interval over seeds; else "drawn towards its
+    shots" if the verdict is "above"; else "not decided".
+    """
+    rows = []
+    for (method, n_shot), seeds in table.groupby(["method", "n_shot"], sort=False):
+        for space in SPACES:
+            copies, nearer, above = (seeds[f"{space}_{name}"] for name in ("copies", "nearer", "above_baseline"))
+            points = above.dropna() if above.notna().any() else (nearer - 50).dropna()
+            if points.empty:
+                continue
+            judged = judge_seeds(points)
+            outcome = "drawn towards its shots" if judged["verdict"] == Verdict.ABOVE.label else "not decided"
+            if seeds_interval(copies.tolist())[0] > 50:
+                outcome = "recreated"
+            means = {"copies": copies.mean(), "nearer": nearer.mean(), "difference": judged.pop("mean")}
+            rows.append({"method": method, "n_shot": n_shot, "space": space} | means | judged | {"outcome": outcome})
+    return pd.DataFrame(rows, columns=list(JUDGED))

@@ -26,13 +26,14 @@ LETTERS = {"double-struck": "DOUBLE-STRUCK", "script": "SCRIPT"}
 
 
 def executed_notebooks(extra):
-    """``{page: executed notebook}`` of 01 to 04, for the run and the setting in mkdocs.yml's ``extra``."""
+    """``{page: executed notebook}`` of 01 to 04 and 06, for the run and the setting in mkdocs.yml's ``extra``."""
     run = ROOT / extra["run"]
     files = {
         "01_adapt_sd": run / "01_adapt_sd.ipynb",
         "02_generate": run / "02_generate.ipynb",
         "03_train_clip": run / f"03_train_clip-{extra['setting']}.ipynb",
         "04_analysis": run.parent / "04_analysis.ipynb",
+        "06_beyond_the_paper": run.parent / "06_beyond_the_paper.ipynb",
     }
     for file in files.values():
         if not file.is_file():
@@ -66,8 +67,8 @@ def on_config(config):
     config.extra["rooms"] = rooms = read_rooms()
     config.nav = [
         {"Start": "index.md"},
-        {"Results": ["results.md", "figures/gallery.md"]},
-        {"Notebooks": [*executed_notebooks(config.extra), *further_notebooks(config.extra)]},
+        {"Results": ["results.md", *(f"figures/{file.name}" for file in galleries())]},
+        {"Notebooks": sorted([*executed_notebooks(config.extra), *further_notebooks(config.extra)])},
         {"Glossary": "glossary.md"},
         {"Reference": ["reference.md", *({room: [page(module) for module in rooms[room]]} for room in rooms)]},
     ]
@@ -83,13 +84,18 @@ def on_files(files, config):
         files.append(File(page, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
-    gallery = str(ROOT / "figures" / "tiny" / "gallery.md")
-    files.append(File.generated(config, "figures/gallery.md", abs_src_path=gallery))
+    for file in galleries():
+        files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     for module in chain(*config.extra["rooms"].values()):
         name = module.rpartition(".")[2]
         files.append(File.generated(config, page(module), content=f"# {name}\n\n::: {module}\n"))
     files.append(File.generated(config, "reference.md", content=reference(config.extra["rooms"])))
     return files
+
+
+def galleries():
+    """The committed pages that show all figures: the paper's, and those beyond it."""
+    return sorted((ROOT / "figures" / "tiny").glob("gallery*.md"))
 
 
 def read_rooms():
@@ -135,7 +141,7 @@ def on_page_content(html, page, config, files):
 
 
 def describe_pictures(soup, notebook):
-    """Give every picture the words that its figure left in the output's metadata (``plots.describe``)."""
+    """Give every picture the alt text that its figure left in the output's metadata (``plots.style``)."""
     words = {
         output.data["image/png"].replace("\n", ""): output.metadata.get("image/png", {}).get("alt", "")
         for output in _outputs(notebook)
@@ -144,7 +150,7 @@ def describe_pictures(soup, notebook):
     for picture in soup.select(".jp-RenderedImage img"):
         data = picture["src"].removeprefix("data:image/png;base64,").replace("\n", "")
         if not words.get(data):
-            raise PluginError(f"{notebook}: a figure has no description; give it a title (plots.describe)")
+            raise PluginError(f"{notebook}: a figure has no description; give it a title (plots.style)")
         picture["alt"] = words[data]
 
 

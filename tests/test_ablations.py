@@ -45,11 +45,11 @@ def _study(root):
 
 
 def test_a_variant_is_known_by_what_it_changes(tmp_path):
-    runs, found = _study(tmp_path), load_stages(tmp_path)
-    assert set(found["dataset"]) == {"mine"} and len(found) == 12
-    assert {run: change for run, (change, _) in ablations.find_changes(found).items()} == {
+    runs, stages = _study(tmp_path), load_stages(tmp_path)
+    assert set(stages["dataset"]) == {"mine"} and len(stages) == 12
+    assert {run: change for run, (change, _) in ablations.find_changes(stages).items()} == {
         "r0": {"lora_rank": 2}, "r1": {"lora_rank": 2}, "x0": {"lora_rank": 8, "adapt_epochs": 9}}  # fmt: skip
-    table = ablations.select_ablation(runs, found, "mine", 4, "lora_rank")
+    table = ablations.select_ablation(runs, stages, "mine", 4, "lora_rank")
     assert table[["value", "seed", "accuracy"]].to_numpy().tolist() == [
         [16, 0, 50],
         [16, 1, 51],
@@ -62,8 +62,8 @@ def test_a_variant_is_known_by_what_it_changes(tmp_path):
     assert len(load_stages(tmp_path)) == 12
     text = to_markdown("ablation_lora_rank", ablations.summarise_ablation(table))
     assert "| DataDream_cls |  | ✓ | 2 | 52.5 ± 0.7 | 2 |" in text
-    assert ablations.select_ablation(runs, found, "mine", 4, "guidance_scale").empty
-    assert ablations.count_adapted(found, "x0") == 8 * 9 and ablations.count_adapted(found, "nothing") == 0
+    assert ablations.select_ablation(runs, stages, "mine", 4, "guidance_scale").empty
+    assert ablations.count_adapted(stages, "x0") == 8 * 9 and ablations.count_adapted(stages, "nothing") == 0
 
 
 def test_all_generated_images_are_a_number_too(tmp_path):
@@ -80,8 +80,8 @@ def test_all_generated_images_are_a_number_too(tmp_path):
     real = rows[0] | dict(method="real", setting="R", folder=folder, accuracy=58.0)
     loft = rows[0] | dict(method="loft", folder=_write(tmp_path, "d", "train-R+S", method="loft", setting="R+S",
                                                        images_per_class=50, synthetic_per_class=0))  # fmt: skip
-    runs, found = pd.DataFrame([*rows, real, loft]), load_stages(tmp_path)
-    table = ablations.select_ablation(runs, found, "mine", 4, "synthetic_per_class")  # LoFT has one value alone
+    runs, stages = pd.DataFrame([*rows, real, loft]), load_stages(tmp_path)
+    table = ablations.select_ablation(runs, stages, "mine", 4, "synthetic_per_class")  # LoFT has one value alone
     assert table.set_index("value")["accuracy"].to_dict() == {50: 60.0, 12: 61.0, 0: 58.0}
     assert set(table["method"]) == {"datadream_cls"} and table.set_index("value")["default"].to_dict()[0] is False
 
@@ -112,12 +112,12 @@ def test_shots_are_compared_between_plain_runs(tmp_path):
 
 def test_images_of_another_split_are_not_measured(tmp_path):
     _write(tmp_path, "run", "generate", split_file="elsewhere/coop.json")
-    found = load_stages(tmp_path)
-    assert len(select_measured(found, "mine", "/here/coop.json")) == 1
+    stages = load_stages(tmp_path)
+    assert len(select_measured(stages, "mine", "/here/coop.json")) == 1
     with pytest.raises(
         InputError, match="was made with split_file='elsewhere/coop.json', not '': set split_file to that"
     ):
-        select_measured(found, "mine")
+        select_measured(stages, "mine")
 
 
 def test_a_broken_manifest_is_named(tmp_path):
@@ -132,8 +132,8 @@ def test_seconds_of_a_cpu_are_the_processors(tmp_path):
     _write(tmp_path, "a", "adapt", took | {"device": "cpu (a processor)"})
     _write(tmp_path, "b", "adapt", took | {"device": "NVIDIA H100"})
     _write(tmp_path, "c", "adapt", {"seconds": 90.0, "device": "cpu (before they were noted)"})
-    found = load_stages(tmp_path).set_index("run")["seconds"]
-    assert found.to_dict() == {"a": 60.0, "b": 90.0, "c": 90.0}
+    stages = load_stages(tmp_path).set_index("run")["seconds"]
+    assert stages.to_dict() == {"a": 60.0, "b": 90.0, "c": 90.0}
 
 
 def _summary(accuracies, values=(1, 16)):

@@ -41,12 +41,12 @@ def test_counting_changes_no_model(pipe, clip):
     assert after.keys() == before.keys() and all((after[name] == before[name]).all() for name in before)
     model, tokenizer, _ = clip
     keys = list(model.state_dict())
-    found = cost.clip_flops(model, tokenizer, SimpleNamespace(class_names=("zero", "one"), domain=""), 4)
-    assert list(model.state_dict()) == keys and found["texts"] > 0
+    flops = cost.clip_flops(model, tokenizer, SimpleNamespace(class_names=("zero", "one"), domain=""), 4)
+    assert list(model.state_dict()) == keys and flops["texts"] > 0
     pixels = torch.zeros(1, 3, 32, 32)
     with torch.no_grad():
         forward = cost.count_flops(lambda: model.get_image_features(pixel_values=pixels))
-    assert 1.5 * forward < found["image"] < 3.5 * forward
+    assert 1.5 * forward < flops["image"] < 3.5 * forward
 
 
 def test_image_steps_by_hand(tmp_path):
@@ -57,10 +57,10 @@ def test_image_steps_by_hand(tmp_path):
     (images / "metadata.jsonl").write_text('{"tries": 3}\n{}\n')
     training = {"train_epochs": 4, "images_per_class": 10, "train_batch_size": 7, "setting": "R+S"}
     folder = _write(tmp_path, "run", "train-R+S", {"seconds": 3.0}, **training)
-    found = load_stages(tmp_path).set_index("stage", drop=False)
-    assert cost.count_image_steps(found.loc["adapt"], 2) == 40
-    assert cost.count_image_steps(found.loc["generate"], 2) == (3 + 1) * 20 * 2
-    assert cost.count_image_steps(found.loc["train-R+S"], 2) == 4 * 10 * 2 * 2
+    stages = load_stages(tmp_path).set_index("stage", drop=False)
+    assert cost.count_image_steps(stages.loc["adapt"], 2) == 40
+    assert cost.count_image_steps(stages.loc["generate"], 2) == (3 + 1) * 20 * 2
+    assert cost.count_image_steps(stages.loc["train-R+S"], 2) == 4 * 10 * 2 * 2
     assert cost.unet_passes(sampling, METHODS["issynth"]) == 30
     assert cost.unet_passes(sampling | {"guidance_scale": 1.0}, METHODS["fakeit"]) == 20
     run = dict(method="datadream_cls", setting="R+S", n_shot=4, seed=0, variant="", classifier="clip", accuracy=70.0)
@@ -94,8 +94,8 @@ def test_costs_are_in_the_main_tables_order(monkeypatch):
     monkeypatch.setattr(cost, "count_flops_per_step", lambda *_: {})
     runs = pd.DataFrame({"dataset": ["d"], "n_shot": 4, "variant": "", "classifier": "clip", "protocol": "sound",
                          "folder": [SimpleNamespace(parent=SimpleNamespace(name="run"))]})  # fmt: skip
-    found = pd.DataFrame({"run": ["run"], "stage": ["train-none"]})
-    table = cost.compute_costs(runs, found, SimpleNamespace(name="d", class_names=["a"]), 4)
+    stages = pd.DataFrame({"run": ["run"], "stage": ["train-none"]})
+    table = cost.compute_costs(runs, stages, SimpleNamespace(name="d", class_names=["a"]), 4)
     assert [*zip(table["method"], table["setting"], strict=True)] == [keys[i] for i in (3, 4, 2, 1, 0)]
     lines = to_markdown("cost", table).splitlines()[4:]
     assert [line.split(" | ")[-1] for line in lines] == ["756 |", "928 |", "905 |", "854 |", "1,172 |"]

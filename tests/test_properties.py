@@ -313,7 +313,7 @@ def pictures():
     made = []
     for kind, modes in {
         **{"PNG": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB CMYK", "WEBP": "RGB RGBA", "BMP": "1 L RGB"},
-        **{"GIF": "L P", "TIFF": "1 L RGB RGBA CMYK I;16 F", "PPM": "1 L RGB"},
+        **{"GIF": "L P", "TIFF": "1 L RGB RGBA CMYK I;16 F", "PPM": "1 L RGB", "AVIF": "RGB RGBA"},
     }.items():
         for mode in modes.split():
             image = (
@@ -323,7 +323,7 @@ def pictures():
             )
             exif, stream = image.getexif(), io.BytesIO()
             exif[274] = 6
-            options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}
+            options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "AVIF") else {}
             more = {"save_all": True, "append_images": [image]} if kind in ("GIF", "TIFF", "WEBP") else {}
             image.save(stream, kind, **options, **more)
             made.append((f".{kind.lower()}", stream.getvalue()))

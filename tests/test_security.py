@@ -31,8 +31,7 @@ from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.results import accuracy_bars, teaser
 from datadream_utils.plots.style import literal
 from datadream_utils.plots.training import confusion_heatmap
-from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import FORMAT, Stage
+from datadream_utils.runs.stage import Stage
 
 
 def refuses(match, function, *arguments):
@@ -286,8 +285,7 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    manifest = {"format": FORMAT, "parameters": parameters, "checksums": write_checksums(folder / "generate")}
-    (folder / "generate" / "manifest.json").write_text(json.dumps(manifest))
+    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0)
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,10 @@ def test_the_least_sure_pictures_come_first(solved):
     doubts = [probability for probability, *_ in solved[2]["05_your_own_images"]["worst"]]
     assert doubts == sorted(doubts) and len(doubts) == 8 and 0 <= doubts[0] <= doubts[-1] <= 1
     assert len(solved[2]["05_your_own_images"]["doubts"]) == 20
+
+
+def test_more_bins_find_more_or_equal_error_where_they_nest_and_more_seeds_narrow_the_interval(solved):
+    there = solved[2]["06_beyond_the_paper"]
+    assert there["binned"][5] <= there["binned"][15] + 1e-9  # each of 5 bins is three of 15
+    assert list(there["reach"]) == [3, 5, 10]
+    assert there["reach"][5] == pytest.approx(2.776445 / 5**0.5) and there["reach"][10] < there["reach"][3] / 3

@@ -6,21 +6,19 @@ import subprocess
 import sys
 
 import pytest
+from conftest import finish_stage
 
-from datadream_utils.files import write_json
 from datadream_utils.params import NOTEBOOKS, ROOT
-from datadream_utils.runs.checksums import write_checksums
-from datadream_utils.runs.stage import FORMAT, Stage
+from datadream_utils.runs.stage import Stage
 from workflow.scripts import verify
 
 
-def _finish(folder, files, device="cpu"):
+def _finish(folder, files):
     """A finished stage with these files."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    noted = {"format": FORMAT, "device": device, "seconds": 1.0, "checksums": write_checksums(folder)}
-    write_json(folder / "manifest.json", noted)
+    finish_stage(folder, device="cpu", seconds=1.0)
 
 
 @pytest.fixture

@@ -281,10 +281,8 @@ def write_conclusion(table, pairs, dataset):
     verdicts = list(gains.loc[gains["second"] == "Real-finetune (R)", "verdict"])
     if verdicts:
         above, below = (verdicts.count(side.label) for side in (Verdict.ABOVE, Verdict.BELOW))
-        sentences.append(
-            f"Generated images added to the real ones are surely better than the real ones alone with {above} of "
-            f"{len(verdicts)} methods, surely worse with {below}."
-        )
+        counts = f"surely helps with {above} of {len(verdicts)} methods and surely hurts with {below}"
+        sentences.append(f"Adding generated images to the real ones {counts}.")
     order = compare_order(pairs, dataset)
     if len(order):
         holds, reverse, undecided = (int((order["outcome"] == outcome).sum()) for outcome in OUTCOMES)

@@ -25,6 +25,7 @@ SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean squ
 DRAWS = 10  # sets of held-out images, each as large as the shots; fewer where the images do not suffice
 JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
 COLUMNS = ("method", "n_shot", "seed", *(f"{space}_{kind}" for space in SPACES for kind in ("nearer", "copies")))
+JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
 
 
 def load_pixels(paths, side=SIDE):

@@ -56,6 +56,11 @@ HEADINGS = {
     "n_methods": "Methods",
     "n": "Generated images",
     "n_draws": "Draws of real images",
+    "space": "By",
+    "copies": "Near copies (%)",
+    "nearer": "Nearer to a shot (%)",
+    "difference": "Difference (points)",
+    "outcome": "Outcome",
     "feature_nearer": "Nearer to a shot, features (%)",
     "pixel_nearer": "Nearer to a shot, pixels (%)",
     "feature_above_baseline": "That minus FakeIt's, features (points)",
@@ -66,7 +71,11 @@ for _space, _unit in {"feature": "cosine distance", "pixel": "root mean square"}
     COPIES_HEADINGS[f"{_space}_copies"] = f"Near copies, {_space}s (%)"
     COPIES_HEADINGS[f"{_space}_median"] = f"Median distance to a shot, {_space}s ({_unit})"
     COPIES_HEADINGS[f"{_space}_median_real"] = f"The same of held-out real images, {_space}s ({_unit})"
-VALUES = {"kind": CORRELATIONS, "setting": {"none": "nothing (zero-shot)"}}  # values in words, by column
+VALUES = {
+    "kind": CORRELATIONS,
+    "setting": {"none": "nothing (zero-shot)"},
+    "space": {"feature": "features", "pixel": "pixels"},
+}  # values in words, by column
 RESULT_NOTES = {
     Verdict.WITHIN_NOISE: "Within the noise of these test images of the highest mean of its block.",
     Verdict.UNDECIDED: "Below the highest mean of its block by more than the noise of these test images, but the seeds "

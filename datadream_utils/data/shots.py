@@ -1,6 +1,6 @@
 """The few real images: drawn from the train split, or read from a list; written as a list."""
 
-from datadream_utils.data.splits import Pictures
+from datadream_utils.data.splits import PictureIndex
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, read_bytes
 from datadream_utils.params import resolve
@@ -33,7 +33,7 @@ def write_shots(data, shots, path):
 
     shots: ``[[path, ...] per class]``, as ``few_shot`` gives them.
     """
-    train = Pictures(data.root, data.folders, {"train": data.files["train"]})
+    train = PictureIndex(data.root, data.folders, {"train": data.files["train"]})
     lines = [f"# few shots of {data.name}: n_shot={len(shots[0])} for each of {len(shots)} classes"]
     lines += [f"# {line}" for line in f"split: {data.split}".splitlines()]
     for label, (folder, files) in enumerate(zip(data.folders, shots, strict=True)):
@@ -56,8 +56,8 @@ def read_shots(where, data, n_shot):
         lines = read_bytes(resolve(where)).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"shots file {where} cannot be read ({error}): give the path of a text file.") from None
-    train = Pictures(data.root, data.folders, {"train": data.files["train"]})
-    others = Pictures(data.root, data.folders, {k: v for k, v in data.files.items() if k != "train"})
+    train = PictureIndex(data.root, data.folders, {"train": data.files["train"]})
+    others = PictureIndex(data.root, data.folders, {k: v for k, v in data.files.items() if k != "train"})
     shots, first_line = [[] for _ in data.folders], {}
     for number, line in enumerate(lines, 1):
         name = line.strip().removeprefix("./")

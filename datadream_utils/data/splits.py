@@ -148,7 +148,7 @@ def apply_split(split_file, images, folders, files):
     every picture, ``{any split: [[path, ...] per class]}``. InputError for a picture that is missing or named twice,
     a class without train or test, class names at odds with the folders.
     """
-    where, pictures = split_file.where, Pictures(images, folders, files)
+    where, pictures = split_file.where, PictureIndex(images, folders, files)
     missing = [(place, name) for place, _, name, _ in split_file.rows if pictures.find(name) is None]
     if missing:
         place, name = missing[0]
@@ -176,7 +176,7 @@ def apply_split(split_file, images, folders, files):
     return {split: [sorted(paths) for paths in classes] for split, classes in divided.items()}
 
 
-class Pictures:
+class PictureIndex:
     """Pictures by the names that a list may use: the path from the folder ``root``, or ``<class folder>/<file>``."""
 
     def __init__(self, root, folders, files):

@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
 
+from datadream_utils.analysis.results import confusion
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.interactive.explorer import Explorer, Panel
@@ -23,8 +24,7 @@ def confusion_browser(predictions, root, class_names, count=16):
     predictions: a row per test image (``file``, ``label``, ``prediction``, ``probability``); root: where files start.
     """
     names = list(class_names)
-    counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (predictions["label"], predictions["prediction"]), 1)
+    counts = confusion(predictions, len(names))
     wrong = counts - np.diag(np.diag(counts))
     start = np.unravel_index(wrong.argmax(), wrong.shape)
 

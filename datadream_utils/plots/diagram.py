@@ -6,7 +6,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.plots.style import BOTH, NORMAL, SMALL, PrintFigure, describe, literal
 
-FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: told apart without colour too
+FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: distinct without colour too
 HATCH = "////"
 
 

@@ -55,7 +55,7 @@ class Stage:
 
     def damaged_files(self, names=None):
         """The files of a finished stage (of ``names``, or all) that have vanished or changed since, sorted."""
-        return changed_files(self.folder, self.manifest()["checksums"], names) if self.finished else []
+        return changed_files(self.folder, self.manifest().get("checksums"), names) if self.finished else []
 
     def check_files(self, names=None):
         """InputError when a file (of ``names``, or any) of the finished stage has vanished or changed."""

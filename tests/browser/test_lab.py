@@ -29,6 +29,7 @@ CONTROLS = {
     "03_train_clip": ("True class", "Predicted class"),
     "04_analysis": ("Class",),
     OWN: (),
+    "06_beyond_the_paper": (),
 }
 BOXES = ("03_train_clip", OWN)  # with a prediction box
 NOTEBOOK = "jupyterapp.shell.currentWidget.content"

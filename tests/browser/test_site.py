@@ -15,9 +15,9 @@ from .conftest import violations
 BUILD_SECONDS = 180
 LOOKS = [("wide", 1280, "light"), ("wide-dark", 1280, "dark"), ("narrow", 400, "light"), ("narrow-dark", 400, "dark")]
 READ = ["index", "results", "notebooks/01_adapt_sd", "notebooks/02_generate", "notebooks/03_train_clip"]
-READ += ["notebooks/04_analysis", "notebooks/05_your_own_images", "solutions/02_generate", "glossary", "reference"]
-READ += ["api/diffusion/adapt", "figures/gallery"]
-EXECUTED = READ[2:8]
+READ += ["notebooks/04_analysis", "notebooks/05_your_own_images", "notebooks/06_beyond_the_paper"]
+READ += ["solutions/02_generate", "glossary", "reference", "api/diffusion/adapt", "figures/gallery"]
+EXECUTED = READ[2:9]
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ slurmctld
 slurmd
 timeout 60 bash -c 'until sinfo -h -o %T | grep -q idle; do sleep 1; done'
 sinfo
-rules=(adapt_shard adapt generate_shard generate train analysis)
+rules=(adapt_shard adapt generate_shard generate train analysis beyond)
 snakemake -s workflow/Snakefile --workflow-profile workflow/profiles/slurm --configfile "$study" "${@:2}" \
     --latency-wait 5 --seconds-between-status-checks 5 --slurm-init-seconds-before-status-checks 5 \
     --slurm-no-account --slurm-status-command squeue \

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest
 
 from datadream_utils.backbones.load import model_identity
-from datadream_utils.classifier.pictures import evaluation_pictures, load_batches, evaluation_split
+from datadream_utils.classifier.pictures import evaluation_pictures, evaluation_split, load_batches
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.generate import read_generated

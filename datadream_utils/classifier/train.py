@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from datadream_utils.classifier.augment import Augment, Mix
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
-from datadream_utils.classifier.pictures import load_batches, evaluation_split
+from datadream_utils.classifier.pictures import evaluation_split, load_batches
 from datadream_utils.runs.device import DTYPES, advise_on_memory
 from datadream_utils.seeds import stable_seed
 

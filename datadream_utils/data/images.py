@@ -41,7 +41,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20  # bytes; Pillow's own limit of 1 MB 
 
 
 def read_image(path):
-    """Read any picture file as an upright 8-bit RGB ``PIL.Image``.
+    """Read any picture (its path, or an open binary file) as an upright 8-bit RGB ``PIL.Image``.
 
     EXIF rotation is applied, deeper grey values (see ``_grey_to_8_bits``) and CMYK are converted, transparent parts
     become white; of several pictures in a file the first is read. Raises InputError naming the file when it cannot be

@@ -1,4 +1,4 @@
-"""The figures: the numbers that are drawn and that their findings name, not the pixels; their words, colours and files."""
+"""The figures: the numbers that are drawn and that findings name, not the pixels; words, colours and files."""
 
 import html
 import re

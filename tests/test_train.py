@@ -351,8 +351,11 @@ def test_the_authors_protocol_takes_the_best_epoch_on_its_test_images(few, make_
     assert accuracy["published"][1][-1] == accuracy["sound"][0]  # the last epoch, on the test images
     assert accuracy["published"][0] > accuracy["published"][1][-1]  # an epoch before the last
     eurosat_like = replace(few, published_test="train")
-    assert pictures_module.tested_split(make_run("train", data=eurosat_like, n_shot=2, protocol="sound")) == "test"
-    assert pictures_module.tested_split(make_run("train", data=eurosat_like, n_shot=2, protocol="published")) == "train"
+    assert pictures_module.evaluation_split(make_run("train", data=eurosat_like, n_shot=2, protocol="sound")) == "test"
+    assert (
+        pictures_module.evaluation_split(make_run("train", data=eurosat_like, n_shot=2, protocol="published"))
+        == "train"
+    )
 
 
 @pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest
 
 from datadream_utils.backbones.load import model_identity
-from datadream_utils.classifier.pictures import evaluation_pictures, load_batches, tested_split
+from datadream_utils.classifier.pictures import evaluation_pictures, evaluation_split, load_batches
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.generate import read_generated
@@ -51,7 +51,7 @@ def evaluate(classifier, run):
     """
     if run.stage.finished:
         return read_results(run.stage)[1]
-    files = run.data.files[tested_split(run)]
+    files = run.data.files[evaluation_split(run)]
     with advise_on_memory(run.params, "eval_batch_size"):
         predictions = predict(classifier, files, run.params)
     return predictions.assign(file=[str(path.relative_to(run.data.root)) for path in flatten(files)[0]])
@@ -75,7 +75,7 @@ def save_results(run, classifier, history, predictions):
         predictions.to_parquet(temporary, index=False)
     metrics = _metrics(run, predictions)
     write_json(run.folder / "metrics.json", metrics)
-    split = tested_split(run)
+    split = evaluation_split(run)
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     run.finish(
         model=model_identity(p.clip_model, p.clip_revision),

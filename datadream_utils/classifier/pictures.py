@@ -82,7 +82,7 @@ def training_sets(run, image_size):
     for too few generated images.
     """
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
-    tested = [run.data.files.get("val", []), run.data.files[tested_split(run)]]
+    tested = [run.data.files.get("val", []), run.data.files[evaluation_split(run)]]
     for files in (*tested, synthetic):
         check_images(flatten(files)[0])
     return make_sets(run.params, run.shots, synthetic, image_size)
@@ -122,7 +122,7 @@ def augment_examples(sets, classifier, p, count=12):
     return examples
 
 
-def tested_split(run):
+def evaluation_split(run):
     """The split that accuracy is measured on: "test", or under the published protocol what the authors' code reads."""
     return run.data.published_test if run.params.protocol == "published" else "test"
 

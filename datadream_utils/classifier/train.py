@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from datadream_utils.classifier.augment import Augment, Mix
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
-from datadream_utils.classifier.pictures import load_batches, tested_split
+from datadream_utils.classifier.pictures import evaluation_split, load_batches
 from datadream_utils.runs.device import DTYPES, advise_on_memory
 from datadream_utils.seeds import stable_seed
 
@@ -36,7 +36,7 @@ def fit(classifier, sets, run):
         return None
     classifier.load_state_dict(make_classifier(run).state_dict())
     p, published = run.params, run.params.protocol == "published"
-    split = tested_split(run) if published else "val"
+    split = evaluation_split(run) if published else "val"
     watched = run.data.files.get(split)
     steps, history, best = train_steps(p, len(run.data.class_names))[1], [], {}
     p = p.model_copy(update={"val_every": 1}) if published else p

@@ -117,7 +117,7 @@ FIGURES = {
         BEYOND,
         "Accuracy against seconds",
         "Mean accuracy against the seconds of all stages. Filled: with real images. Below or right of the dashed steps "
-        "another classifier is both cheaper and more accurate. What trains nothing is left out.",
+        "another classifier is both cheaper and more accurate.",
     ),
     "pareto_flops": _figure(
         BEYOND,

@@ -77,11 +77,11 @@ def on_config(config):
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
-    for page, file in (executed_notebooks(config.extra) | further_notebooks(config.extra)).items():
-        copy = COLLECTED / page  # mkdocs-jupyter wants a file under its page's name
+    for name, file in (executed_notebooks(config.extra) | further_notebooks(config.extra)).items():
+        copy = COLLECTED / name  # mkdocs-jupyter wants a file under its page's name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-        files.append(File(page, str(COLLECTED), config.site_dir, config.use_directory_urls))
+        files.append(File(name, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     for file in galleries():

@@ -37,10 +37,7 @@ def alignment_scatter(points, correlations, setting, space="CLIP features"):
         ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=short_label(method),
                 **marker_style(method))  # fmt: skip
     ax.axhline(0, color="0.6", lw=0.8)
-    if (points["distance"] > 0).all():
-        ax.set_xscale("log")
-    else:  # an unbiased distance may be negative
-        ax.set_xscale("symlog", linthresh=float(points["distance"].abs().median()))
+    ax.set_xscale("log")
     label_axes(ax, f"Fréchet distance to real test images\n{space}", f"gain over {REFERENCES[setting]} (points)")
     legend(figure, [ax], 3)
     known = correlations[(correlations["setting"] == setting) & correlations["rho"].notna()]

@@ -35,13 +35,6 @@ FILTER_DRAWS = 2  # a guess: draws per image if CLIP rejects some; never more th
 EXAMPLES = {"adapt": 8, "generate": 4 * 8 + 4 * 8 + 8 + 1}  # images that 01 draws for a class, and 02 for the reader
 UNITS = {"adapt": "steps", "generate": "batches", "train": "steps"}
 
-# Pictures in (val, test) of the known data sets, for data sets that are not on this disk yet.
-HELD_OUT = {
-    "caltech101": (1649, 2465), "cars": (1635, 8041), "dtd": (1128, 1692), "eurosat": (5400, 8100),
-    "fgvc_aircraft": (3333, 3333), "flowers102": (1633, 2463), "food101": (20200, 30300), "imagenet": (0, 50000),
-    "imagenet_100": (0, 5000), "pets": (736, 3669), "sun397": (3970, 19850),
-}  # fmt: skip
-
 # The parameters to lower, by what is short and by stage; the first one helps most.
 LOWER = {
     "memory": DECIDE_MEMORY,
@@ -94,7 +87,8 @@ def read_size(dataset, data_root="data", split_file=""):
         return DataSize(data.class_names, count.get("val", 0), count["test"], picture)
     if known is None:
         raise InputError(f"data set {dataset!r} is neither known nor a folder.")
-    return DataSize(known.class_names, *HELD_OUT[known.name], (640, 480))
+    held_out = known.facts["held_out"]
+    return DataSize(known.class_names, held_out["val"], held_out["test"], (640, 480))
 
 
 def plan_tasks(study, sizes):

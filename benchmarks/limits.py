@@ -47,21 +47,21 @@ def inspect(run, job, device, dtype):
     job = job | {"changes": job["changes"] | SHORT} | PART.get(job.get("stage"), {})
     unit = "work cpu" if device == "cpu" else "work"
     seconds = run(job | {"folder": f"{job['folder']}/plain"})[unit]
-    counter, found = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}
+    counter, profile = FlopCounterMode(display=False, custom_mapping=ATTENTION), {}
     try:
         clock.around["work"] = lambda: counter
         run(job | {"folder": f"{job['folder']}/flops"})
-        clock.around["work"] = lambda: _profiled(device, found)
+        clock.around["work"] = lambda: _profiled(device, profile)
         run(job | {"folder": f"{job['folder']}/profile"})
     finally:
         clock.around.clear()
     peak = matmul_peak(device, dtype)
-    return {"flops_per_second": counter.get_total_flops() / seconds, "matmul_peak": peak, "operations": found["rows"]}
+    return {"flops_per_second": counter.get_total_flops() / seconds, "matmul_peak": peak, "operations": profile["rows"]}
 
 
 @contextmanager
-def _profiled(device, found):
-    """Put ``[(operation, share of the time, calls)]`` of the block into ``found["rows"]``, largest first."""
+def _profiled(device, profile):
+    """Put ``[(operation, share of the time, calls)]`` of the block into ``profile["rows"]``, largest first."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -75,4 +75,4 @@ def _profiled(device, found):
     small = sum(time_of(e) for e in events) / total - sum(share for _, share, _ in rows)
     rest = "outside torch: python, pictures, files" if device == "cpu" else "device idle"
     rows += [("smaller operations", small, None)]
-    found["rows"] = [*rows, (rest, 1 - sum(share for _, share, _ in rows), None)]
+    profile["rows"] = [*rows, (rest, 1 - sum(share for _, share, _ in rows), None)]

@@ -33,7 +33,7 @@ from datadream_utils.runs.stage import cpu_name, git_commit
 
 STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
-# How far apart the sides' results may be: of an adapter's change of weights; levels of 255, in the mean; the share of
+# Largest distance between the sides' results: of an adapter's change of weights; mean levels of 255; share of
 # predictions. Half precision and cuDNN's TF32 round other batches otherwise.
 BOUNDS = {"adapt_cls": 1e-2, "adapt_dset": 1e-2, "generate": 0.5, "evaluate": 1e-3}
 MANY = (100, 1000)  # classes, of the rows that "train" and "evaluate" have beside the world's own
@@ -45,7 +45,7 @@ READS = {"adapters": "adapt_cls/adapters", "images": "generate/images", "classif
 
 
 def start(job, folder):
-    """Run ``job`` in a process of its own; ``(what it says, seconds, processor seconds)``."""
+    """Run ``job`` in a process of its own; ``(the worker's seconds by part, seconds, processor seconds)``."""
     write_json(folder / "job.json", job)
     cpu = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731
     wall, before = perf_counter(), cpu()
@@ -78,7 +78,7 @@ def measure(stages, folder, changes, repeats, limits=True, others=None, images=N
     The sides take turns in going first. What a stage reads is made once by the package, untimed. others: changes of
     the measured stages alone; images: what "train" reads instead.
     """
-    made, found = folder / "made", {}
+    made, measured = folder / "made", {}
     reads = {name: str(made / path) for name, path in READS.items()} | ({"images": str(images)} if images else {})
     last = 0 if images else max(STAGES.index(stage) for stage in stages)
     for stage in ("adapt_cls", "generate", "train"):
@@ -86,25 +86,28 @@ def measure(stages, folder, changes, repeats, limits=True, others=None, images=N
             run_side(stage, "ours", made / stage, changes, reads)
     changes = changes | (others or {})
     for stage in stages:
-        found[stage], apart = {side: [] for side in SIDES} | {"machine": machine(make_params("train", changes))}, []
+        measured[stage], distances = (
+            {side: [] for side in SIDES} | {"machine": machine(make_params("train", changes))},
+            [],
+        )
         for repeat in range(repeats):
             for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
                 seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, reads)
-                found[stage][side].append(seconds)
+                measured[stage][side].append(seconds)
                 print(
                     f"{stage:10s} {side:9s} {seconds['total']:8.1f} s, processor {seconds['total cpu']:.1f} s",
                     flush=True,
                 )
-            apart.append(difference(stage, *(folder / stage / f"{side}{repeat}" for side in SIDES)))
-        found[stage]["difference"] = max(apart)[1]
+            distances.append(difference(stage, *(folder / stage / f"{side}{repeat}" for side in SIDES)))
+        measured[stage]["difference"] = max(distances)[1]
         if limits:
             job = {"stage": stage, "side": "ours", "folder": str(folder / stage / "limits"), "changes": changes}
-            found[stage]["limits"] = start(job | reads | {"inspect": True}, folder / stage / "limits")[0]
-    return found
+            measured[stage]["limits"] = start(job | reads | {"inspect": True}, folder / stage / "limits")[0]
+    return measured
 
 
 def difference(stage, theirs, ours):
-    """How far the results of the two sides are apart, ``(as a number, in words)``.
+    """The distance between the results of the two sides, ``(as a number, in words)``.
 
     ValueError when a file is on one side only, or the results are further apart than ``BOUNDS``. What "train" makes
     cannot be equal, since pictures are augmented by other code.
@@ -115,19 +118,19 @@ def difference(stage, theirs, ours):
     if stage == "train":
         return 0.0, "augmentation by other code, other draws of dropout; the same without both (tests)"
     if stage.startswith("adapt"):
-        apart = max(adapter_distance((theirs / file).parent, (ours / file).parent) for file in files[0])
-        words = f"largest relative distance of an adapter's B A: {apart:.1e}"
+        distance = max(adapter_distance((theirs / file).parent, (ours / file).parent) for file in files[0])
+        words = f"largest relative distance of an adapter's B A: {distance:.1e}"
     elif stage == "generate":
         levels = [np.abs(_pixels(theirs / file) - _pixels(ours / file)) for file in files[0]]
-        apart, largest = np.mean([x.mean() for x in levels]), max(x.max() for x in levels)
-        words = f"pixels: mean difference {apart:.4f}, largest {largest} of 255"
+        distance, largest = np.mean([x.mean() for x in levels]), max(x.max() for x in levels)
+        words = f"pixels: mean difference {distance:.4f}, largest {largest} of 255"
     else:
         labels = [np.array(json.loads((side / "predictions.json").read_text())) for side in (theirs, ours)]
-        apart = (labels[0] != labels[1]).mean()
+        distance = (labels[0] != labels[1]).mean()
         words = f"{(labels[0] != labels[1]).sum()} of {len(labels[0])} predictions differ"
-    if apart > BOUNDS[stage]:
+    if distance > BOUNDS[stage]:
         raise ValueError(f"{stage}: the two procedures do not come to the same: {words}")
-    return float(apart), words
+    return float(distance), words
 
 
 def _pixels(path):
@@ -144,11 +147,11 @@ def adapter_distance(theirs, ours):
     theirs, ours = read_lora(theirs), read_lora(ours)
     if theirs.keys() != ours.keys():
         raise ValueError(f"adapters of other layers: {sorted(map(str, theirs.keys() ^ ours.keys()))[:3]}")
-    apart, size = 0.0, 0.0
+    distance, size = 0.0, 0.0
     for layer in theirs:
         first, second = (up.double() @ down.double() for down, up in (theirs[layer], ours[layer]))
-        apart, size = apart + (first - second).square().sum(), size + first.square().sum()
-    return float((apart / size).sqrt())
+        distance, size = distance + (first - second).square().sum(), size + first.square().sum()
+    return float((distance / size).sqrt())
 
 
 def machine(p):

@@ -52,8 +52,8 @@ def ratio(sides, part):
 def ratios_of_pairs(sides, part):
     """The smallest and the largest ratio of the repeats, each side's with the other's of the same repeat."""
     pairs = zip(sides["reference"], sides["ours"], strict=True)
-    found = [reference[part] / ours[part] for reference, ours in pairs]
-    return min(found), max(found)
+    ratios = [reference[part] / ours[part] for reference, ours in pairs]
+    return min(ratios), max(ratios)
 
 
 def _clock(sides, part):
@@ -66,11 +66,11 @@ def target_table(results):
     lines = ["| stage | compared | target CPU | CPU | target GPU | GPU |", "|---|---|--:|--:|--:|--:|"]
     for stage, part, *targets in TARGETS:
         sides = [results.get(world, {}).get(stage) for world in ("tiny", "full")]
-        found = [_found(measured, _clock(measured, part)) if measured else None for measured in sides]
-        lines.append(_target_row(stage, WORDS[part], targets, found))
-    found = [sampling_ratio(results[name]["rows"]) if name in results else None for name in ("frechet", "frechet_gpu")]
+        values = [_found(measured, _clock(measured, part)) if measured else None for measured in sides]
+        lines.append(_target_row(stage, WORDS[part], targets, values))
+    values = [sampling_ratio(results[name]["rows"]) if name in results else None for name in ("frechet", "frechet_gpu")]
     name = "generate, at equal or better Fréchet distance"
-    return [*lines, _target_row(name, "sampling, against DDIM's 50 steps", SAMPLING, found)]
+    return [*lines, _target_row(name, "sampling, against DDIM's 50 steps", SAMPLING, values)]
 
 
 def _found(sides, part):
@@ -79,9 +79,9 @@ def _found(sides, part):
     return ratio(sides, part), f" ({low:.2f} to {high:.2f})" if sides["repeats"] > 1 else ""
 
 
-def _target_row(stage, compared, targets, found):
+def _target_row(stage, compared, targets, values):
     cells = [stage, compared]
-    for target, value in zip(targets, found, strict=True):
+    for target, value in zip(targets, values, strict=True):
         if target is None or value is None:
             cells += ["–" if target is None else f"{target:g}", "–" if target is None else "not measured"]
             continue

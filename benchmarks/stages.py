@@ -86,10 +86,8 @@ def measure(stages, folder, changes, repeats, limits=True, others=None, images=N
             run_side(stage, "ours", made / stage, changes, reads)
     changes = changes | (others or {})
     for stage in stages:
-        measured[stage], distances = (
-            {side: [] for side in SIDES} | {"machine": machine(make_params("train", changes))},
-            [],
-        )
+        measured[stage] = {side: [] for side in SIDES} | {"machine": machine(make_params("train", changes))}
+        distances = []
         for repeat in range(repeats):
             for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
                 seconds = run_side(stage, side, folder / stage / f"{side}{repeat}", changes, reads)

@@ -31,7 +31,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 .venv/site: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,site,browser]'

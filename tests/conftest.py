@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import sys
+from contextlib import contextmanager
 
 import nbformat
 import numpy as np
 import papermill
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
 
@@ -21,6 +24,14 @@ from datadream_utils.runs.run import Run
 from datadream_utils.runs.stage import FORMAT, stage_of
 
 torch.set_num_threads(1)
+
+# The files that take longest, longest first: with several processes none is left alone at the end.
+LONGEST = ("test_solutions.py", "test_notebooks.py", "test_paper_scale.py", "test_figures.py", "test_study.py")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # a stable sort keeps the order within a file
 
 
 @pytest.fixture
@@ -81,6 +92,18 @@ def finish_stage(folder, **noted):
     """Make a finished stage of the files in ``folder``: their checksums, and a manifest with what is ``noted``."""
     manifest = {"format": FORMAT, "checksums": write_checksums(folder), **noted}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@contextmanager
+def ipython_shell():
+    """An IPython shell in this process, without variables; afterwards this process has its own ``__main__`` again."""
+    main = sys.modules["__main__"]
+    shell = InteractiveShell.instance()
+    shell.reset()
+    try:
+        yield shell
+    finally:
+        sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="session")

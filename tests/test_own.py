@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from conftest import ipython_shell
 
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
@@ -74,14 +74,13 @@ def test_the_gain_is_that_of_the_same_images():
 
 def _checked(**changes):
     """Run the notebook up to the cell that checks the parameters; returns its variables."""
-    shell = InteractiveShell.instance()
-    shell.reset()
-    for cell in (cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"):
-        shell.run_cell(cell.source).raise_error()
-        if "parameters" in cell.metadata.get("tags", ()):
-            shell.push(changes)
-        if "OwnImagesParams.read" in cell.source:
-            return shell.user_ns
+    with ipython_shell() as shell:
+        for cell in (cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"):
+            shell.run_cell(cell.source).raise_error()
+            if "parameters" in cell.metadata.get("tags", ()):
+                shell.push(changes)
+            if "OwnImagesParams.read" in cell.source:
+                return shell.user_ns
 
 
 def test_all_three_notebooks_parameters_are_checked_first(folder_dataset, tmp_path):

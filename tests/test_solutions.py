@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from conftest import ipython_shell
 from IPython.utils.capture import capture_output
 
 from datadream_utils.data.images import centre_square, read_image
@@ -70,10 +70,8 @@ def solved(smoke, mnist, tmp_path_factory):
     run = tmp_path_factory.mktemp("solved") / "mnist5k_datadream_cls_2shot_seed0"
     shutil.copytree(smoke[0] / "outputs" / run.name, run)
     texts, variables = {}, {}
-    shell = InteractiveShell.instance()
     for file in SOLUTIONS:
-        shell.reset()
-        with capture_output() as captured:
+        with ipython_shell() as shell, capture_output() as captured:
             for cell in (cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"):
                 shell.run_cell(cell.source).raise_error()
                 if "parameters" in cell.metadata.get("tags", ()):

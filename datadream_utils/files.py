@@ -38,7 +38,7 @@ CANNOT_WRITE = {
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def plain(text, what, limit=200):
+def check_plain(text, what, limit=200):
     """``text`` itself; InputError when it has a control character, shown escaped, or more than ``limit`` characters."""
     if unprinted := _UNPRINTED.search(text):
         raise InputError(f"{what} is {text[:limit]!r}: take the character {unprinted[0]!r} out of it.")
@@ -47,7 +47,7 @@ def plain(text, what, limit=200):
     return text
 
 
-def composed(name):
+def compose_name(name):
     """A name in Unicode's composed form (NFC): systems write the same "café" in two ways."""
     return unicodedata.normalize("NFC", name)
 
@@ -94,12 +94,12 @@ def read_json(path, fix, lines=False):
     return values if lines else values[0]
 
 
-def inside(folder, name, source):
+def join_inside(folder, name, source):
     """``folder / name`` for a name that ``source`` lists; InputError when it is no file name below ``folder``."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise InputError(f"{source}: {name!r} is no file below {folder}: remove the line.")
-    return folder / plain(name, f"{source}: a file name", LONG)
+    return folder / check_plain(name, f"{source}: a file name", LONG)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import plain, read_yaml
+from datadream_utils.files import check_plain, read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
@@ -86,7 +86,7 @@ class Parameters(BaseModel):
         values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
         for name, value in values.items():
             if isinstance(value, str):
-                plain(value, f"parameter {name!r}", limit=4000)
+                check_plain(value, f"parameter {name!r}", limit=4000)
         try:
             return cls(**values)
         except ValidationError as error:

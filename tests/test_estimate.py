@@ -29,7 +29,7 @@ def _tasks(study):
 
 def test_counts_of_the_tiny_study_are_the_hands():
     tasks = _tasks(read_study(ROOT / "params" / "studies" / "tiny.yaml"))
-    units = {(t.stage, t.p.method, getattr(t.p, "setting", "")): t.units for t in tasks}
+    units = {(t.stage, t.params.method, getattr(t.params, "setting", "")): t.units for t in tasks}
     assert units["adapt", "datadream_cls", ""] == 60 * 2  # one group of ten; 16 shots are two batches of 8
     assert units["adapt", "datadream_dset", ""] == 60 * 20
     assert units["adapt", "loft", ""] == 4 * 100  # 160 adapters, 40 at a time, 100 steps of one image
@@ -38,10 +38,10 @@ def test_counts_of_the_tiny_study_are_the_hands():
     )
     assert units["train", "fakeit", "R+S"] == 40 * 8 and units["train", "clip_zeroshot", "none"] == 0  # 500 / 64
     train = [t for t in tasks if t.stage == "train"]
-    assert {t.evaluated for t in train if t.p.setting != "none"} == {3500 + 8 * 500}  # every fifth of 40 epochs
-    assert {t.evaluated for t in train if t.p.setting == "none"} == {3500}
+    assert {t.evaluated for t in train if t.params.setting != "none"} == {3500 + 8 * 500}  # every fifth of 40 epochs
+    assert {t.evaluated for t in train if t.params.setting == "none"} == {3500}
     assert sum(t.jobs for t in tasks) == 88
-    saved = {(t.stage, t.p.method): t.saved for t in tasks}
+    saved = {(t.stage, t.params.method): t.saved for t in tasks}
     assert (saved["adapt", "loft"], saved["adapt", "datadream_dset"], saved["generate", "loft"]) == (160, 1, 500)
     assert saved["train", "clip_zeroshot"] == 0 and saved["train", "real"] == 1
 
@@ -102,7 +102,7 @@ def test_advice_names_what_to_lower_and_nothing_when_it_fits():
     assert [sentence.split()[0] for sentence in memory] == ["adapt", "generate", "train"]
     assert "3.0 GiB of memory, 2.0 are available" in memory[0] and "lower adapters_together (40)" in memory[0]
     assert "lower adapt_batch_size (2)" in memory[0] and "set gradient_checkpointing to true" in memory[0]
-    adapting = next(t.p for t in tasks if t.stage == "adapt")
+    adapting = next(t.params for t in tasks if t.stage == "adapt")
     assert estimate.advise("adapt", "memory", adapting.model_copy(update=LOWEST)) == "use a larger device"
     (disk,) = estimate.find_shortages(rows, tasks, NO_LIMITS | {"disk": 1e6})
     assert "takes most of it" in disk and "fewer seeds" in disk

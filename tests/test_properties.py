@@ -30,7 +30,7 @@ from datadream_utils.data.known import read_known
 from datadream_utils.data.shots import few_shot, read_shots, write_shots
 from datadream_utils.data.splits import SplitFile, apply_split, read_split_file
 from datadream_utils.errors import InputError
-from datadream_utils.files import inside, plain
+from datadream_utils.files import check_plain, join_inside
 from datadream_utils.methods import METHODS, for_method
 from datadream_utils.params import STAGES, notebook_defaults, read_params_file
 from datadream_utils.seeds import stable_seed
@@ -51,7 +51,7 @@ def tried(examples):
 
 def printable(text):
     try:
-        return bool(plain(text, "it"))
+        return bool(check_plain(text, "it"))
     except InputError:
         return False
 
@@ -130,7 +130,7 @@ def test_seeds_of_different_parts_differ(one, other):
 @tried(33)
 @given(NAMES | st.none() | st.integers())
 def test_a_listed_file_is_below_its_folder(name):
-    found = refused(inside, Path("/run/images"), name, "metadata.jsonl")
+    found = refused(join_inside, Path("/run/images"), name, "metadata.jsonl")
     if found:
         assert Path(os.path.normpath(found)).is_relative_to("/run/images") and found != Path("/run/images")
 
@@ -281,7 +281,7 @@ def test_any_dataset_yaml_is_read_or_refused(small_set, content):
     data = refused(load_dataset, str(small_set))
     if data:
         sentences = [data.domain, data.licence, *data.class_names, *data.definitions, *data.definitions.values()]
-        assert all(not text or plain(text, "it", 1000) for text in sentences) and len(set(data.class_names)) == 2
+        assert all(not text or check_plain(text, "it", 1000) for text in sentences) and len(set(data.class_names)) == 2
 
 
 @tried(16)

@@ -12,7 +12,7 @@ from datadream_utils.analysis.results import (
     PREDICTION_COLUMNS,
     compute_all_results,
     compute_main_results,
-    confusion,
+    count_confusions,
     example_pictures,
     find_class,
     load_predictions,
@@ -155,7 +155,7 @@ def test_a_number_of_shots_without_runs_names_those_there_are():
 
 def test_confusion_counts_by_hand():
     table = pd.DataFrame({"label": [0, 0, 1, 2], "prediction": [0, 1, 1, 0]})
-    assert confusion(table, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert count_confusions(table, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_results_come_back_from_disk(make_run):
@@ -176,7 +176,7 @@ def test_results_come_back_from_disk(make_run):
     assert stages["stage"].tolist() == ["train-none"] and stages["folder"].tolist() == [run.folder]
     ((key, tables),) = load_predictions(runs, "mnist5k", 16).items()
     assert key == ("clip_zeroshot", "none") and list(tables[0].columns) == list(PREDICTION_COLUMNS)
-    assert tables[0]["label"].tolist() == labels.tolist() and confusion(tables[0], 10)[9, 0] == 10
+    assert tables[0]["label"].tolist() == labels.tolist() and count_confusions(tables[0], 10)[9, 0] == 10
 
 
 def _write_metrics(folder, **changes):

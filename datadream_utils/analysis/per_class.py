@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from datadream_utils.analysis.compare import judge_seeds
-from datadream_utils.analysis.results import confusion
+from datadream_utils.analysis.results import count_confusions
 
 BINS = 15  # of certainty, as is usual for the calibration error (Guo et al. 2017)
 REFERENCE = {"S": ("clip_zeroshot", "none"), "R+S": ("real", "R")}  # what a classifier is compared with, by setting
@@ -61,8 +61,10 @@ def compute_confusion_change(predictions, method, setting, n_classes):
     for seed, table in predictions.get((method, setting), {}).items():
         before = _reference(predictions, setting, seed)
         if before is not None:
-            counts = confusion(table, n_classes)
-            changes.append(100 * (counts - confusion(before, n_classes)) / np.maximum(1, counts.sum(1, keepdims=True)))
+            counts = count_confusions(table, n_classes)
+            changes.append(
+                100 * (counts - count_confusions(before, n_classes)) / np.maximum(1, counts.sum(1, keepdims=True))
+            )
     return np.mean(changes, axis=0) if changes else None
 
 

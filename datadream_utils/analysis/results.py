@@ -10,7 +10,7 @@ import pandas as pd
 
 from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import inside, read_json
+from datadream_utils.files import join_inside, read_json
 from datadream_utils.methods import METHODS, SETTINGS, get_method
 from datadream_utils.params import resolve
 from datadream_utils.runs.stage import Stage
@@ -39,7 +39,7 @@ PREDICTION_COLUMNS = ("label", "prediction", "correct", "probability")
 MEASURED_SEEDS = 3  # seeds of a method whose images are measured: further seeds cost time and change little
 
 
-def confusion(predictions, n_classes):
+def count_confusions(predictions, n_classes):
     """Counts (n_classes, n_classes): row is the true class, column the predicted one."""
     counts, classes = pd.crosstab(predictions["label"], predictions["prediction"]), range(n_classes)
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
@@ -231,7 +231,7 @@ def list_pictures(stage, label, count):
     made = Stage("generate", stage.folder)
     made.check_files(["images/metadata.jsonl"])
     names = [row.get("file_name") for row in read_metadata(stage) if row.get("label") == label][:count]
-    paths = [inside(stage.folder / "images", name, stage.folder / "images" / "metadata.jsonl") for name in names]
+    paths = [join_inside(stage.folder / "images", name, stage.folder / "images" / "metadata.jsonl") for name in names]
     made.check_files([f"images/{name}" for name in names])
     return paths
 

@@ -16,18 +16,20 @@ class Augment:
     Takes uint8 pictures (n, 3, H, W), gives float ones (n, 3, image_size, image_size), normalised for CLIP.
     """
 
-    def __init__(self, p, image_size, mean, std, device):
+    def __init__(self, params, image_size, mean, std, device):
         kernel = max(3, image_size // 10 // 2 * 2 + 1)
-        self.crop = K.RandomResizedCrop((image_size, image_size), scale=(p.crop_scale_min, 1.0), resample="bicubic")
-        self.flip = K.RandomHorizontalFlip(p=p.flip)
+        self.crop = K.RandomResizedCrop(
+            (image_size, image_size), scale=(params.crop_scale_min, 1.0), resample="bicubic"
+        )
+        self.flip = K.RandomHorizontalFlip(p=params.flip)
         self.rand_augment = None
-        if p.rand_augment_ops and p.rand_augment_magnitude:
-            self.rand_augment = RandAugment(n=p.rand_augment_ops, m=p.rand_augment_magnitude)
+        if params.rand_augment_ops and params.rand_augment_magnitude:
+            self.rand_augment = RandAugment(n=params.rand_augment_ops, m=params.rand_augment_magnitude)
         self.colour = torch.nn.Sequential(
-            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=p.color_jitter),
-            K.RandomGrayscale(p=p.grayscale),
-            K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=p.blur),
-            K.RandomSolarize(p=p.solarize),
+            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=params.color_jitter),
+            K.RandomGrayscale(p=params.grayscale),
+            K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=params.blur),
+            K.RandomSolarize(p=params.solarize),
         )
         self.normalise = K.Normalize(torch.tensor(mean, device=device), torch.tensor(std, device=device))
         self.device = device

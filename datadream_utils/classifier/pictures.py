@@ -88,21 +88,21 @@ def training_sets(run, image_size):
     return make_sets(run.params, run.shots, synthetic, image_size)
 
 
-def make_sets(p, shots, synthetic, image_size):
+def make_sets(params, shots, synthetic, image_size):
     """The sets of ``training_sets`` from ``shots[label]`` and ``synthetic[label]``, paths."""
     files = {}
-    if "R" in p.setting:
-        files["real"] = [[paths[i % len(paths)] for i in range(p.images_per_class)] for paths in shots]
-    if "S" in p.setting:
+    if "R" in params.setting:
+        files["real"] = [[paths[i % len(paths)] for i in range(params.images_per_class)] for paths in shots]
+    if "S" in params.setting:
         fewest = min(len(paths) for paths in synthetic)
-        name = "synthetic_per_class" if p.synthetic_per_class else "images_per_class"
-        if fewest < getattr(p, name):
+        name = "synthetic_per_class" if params.synthetic_per_class else "images_per_class"
+        if fewest < getattr(params, name):
             raise InputError(
-                f"{name}={getattr(p, name)}, but a class has {fewest} generated images: set it to {fewest}, or run "
+                f"{name}={getattr(params, name)}, but a class has {fewest} generated images: set it to {fewest}, or run "
                 "02_generate with more in another variant."
             )
-        used = p.synthetic_per_class or p.images_per_class
-        files["synthetic"] = [[paths[i % used] for i in range(p.images_per_class)] for paths in synthetic]
+        used = params.synthetic_per_class or params.images_per_class
+        files["synthetic"] = [[paths[i % used] for i in range(params.images_per_class)] for paths in synthetic]
     sets = {}
     for kind, of_classes in files.items():
         paths, labels = flatten(of_classes)
@@ -110,10 +110,12 @@ def make_sets(p, shots, synthetic, image_size):
     return sets
 
 
-def augment_examples(sets, classifier, p, count=12):
+def augment_examples(sets, classifier, params, count=12):
     """``{title: [array (height, width, 3) in [0, 1], ...]}``: ``count`` pictures of each set, plain and augmented."""
     device = next(classifier.parameters()).device
-    augment = Augment(p, classifier.image_size, [0.0] * 3, [1.0] * 3, device)  # without normalisation, to be looked at
+    augment = Augment(
+        params, classifier.image_size, [0.0] * 3, [1.0] * 3, device
+    )  # without normalisation, to be looked at
     examples = {}
     for kind, (pictures, _) in sets.items():
         chosen = torch.stack([pictures[i * len(pictures) // count] for i in range(count)])
@@ -127,6 +129,6 @@ def evaluation_split(run):
     return run.data.published_test if run.params.protocol == "published" else "test"
 
 
-def load_batches(pictures, p, **options):
+def load_batches(pictures, params, **options):
     """A DataLoader that leaves torch's global generator alone, so that evaluating while training changes nothing."""
-    return torch.utils.data.DataLoader(pictures, num_workers=p.num_workers, generator=torch.Generator(), **options)
+    return torch.utils.data.DataLoader(pictures, num_workers=params.num_workers, generator=torch.Generator(), **options)

@@ -52,7 +52,7 @@ def fit(classifier, sets, run):
     return pd.DataFrame(history)
 
 
-def train_classifier(classifier, sets, p, watched=None):
+def train_classifier(classifier, sets, params, watched=None):
     """Train with AdamW and a fixed schedule; yields a row per step: step, loss, learning_rate, val_accuracy.
 
     watched: ``files[label]`` to evaluate after every ``val_every`` epochs and at the end; else val_accuracy is None.
@@ -61,25 +61,25 @@ def train_classifier(classifier, sets, p, watched=None):
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     device, n_classes = parameters[0].device, 1 + max(int(labels.max()) for _, labels in sets.values())
     processor = classifier.processor
-    torch.manual_seed(stable_seed("train", p.seed, p.setting))
-    augment = Augment(p, classifier.image_size, processor.image_mean, processor.image_std, device)
-    mix = Mix(p.mix_share, n_classes)
-    optimizer = torch.optim.AdamW(parameters, lr=p.train_lr, weight_decay=p.train_weight_decay)
-    per_epoch, _ = train_steps(p, n_classes)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, p, per_epoch))
-    dtype = DTYPES[p.mixed_precision]
+    torch.manual_seed(stable_seed("train", params.seed, params.setting))
+    augment = Augment(params, classifier.image_size, processor.image_mean, processor.image_std, device)
+    mix = Mix(params.mix_share, n_classes)
+    optimizer = torch.optim.AdamW(parameters, lr=params.train_lr, weight_decay=params.train_weight_decay)
+    per_epoch, _ = train_steps(params, n_classes)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params, per_epoch))
+    dtype = DTYPES[params.mixed_precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if p.gradient_checkpointing:
+    if params.gradient_checkpointing:
         classifier.checkpoint_activations()
     classifier.train()
-    for step, batch in enumerate(_batches(sets, p, per_epoch)):
+    for step, batch in enumerate(_batches(sets, params, per_epoch)):
         logits, targets = {}, {}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             weights = classifier.class_weights()
             for kind, (pictures, labels) in batch.items():
                 pixels, targets[kind] = mix(augment(pictures), labels.to(device))
                 logits[kind] = classifier(pixels, weights)
-            loss = mixed_loss(logits, targets, p.real_weight)
+            loss = mixed_loss(logits, targets, params.real_weight)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -87,8 +87,8 @@ def train_classifier(classifier, sets, p, watched=None):
         row = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "val_accuracy": None}
         schedule.step()
         epoch, within_epoch = divmod(step + 1, per_epoch)
-        if watched and not within_epoch and (epoch % p.val_every == 0 or epoch == p.train_epochs):
-            row["val_accuracy"] = predict(classifier, watched, p)["correct"].mean()
+        if watched and not within_epoch and (epoch % params.val_every == 0 or epoch == params.train_epochs):
+            row["val_accuracy"] = predict(classifier, watched, params)["correct"].mean()
         yield row
     classifier.eval()
 
@@ -104,31 +104,31 @@ def mixed_loss(logits, targets, real_weight):
     return real_weight * losses["real"] + (1 - real_weight) * losses["synthetic"]
 
 
-def train_steps(p, n_classes):
+def train_steps(params, n_classes):
     """``(steps per epoch, steps in all)``."""
-    per_epoch = math.ceil(p.images_per_class * n_classes / p.train_batch_size)
-    return per_epoch, per_epoch * p.train_epochs
+    per_epoch = math.ceil(params.images_per_class * n_classes / params.train_batch_size)
+    return per_epoch, per_epoch * params.train_epochs
 
 
-def learning_rate_factor(step, p, per_epoch):
+def learning_rate_factor(step, params, per_epoch):
     """Linear warm-up from ``MIN_LR``, then cosine down to it, as a factor of ``train_lr``."""
-    low, warm, total = MIN_LR / p.train_lr, p.train_warmup_epochs * per_epoch, p.train_epochs * per_epoch
+    low, warm, total = MIN_LR / params.train_lr, params.train_warmup_epochs * per_epoch, params.train_epochs * per_epoch
     if step < warm:
         return low + (1 - low) * step / warm
     return low + (1 - low) * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))) / 2
 
 
-def _batches(sets, p, per_epoch):
+def _batches(sets, params, per_epoch):
     """For each step ``{"real": (pictures, labels), ...}``: ``train_batch_size`` of each kind, freshly shuffled."""
-    generator = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting))
+    generator = torch.Generator().manual_seed(stable_seed("batches", params.seed, params.setting))
     order = {kind: [] for kind in sets}
-    for _ in range(p.train_epochs):
+    for _ in range(params.train_epochs):
         for kind, (_, labels) in sets.items():
-            order[kind] += torch.randperm(len(labels), generator=generator).split(p.train_batch_size)
+            order[kind] += torch.randperm(len(labels), generator=generator).split(params.train_batch_size)
     # One loader for all epochs: its processes start once and keep what they have decoded
     loaded = {
-        kind: iter(load_batches(pictures, p, batch_sampler=[indices.tolist() for indices in order[kind]]))
+        kind: iter(load_batches(pictures, params, batch_sampler=[indices.tolist() for indices in order[kind]]))
         for kind, (pictures, _) in sets.items()
     }
-    for step in range(per_epoch * p.train_epochs):
+    for step in range(per_epoch * params.train_epochs):
         yield {kind: (next(loaded[kind]), labels[order[kind][step]]) for kind, (_, labels) in sets.items()}

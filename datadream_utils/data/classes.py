@@ -4,7 +4,7 @@ import re
 
 from datadream_utils.data.folders import refuse_link_out
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import LONG, composed, plain, read_yaml
+from datadream_utils.files import LONG, check_plain, compose_name, read_yaml
 
 ALLOWED = ("classes", "domain", "definition", "definitions", "source", "licence", "split", "example")
 CODE = re.compile(r"(n\d{8}|\d+)[-_. ]+(?=[^\W\d_])")  # of "n02085620-Chihuahua", "001.Black_footed_Albatross"
@@ -36,7 +36,7 @@ def _text(path, value, limit=200):
     """A name or sentence as text; a whole number is taken as text. YAML reads ``no`` as a truth value: InputError."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InputError(f"{path}: {value!r} stands where text must: put it in quotes.")
-    return plain(str(value), f"{path}: a name", limit)
+    return check_plain(str(value), f"{path}: a name", limit)
 
 
 def name_classes(root, directory, folders, info, known):
@@ -63,7 +63,7 @@ def name_classes(root, directory, folders, info, known):
 
 def _listed_names(directory, folders, listed):
     """The names that dataset.yaml lists, in its order; it must list every folder and no other."""
-    classes = {composed(folder): name for folder, name in listed.items()}
+    classes = {compose_name(folder): name for folder, name in listed.items()}
     for folder in classes:
         if folder not in folders:
             raise InputError(f"{directory / folder} is missing, but dataset.yaml lists it: add it or drop the line.")
@@ -104,7 +104,7 @@ def _refuse_equal_names(root, names):
     """InputError for an empty name, or for two that CLIP's tokenizer reads alike."""
     first = {}
     for name in names:
-        form = " ".join(composed(name).lower().split())  # as CLIP's tokenizer sees it
+        form = " ".join(compose_name(name).lower().split())  # as CLIP's tokenizer sees it
         if not form:
             raise InputError(f"{root}: a class is called {name!r}: give it a name in dataset.yaml.")
         if form in first:

@@ -42,7 +42,7 @@ from datadream_utils.data.splits import (
     read_split_file,
 )
 from datadream_utils.errors import InputError, suggest
-from datadream_utils.files import plain
+from datadream_utils.files import check_plain
 from datadream_utils.params import resolve
 
 
@@ -96,7 +96,7 @@ def load_dataset(dataset, data_root="data", split_file=""):
         data = _read_split_folders(names_start, find_splits(names_start), known)
     else:  # <class>/*.png
         data = _read_class_folders(root, known)
-    data = replace(data, name=plain(root.name, "the data set's folder"))
+    data = replace(data, name=check_plain(root.name, "the data set's folder"))
     refuse_links_out(root, data.files)
     if split_file:
         content = read_split_file(split_file, data_root)

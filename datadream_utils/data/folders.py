@@ -10,7 +10,7 @@ import re
 from datadream_utils.data.images import SUFFIXES
 from datadream_utils.data.splits import SPLIT_NAMES
 from datadream_utils.errors import InputError
-from datadream_utils.files import composed, plain
+from datadream_utils.files import check_plain, compose_name
 
 JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # in lower case
 
@@ -55,7 +55,7 @@ def class_folders(directory):
     """
     folders = {}
     for name in subfolders(directory):
-        key = composed(plain(name, f"a folder in {directory}"))
+        key = compose_name(check_plain(name, f"a folder in {directory}"))
         if key in folders:
             raise InputError(f"{directory} has two folders called {key!r}, in two Unicode forms: join them.")
         folders[key] = directory / name
@@ -80,7 +80,7 @@ def list_pictures(directory):
         raise _unreadable(directory, error) from None
     if broken:
         raise InputError(f"{directory}: {broken.name!r} is called as a picture but is no file: remove it.")
-    return [directory / plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in pictures)]
+    return [directory / check_plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in pictures)]
 
 
 def list_class(directory):

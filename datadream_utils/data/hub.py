@@ -16,7 +16,7 @@ from datadream_utils.data.folders import list_pictures, safe_dir
 from datadream_utils.data.images import FORMATS, SUFFIXES
 from datadream_utils.data.splits import HELD_OUT, SPLIT_NAMES, hold_out
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write, plain
+from datadream_utils.files import atomic_write, check_plain
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{i}" for device in ("com", "lpt") for i in range(10))}  # on Windows
 
@@ -111,7 +111,7 @@ def _classes(rows, columns, known, origin):
     if theirs is None and not same_order:
         raise InputError(f"{origin}: column {columns[1]!r} names no classes: it must be a ClassLabel.")
     if not known:
-        names = [plain(name.replace("_", " "), f"{origin}: a class") for name in theirs]
+        names = [check_plain(name.replace("_", " "), f"{origin}: a class") for name in theirs]
         return {label: label for label in range(len(names))}, names
     if same_order:
         labels = dict(enumerate(range(len(theirs or known.class_names))))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datadream_utils.errors import InputError
-from datadream_utils.files import MAX_BYTES, atomic_write, composed, read_bytes
+from datadream_utils.files import MAX_BYTES, atomic_write, compose_name, read_bytes
 from datadream_utils.params import resolve
 from datadream_utils.seeds import permuted
 
@@ -188,8 +188,8 @@ class PictureIndex:
                     for name in {Path(str(path)[start:]).as_posix(), f"{folder}/{path.name}"}:
                         self._by_name[name] = None if name in self._by_name else (path, label)
         for name, picture in [(n, p) for n, p in self._by_name.items() if not n.isascii()]:
-            self._by_name.setdefault(composed(name), picture)
+            self._by_name.setdefault(compose_name(name), picture)
 
     def find(self, name):
         """``(path, label)`` of the one picture that ``name`` means; None when it means none or two."""
-        return self._by_name.get(name) or self._by_name.get(composed(name))
+        return self._by_name.get(name) or self._by_name.get(compose_name(name))

@@ -191,9 +191,9 @@ class StackedTraining(Training):
         self.stack.clip_gradients(self.params.max_grad_norm)
 
 
-def _group(adapters, p):
+def _group(adapters, params):
     """Adapters that are trained at once. An adapter of the whole data set has many prompts and stands alone."""
-    size = p.adapters_together if p.system.adapter in ("class", "image") else 1
+    size = params.adapters_together if params.system.adapter in ("class", "image") else 1
     return [adapters[i : i + size] for i in range(0, len(adapters), size)]
 
 

@@ -18,7 +18,7 @@ from datadream_utils.diffusion.captions import read_captions
 from datadream_utils.diffusion.lora import WEIGHTS, fused_lora
 from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.diffusion.stacked import per_image_adapters
-from datadream_utils.files import atomic_write, digest, inside, read_json
+from datadream_utils.files import atomic_write, digest, join_inside, read_json
 from datadream_utils.methods import METHODS
 from datadream_utils.runs.device import advise_on_memory
 from datadream_utils.runs.shards import part_of
@@ -77,7 +77,7 @@ def read_generated(stage, n_classes):
     images = [[] for _ in range(n_classes)]
     for row in read_metadata(stage):
         source = f"{stage.folder}: metadata.jsonl"
-        images[row["label"]].append(inside(stage.folder / "images", row["file_name"], source))
+        images[row["label"]].append(join_inside(stage.folder / "images", row["file_name"], source))
     return images
 
 

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
 
-from datadream_utils.analysis.results import confusion
+from datadream_utils.analysis.results import count_confusions
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.interactive.explorer import Explorer, Panel
@@ -24,7 +24,7 @@ def confusion_browser(predictions, root, class_names, count=16):
     predictions: a row per test image (``file``, ``label``, ``prediction``, ``probability``); root: where files start.
     """
     names = list(class_names)
-    counts = confusion(predictions, len(names))
+    counts = count_confusions(predictions, len(names))
     wrong = counts - np.diag(np.diag(counts))
     start = np.unravel_index(wrong.argmax(), wrong.shape)
 

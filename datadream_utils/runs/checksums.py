@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write, inside, sha256s
+from datadream_utils.files import atomic_write, join_inside, sha256s
 
 LIST = "checksums.txt"
 RECORDS = {"parameters.json", "manifest.json", LIST}  # bookkeeping files, not outputs
@@ -46,7 +46,7 @@ def read_checksums(folder):
     lines = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in content.decode(errors="replace").splitlines()]
     listed = {line[2]: line[1] for line in lines} if all(lines) else None
     for name in listed or ():
-        inside(Path(folder), name, path)
+        join_inside(Path(folder), name, path)
     return listed, _digest(content)
 
 

@@ -65,7 +65,7 @@ class Task:
 
     stage: str
     key: tuple
-    p: object
+    params: object
     size: DataSize
     jobs: int
     units: int
@@ -150,7 +150,9 @@ def add_up(tasks, costs, start):
     rows, image_seconds = [], {}  # of one image, by method and number of shots
     for task in tasks:
         if task.stage == "generate":
-            image_seconds[task.p.method, task.p.n_shot] = costs[task.key].seconds / task.p.generate_batch_size
+            image_seconds[task.params.method, task.params.n_shot] = (
+                costs[task.key].seconds / task.params.generate_batch_size
+            )
     for stage in ("adapt", "generate", "train"):
         of_stage = [task for task in tasks if task.stage == stage]
         if not of_stage:
@@ -174,10 +176,10 @@ def add_up(tasks, costs, start):
 
 def _seconds_beside_units(task, cost, start, image_seconds):
     """Seconds to start, to load models, to draw examples, to caption the shots and to evaluate."""
-    example_seconds = task.examples * image_seconds.get((task.p.method, task.p.n_shot), 0.0)
+    example_seconds = task.examples * image_seconds.get((task.params.method, task.params.n_shot), 0.0)
     return (
         task.jobs * (start + cost.load + example_seconds)
-        + task.p.n_shot * len(task.size.class_names) * cost.per_caption
+        + task.params.n_shot * len(task.size.class_names) * cost.per_caption
         + task.evaluated * cost.per_evaluated
     )
 
@@ -188,7 +190,9 @@ def find_shortages(rows, tasks, limits):
     limits: {"memory": bytes, "disk": bytes, "hours": hours}; None: no limit.
     """
     sentences = []
-    largest = {stage: max((t for t in tasks if t.stage == stage), key=lambda t: t.units).p for stage in rows["stage"]}
+    largest = {
+        stage: max((t for t in tasks if t.stage == stage), key=lambda t: t.units).params for stage in rows["stage"]
+    }
     for row in rows.itertuples():
         if limits["memory"] is not None and row.memory > limits["memory"]:
             needs = f"{row.memory / GIB:.1f} GiB of memory, {limits['memory'] / GIB:.1f} are available"
@@ -203,9 +207,9 @@ def find_shortages(rows, tasks, limits):
     return sentences
 
 
-def advise(stage, resource, p):
+def advise(stage, resource, params):
     """Which parameters to change if a stage needs too much "memory", "hours" or "disk"."""
-    return suggest_smaller(p, *LOWER[resource][stage]) or "use a larger device"
+    return suggest_smaller(params, *LOWER[resource][stage]) or "use a larger device"
 
 
 def format_table(rows, n_runs):
@@ -263,7 +267,7 @@ def main(arguments=None):
         "hours": options.hours,
     }
     print(format_table(rows, len(study.runs())))
-    if any(task.stage == "generate" and task.p.system.keep == "clip" for task in tasks):
+    if any(task.stage == "generate" and task.params.system.keep == "clip" for task in tasks):
         print(f"disef is counted with {FILTER_DRAWS} draws per image; filter_tries allows more.")
     shortages = find_shortages(rows, tasks, limits)
     print("\n".join(shortages) or "It fits.")

@@ -73,9 +73,12 @@ def measure_unit_costs(tasks, device):
         meter = Meter(Path(folder), device)
         for stage in ("adapt", "generate", "train"):  # generation draws with the adapters of adaptation
             for key, task in {task.key: task for task in tasks if task.stage == stage}.items():
-                print(f"measuring {stage}: {task.p.method} {dict(task.p).get('setting', '')} ...", file=sys.stderr)
-                with advise_on_memory(task.p, *DECIDE_MEMORY[stage]):
-                    costs[key] = getattr(meter, stage)(task.p, task.size)
+                print(
+                    f"measuring {stage}: {task.params.method} {dict(task.params).get('setting', '')} ...",
+                    file=sys.stderr,
+                )
+                with advise_on_memory(task.params, *DECIDE_MEMORY[stage]):
+                    costs[key] = getattr(meter, stage)(task.params, task.size)
     return costs
 
 
@@ -88,88 +91,92 @@ class Meter:
         self.adapters = {}  # {method: an adapter's folder}, to generate with
         self.n_runs = 0
 
-    def adapt(self, p, size):
+    def adapt(self, params, size):
         """Steps of a full group of adapters."""
-        pipe, load = self._load_pipeline(p)
-        n_adapters = 1 if p.system.adapter == "dataset" else p.adapters_together
-        n_classes = max(n_adapters, ceil(STEPS * p.adapt_batch_size / p.n_shot))
-        run, ticks = self._make_run(p, size, p.n_shot, min(n_classes, len(size.class_names)))
-        n_shots = STEPS * p.adapt_batch_size  # of an adapter: an epoch of at most STEPS steps
+        pipe, load = self._load_pipeline(params)
+        n_adapters = 1 if params.system.adapter == "dataset" else params.adapters_together
+        n_classes = max(n_adapters, ceil(STEPS * params.adapt_batch_size / params.n_shot))
+        run, ticks = self._make_run(params, size, params.n_shot, min(n_classes, len(size.class_names)))
+        n_shots = STEPS * params.adapt_batch_size  # of an adapter: an epoch of at most STEPS steps
         group = [
             replace(adapter, paths=adapter.paths[:n_shots], prompts=adapter.prompts[:n_shots])
             for adapter in plan_adapters(run)[:n_adapters]
         ]
-        epochs = ceil(STEPS / ceil(len(group[0].paths) / p.adapt_batch_size))
-        run.params = p.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
+        epochs = ceil(STEPS / ceil(len(group[0].paths) / params.adapt_batch_size))
+        run.params = params.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
         self._reset_peak()
         adapt(pipe, group, run)
         folder = run.folder / "adapters" / group[0].name
-        self.adapters[p.method] = folder
+        self.adapters[params.method] = folder
         return UnitCost(_mean_difference(ticks[:STEPS]), load, self._read_peak(), saved=_count_bytes(folder))
 
-    def generate(self, p, size):
+    def generate(self, params, size):
         """Two batches of images, of two classes; the second is counted."""
-        pipe, load = self._load_pipeline(p)
-        few = p.model_copy(update={"images_per_class": p.generate_batch_size, "filter_tries": 1})
-        run, ticks = self._make_run(few, size, p.n_shot, 2)
-        if p.system.adapts:
-            run.source = Stage("adapt", self.folder / f"adapters of {p.method}")
+        pipe, load = self._load_pipeline(params)
+        few = params.model_copy(update={"images_per_class": params.generate_batch_size, "filter_tries": 1})
+        run, ticks = self._make_run(few, size, params.n_shot, 2)
+        if params.system.adapts:
+            run.source = Stage("adapt", self.folder / f"adapters of {params.method}")
             for adapter in plan_adapters(run):  # copies of the adapter that was measured
-                shutil.copytree(self.adapters[p.method], run.source.folder / "adapters" / adapter.name)
+                shutil.copytree(self.adapters[params.method], run.source.folder / "adapters" / adapter.name)
         began = clock()
         recipe = make_recipe(run)
         per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0
         ticks.clear()
         self._reset_peak()
         generate(pipe, recipe, run)
-        saved = _count_bytes(run.folder / "images", "*.png") / (2 * p.generate_batch_size)
+        saved = _count_bytes(run.folder / "images", "*.png") / (2 * params.generate_batch_size)
         return UnitCost(_mean_difference(ticks), load, self._read_peak(), saved, per_caption=per_caption)
 
-    def train(self, p, size):
+    def train(self, params, size):
         """Steps of training, and an evaluation of two batches."""
         self.kept = (None, None, 0.0)
         n_classes = len(size.class_names)
-        images = ceil(STEPS * p.train_batch_size / n_classes)
-        p = p.model_copy(update={"images_per_class": images, "synthetic_per_class": 0})
-        run, ticks = self._make_run(p, size, 1, n_classes)
+        images = ceil(STEPS * params.train_batch_size / n_classes)
+        params = params.model_copy(update={"images_per_class": images, "synthetic_per_class": 0})
+        run, ticks = self._make_run(params, size, 1, n_classes)
         began = clock()
         classifier = make_classifier(run)
         load = clock() - began
-        sets = make_sets(p, run.shots, [shots * images for shots in run.shots], classifier.image_size)
+        sets = make_sets(params, run.shots, [shots * images for shots in run.shots], classifier.image_size)
         seconds, saved = 0.0, 0.0
         self._reset_peak()
         if sets:
             with run.progress(STEPS, "") as advance:
-                for _ in zip(range(STEPS), train_classifier(classifier, sets, p), strict=False):
+                for _ in zip(range(STEPS), train_classifier(classifier, sets, params), strict=False):
                     advance()
             classifier.save(run.folder / "classifier")
             seconds, saved = _mean_difference(ticks), _count_bytes(run.folder / "classifier")
-        pictures = self._link_pictures(size, "test", 2 * p.eval_batch_size)
+        pictures = self._link_pictures(size, "test", 2 * params.eval_batch_size)
         began = clock()
-        predict(classifier, [pictures], p)
+        predict(classifier, [pictures], params)
         return UnitCost(seconds, load, self._read_peak(), saved, (clock() - began) / len(pictures))
 
-    def _load_pipeline(self, p):
+    def _load_pipeline(self, params):
         """``(pipeline, seconds that loading took)``."""
-        set_threads(p.num_threads)
-        dtype = weight_dtype(p.mixed_precision, self.device)
-        key = (p.sd_model, p.sd_revision, dtype)
+        set_threads(params.num_threads)
+        dtype = weight_dtype(params.mixed_precision, self.device)
+        key = (params.sd_model, params.sd_revision, dtype)
         if self.kept[0] != key:
             self.kept = (None, None, 0.0)
             gc.collect()
             began = clock()
-            self.kept = (key, load_stable_diffusion(p.sd_model, p.sd_revision, self.device, dtype), clock() - began)
+            self.kept = (
+                key,
+                load_stable_diffusion(params.sd_model, params.sd_revision, self.device, dtype),
+                clock() - began,
+            )
         return self.kept[1:]
 
-    def _make_run(self, p, size, n_shot, n_classes):
+    def _make_run(self, params, size, n_shot, n_classes):
         """``(run, ticks)`` on noise; ``ticks`` gets the time of each step."""
         self.n_runs += 1
         names = (*size.class_names, "another thing")[:n_classes]
         shots = [self._link_pictures(size, str(label), n_shot) for label in range(len(names))]
         data = Dataset("noise", self.folder, names, names, {"train": shots, "test": shots})
-        stage, ticks = Stage(p.stage, self.folder / str(self.n_runs) / p.stage), []
-        set_threads(p.num_threads)
-        return Run(p, stage, data, shots, self.device, progress=_note_times(ticks)), ticks
+        stage, ticks = Stage(params.stage, self.folder / str(self.n_runs) / params.stage), []
+        set_threads(params.num_threads)
+        return Run(params, stage, data, shots, self.device, progress=_note_times(ticks)), ticks
 
     def _link_pictures(self, size, name, count):
         """The paths of ``count`` pictures in a folder of their own: links to one picture of noise."""

@@ -1,7 +1,6 @@
-"""Files: reading text that somebody else wrote, writing whole or not at all, checksums.
+"""Files: reading text that somebody else wrote, writing a file completely or not at all, checksums.
 
-Text is read as UTF-8 and with a limit on its size. Names from it are checked before they are printed or joined to a
-path.
+Text is read as UTF-8 and with a limit on its size. Names in it are checked before they are printed or joined to a path.
 """
 
 import errno
@@ -24,8 +23,8 @@ from datadream_utils.errors import InputError
 
 MAX_YAML = 4 * 2**20  # bytes; ImageNet-21k's class names take a third of it
 MAX_BYTES = 256 * 2**20  # of a list or split file: CoOp's largest has 11 MB
-LONG = 1000  # characters of a sentence or a path
-CANNOT_WRITE = {
+LONG = 1000  # the most characters of a sentence or a path
+CANNOT_WRITE = {  # system error: what is wrong, and what to do
     errno.ENOSPC: "the disk is full. Make room there",
     errno.EDQUOT: "your disk quota is used up. Make room there",
     errno.EROFS: "the disk is read-only. Make it writable",
@@ -34,12 +33,15 @@ CANNOT_WRITE = {
 }
 
 # Control characters (some change a terminal), line separators (they would break a list of lines), marks that reverse
-# the direction of writing (a name would read as another), and bytes of a file name that are not UTF-8.
+# the direction of writing (one name would look like another), and bytes of a file name that are not UTF-8.
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_plain(text, what, limit=200):
-    """``text`` itself; InputError when it has a control character, shown escaped, or more than ``limit`` characters."""
+    """``text`` itself; InputError if it has a character that is not safe to print, or more than ``limit`` characters.
+
+    what: the name of the text in the error, such as "parameter 'method'".
+    """
     if unprinted := _UNPRINTED.search(text):
         raise InputError(f"{what} is {text[:limit]!r}: take the character {unprinted[0]!r} out of it.")
     if len(text) > limit:
@@ -48,12 +50,12 @@ def check_plain(text, what, limit=200):
 
 
 def compose_name(name):
-    """A name in Unicode's composed form (NFC): systems write the same "café" in two ways."""
+    """A name in Unicode's composed form (NFC): operating systems store the same "café" in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_bytes(path, limit=MAX_BYTES):
-    """The whole file; OSError when it cannot be read, ValueError when it is a pipe or has more than ``limit`` bytes."""
+    """A file's content. OSError if it cannot be read, ValueError if it is no file or has more than ``limit`` bytes."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no file")
     with open(path, "rb") as file:
@@ -64,7 +66,7 @@ def read_bytes(path, limit=MAX_BYTES):
 
 
 def read_yaml(path):
-    """A YAML file as plain values, None when it is empty; InputError names the file and what is wrong.
+    """The values in a YAML file, None if it is empty. InputError names the file and what is wrong.
 
     Aliases are refused: a few lines of them can expand to gigabytes, and no file of this project needs them.
     """
@@ -80,9 +82,9 @@ def read_yaml(path):
 
 
 def read_json(path, fix, lines=False):
-    """The dict in a JSON file; with ``lines`` the list of dicts in a file of one JSON value a line.
+    """The dict in a JSON file; with ``lines`` the list of dicts in a file with one JSON value per line.
 
-    InputError for a file that cannot be read or holds something else; its sentence ends with ``fix``, what to do.
+    InputError for a file that cannot be read or holds something else. ``fix`` is the end of its sentence: what to do.
     """
     try:
         text = read_bytes(path).decode()
@@ -95,7 +97,7 @@ def read_json(path, fix, lines=False):
 
 
 def join_inside(folder, name, source):
-    """``folder / name`` for a name that ``source`` lists; InputError when it is no file name below ``folder``."""
+    """``folder / name`` for a name that the file ``source`` lists; InputError if that is no path below ``folder``."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise InputError(f"{source}: {name!r} is no file below {folder}: remove the line.")
@@ -104,11 +106,11 @@ def join_inside(folder, name, source):
 
 @contextmanager
 def atomic_write(path, keep_existing=False):
-    """Give a temporary path beside ``path`` to make a file or folder at; it takes the name only when complete.
+    """Yield a temporary path beside ``path``, for the block to make a file or folder there; then rename it to ``path``.
 
-    What ``path`` was before is replaced; with keep_existing, a folder that another process has made there in the
-    meantime stays and the new one is dropped. InputError, naming ``path`` and what to do, when the disk is full or may
-    not be written.
+    An existing file or folder is replaced. With keep_existing, a folder that another process has made in the meantime
+    stays, and the new one is deleted. InputError, with ``path`` and what to do, if the disk is full or cannot be
+    written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -128,7 +130,7 @@ def atomic_write(path, keep_existing=False):
 
 
 def _rename(temporary, path, keep_existing):
-    """Give ``temporary`` the name ``path``. A folder does not replace one that holds something: that is deleted."""
+    """Rename ``temporary`` to ``path``. The system refuses to replace a folder with content, so that is deleted."""
     if temporary.is_dir() and path.is_dir() and not keep_existing:
         shutil.rmtree(path)
     try:
@@ -139,19 +141,19 @@ def _rename(temporary, path, keep_existing):
 
 
 def write_json(path, value):
-    """Write a JSON value whole or not at all."""
+    """Write a JSON value to a file, completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove(path):
     """Delete a file or a folder with all its content, if it is there and can be deleted."""
-    with suppress(OSError):  # on a disk that has become read-only it stays; nothing reads it
+    with suppress(OSError):  # on a disk that has become read-only it stays, which does no harm
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _why_not_written(error, path):
-    """What is wrong with the disk and what helps, or None when ``error`` is about something else than writing there."""
+    """The entry of ``CANNOT_WRITE`` for ``error``; None if it is not about writing at ``path``."""
     if isinstance(error, SafetensorError):
         number = re.search(r"os error (\d+)", str(error))
         return CANNOT_WRITE.get(int(number[1])) if number else None
@@ -167,12 +169,12 @@ def sha256(path):
 
 
 def sha256s(paths):
-    """The sha256 of each file, in order, None for a path that is no file. Several files are hashed at a time.
+    """The sha256 of each file, in order; None for a path that is no file. Files are hashed in parallel.
 
     InputError names a file that cannot be read.
     """
     paths = list(paths)
-    size = 1 + len(paths) // (8 * os.cpu_count())  # many small files at a time: a task costs more than hashing one
+    size = 1 + len(paths) // (8 * os.cpu_count())  # files of a task: starting one costs more than hashing a small file
     parts = [paths[i : i + size] for i in range(0, len(paths), size)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [value for values in pool.map(lambda part: [*map(_sha256_if_there, part)], parts) for value in values]
@@ -188,5 +190,5 @@ def _sha256_if_there(path):
 
 
 def digest(paths):
-    """One sha256 of the contents of many files, in order: it identifies what a stage was given."""
+    """One sha256 of the contents of many files, in order: it identifies what a stage read or made."""
     return hashlib.sha256("".join(sha256s(paths)).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Every compared system as one row of one table (paper, section 4.1): systems differ in four things only.
 
-What is adapted, where sampling starts, what the prompt says, and which images are kept. A new method is a new row;
-nothing else has to know its name. Any of the four can be replaced for one run (parameters ``adapter``, ``start``,
-``prompt``, ``keep``), so that for instance DataDream's adapters can start from a few-shot image.
+The four are: what an adapter is trained on, where sampling starts, what the prompt is, and which images are kept. A
+new method is a new row; no other module needs its name. One run can replace any of the four (parameters ``adapter``,
+``start``, ``prompt``, ``keep``). For instance, sampling with DataDream's adapters can start from a few-shot image.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from datadream_utils.errors import InputError, suggest
 
 SETTINGS = {"none": "zero-shot", "S": "synthetic only", "R": "real few-shot only", "R+S": "real and synthetic"}
 
-AXES = {
+AXES = {  # the four things in which systems differ, each with its values
     "adapter": ("none", "class", "dataset", "image"),
     "start": ("noise", "shot"),
     "prompt": ("template", "definition", "caption"),
@@ -23,9 +23,10 @@ AXES = {
 class Method:
     """One system.
 
+    label: its name in tables and figures.
     settings: what its classifiers may be trained on, keys of ``SETTINGS``; a method without S generates nothing.
-    adapter: what one LoRA adapter of Stable Diffusion is trained on ("class", "dataset", "image": two of a class are
-        mixed for every sample; "none": the base model draws).
+    adapter: what one LoRA adapter of Stable Diffusion is trained on: the shots of a "class", of the whole "dataset", or
+        one "image" (then two adapters of a class are mixed for every sample). "none": the base model draws.
     start: "noise", or "shot": a few-shot image with noise added (image-to-image).
     prompt: "template" (the class name in the data set's template), "definition" (the class name and what it is), or
         "caption" (of another shot of the class).
@@ -49,7 +50,7 @@ class Method:
 
     @property
     def uses_shots(self):
-        """Whether a few-shot image decides what it generates; without one, no generated image can be a copy."""
+        """Whether few-shot images influence what it generates; if not, no generated image can be a copy of one."""
         return self.adapts or self.start == "shot" or self.prompt == "caption"
 
 
@@ -69,7 +70,8 @@ METHODS = {
 def get_method(name, **axes):
     """The row called ``name``, with any of its ``AXES`` replaced ("" keeps the method's own).
 
-    InputError with the nearest name for an unknown method or value, and for a method that generates nothing.
+    InputError for an unknown method or value (it suggests the nearest name), and for replacing an axis of a method
+    that generates nothing.
     """
     if name not in METHODS:
         raise InputError(f"method {name!r} is not known.{suggest(name, METHODS)}")
@@ -89,12 +91,15 @@ def short_label(name):
 
 
 def classifier_name(method, setting):
-    """A classifier's name, for instance ``DataDream_dset (R+S)``; what is not trained has no setting."""
+    """A classifier's name, for instance ``DataDream_dset (R+S)``; without a setting for zero-shot CLIP."""
     return METHODS[method].label if setting == "none" else f"{short_label(method)} ({setting})"
 
 
 def for_method(name, value, method):
-    """A parameter's value for one method: itself, or its entry in a ``{"default": ..., method: ...}`` mapping."""
+    """The value of parameter ``name`` for ``method``: ``value``, or its entry in ``{"default": ..., method: ...}``.
+
+    InputError for a key that is no method, and for a mapping without an entry for this one.
+    """
     if not isinstance(value, dict):
         return value
     for key in value:

@@ -1,9 +1,9 @@
 """The parameters of the four stages: names, types, ranges, and what each decides.
 
-The toy world's defaults stand in the notebooks: each has one cell tagged ``parameters``. papermill adds a cell with
-what a parameter file changes. The next cell calls ``start_run(stage, globals())``, which refuses a misspelt name, a
-wrong type or an impossible value before any model is loaded. One file serves all notebooks: names of other stages are
-left alone.
+Each notebook has one cell tagged ``parameters``, with the defaults of the tiny world. papermill inserts a cell after it
+with the values of a parameter file. The next cell calls ``start_run(stage, globals())``, which refuses a misspelt name,
+a wrong type or an impossible value before any model is loaded. One parameter file serves all notebooks: each ignores
+the parameters of other stages.
 
 A value may depend on the method: ``{"default": 2.0, "issynth": 3.0}`` is 3.0 for IsSynth and 2.0 for the others.
 """
@@ -25,18 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative pat
 
 Value = TypeVar("Value")
 PerMethod = Value | dict[str, Value]  # one value, or one per method: {"default": 16, "loft": 2}
-FloatOrRank = float | Literal["rank"]
+FloatOrRank = float | Literal["rank"]  # lora_alpha: a number, or as large as lora_rank
 
 
 class OnlyIf(NamedTuple):
-    """Marks a parameter that plays a part only for methods whose ``attribute`` has this ``value``."""
+    """Marks a parameter that matters only for methods whose ``attribute`` (of ``Method``) has this ``value``."""
 
     attribute: str
     value: object
 
 
-MACHINE = "machine"  # marks a parameter that says where a run is kept or what computes it: no result depends on it
-PICTURES = "pictures"  # marks a parameter that decides only pictures which the notebook shows
+MACHINE = "machine"  # marks a parameter that sets where a run is kept or what computes it: no result depends on it
+PICTURES = "pictures"  # marks a parameter that affects only pictures shown in the notebook
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -68,8 +68,8 @@ class Parameters(BaseModel):
     def read(cls, namespace):
         """Check a notebook's parameters; ``namespace`` is its ``globals()``.
 
-        An unknown name is one with a type in the notebook (as in the parameters cell), or one that papermill has set.
-        A reader's own variables, which have no type, are left alone. InputError with every problem and its fix.
+        Names with a type annotation (as in the parameters cell) and names that papermill has set must be parameters.
+        A reader's other variables are ignored. InputError for an unknown or missing name, and as in ``make``.
         """
         known = sorted({*parameter_names(), *cls.model_fields})
         for name in _parameters_set_in(namespace):
@@ -82,7 +82,10 @@ class Parameters(BaseModel):
 
     @classmethod
     def make(cls, **values):
-        """Build from values, each one's entry for the method, with pydantic's findings as one InputError."""
+        """Check ``values``; of a ``PerMethod`` mapping the entry for ``method`` counts.
+
+        InputError with every problem that pydantic finds.
+        """
         values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
         for name, value in values.items():
             if isinstance(value, str):
@@ -104,7 +107,7 @@ class Parameters(BaseModel):
 
 
 class RunParams(Parameters):
-    """What names a run and where it is kept (stages 1 to 3)."""
+    """The parameters of every run (stages 1 to 3): its name, its data, and where it is kept."""
 
     dataset: str
     method: str
@@ -128,7 +131,7 @@ class RunParams(Parameters):
 
     @property
     def system(self):
-        """The method's row, with the parts that this run replaces."""
+        """The row of ``METHODS``, with the axes that this run replaces."""
         return get_method(self.method, **{axis: getattr(self, axis, "") for axis in AXES})
 
     @property
@@ -171,9 +174,9 @@ class AdaptParams(RunParams):
     @model_validator(mode="before")
     @classmethod
     def _alpha_may_follow_the_rank(cls, values):
-        """lora_alpha "rank" is the rank, as in the authors' code, so that another rank is no other scale."""
-        rank = values.get("lora_rank")
-        return values | {"lora_alpha": rank / 1} if values.get("lora_alpha") == "rank" and type(rank) is int else values
+        """lora_alpha "rank" becomes the rank, as in the authors' code: the scale alpha / rank is 1 for every rank."""
+        alpha, rank = values.get("lora_alpha"), values.get("lora_rank")
+        return values | {"lora_alpha": float(rank)} if alpha == "rank" and type(rank) is int else values
 
 
 class GenerateParams(RunParams):
@@ -333,9 +336,10 @@ def _read_defaults(stage):
 
 
 def make_params(stage, values):
-    """The checked parameters of a stage ("adapt", "generate", "train", ...): ``values``, the notebook's defaults else.
+    """The checked parameters of a stage ("adapt", "generate", "train", ...).
 
-    Names of other stages are left out; InputError for one that no stage knows.
+    They are the notebook's defaults, replaced by ``values``. Parameters of other stages are ignored. InputError for a
+    name that no stage has, and for an impossible value.
     """
     for name in values:
         if name not in parameter_names():
@@ -345,7 +349,7 @@ def make_params(stage, values):
 
 
 def plays_a_part(name, method):
-    """Whether a parameter can change a result of ``method`` (a row of ``METHODS``)."""
+    """Whether parameter ``name`` can change a result of ``method`` (a row of ``METHODS``)."""
     if method.settings == ("none",):
         return name in ("clip_model", "clip_revision")
     stages = (["adapt"] if method.adapts else []) + (["generate"] if method.generates else []) + ["train"]
@@ -360,7 +364,7 @@ def plays_a_part(name, method):
 
 
 def _parameters_set_in(namespace):
-    """Names that the parameters cell (it gives each a type) and papermill's own cell (marked by it) have set."""
+    """Names that the parameters cell has set (each with a type), and those that papermill's own cell has set."""
     names = [*namespace.get("__annotations__", ())]
     for source in namespace.get("In", ()):
         if source.startswith("# Parameters\n"):
@@ -369,6 +373,7 @@ def _parameters_set_in(namespace):
 
 
 def _sentence(error):
+    """One of pydantic's errors as a sentence that names the parameter."""
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -1,7 +1,7 @@
 """The pictures that a classifier learns from and is tested on (paper, section 3.4).
 
-An epoch shows ``images_per_class`` pictures of every class of each kind, real and synthetic. The shots are repeated to
-that number, and so are the first ``synthetic_per_class`` generated images where only these are used. So every setting
+An epoch shows ``images_per_class`` real and as many synthetic pictures of every class. The shots are repeated to reach
+that number. If ``synthetic_per_class`` is set, only so many generated images are used, repeated too. So every setting
 takes the same number of optimizer steps.
 """
 
@@ -17,9 +17,10 @@ CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Pictures by index as tensors, made by ``transform([PIL image, ...]) -> [tensor, ...]``.
+    """Picture files as tensors, by index; ``transform([PIL image, ...]) -> [tensor, ...]`` makes them.
 
-    A picture is decoded once and kept while there is room, also when it stands in several places (repeated shots).
+    A file is decoded once and its tensor kept in memory while there is room, even if ``paths`` repeats it. ``kept``:
+    ``{path: tensor}``; ``room``: how many may be kept, None before the first one is decoded.
     """
 
     def __init__(self, paths, transform):
@@ -32,7 +33,7 @@ class Pictures(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices):
-        """Several pictures; torch's loader asks for a batch with it."""
+        """Several pictures; torch's loader calls this for a batch."""
         paths = [self.paths[index] for index in indices]
         new = [path for path in dict.fromkeys(paths) if path not in self.kept]
         decoded = dict(zip(new, self.transform([read_image(path) for path in new]), strict=True)) if new else {}
@@ -46,7 +47,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class CropMargin:
-    """Pictures for augmentation: the middle square, a seventh larger than the classifier's input, uint8."""
+    """Pictures for augmentation: the middle square, its side 8/7 of the classifier's input, uint8 (3, side, side)."""
 
     def __init__(self, image_size):
         self.side = image_size * 8 // 7
@@ -56,7 +57,7 @@ class CropMargin:
 
 
 class Preprocess:
-    """Pictures for evaluation: exactly the processor's own preprocessing (PIL bicubic), float32."""
+    """Pictures for evaluation: the processor's own preprocessing (PIL bicubic), float32 (3, h, w)."""
 
     def __init__(self, processor):
         self.processor = processor
@@ -71,15 +72,15 @@ def training_pictures(paths, image_size):
 
 
 def evaluation_pictures(paths, processor):
-    """``Pictures`` as the classifier sees them when it is tested."""
+    """``Pictures`` for evaluation."""
     return Pictures(paths, Preprocess(processor))
 
 
 def training_sets(run, image_size):
     """``{"real": (pictures, labels), "synthetic": ...}`` of the run's setting; {} without training.
 
-    Every image that the stage reads is checked first, the test images too. InputError for one that cannot be read, and
-    for too few generated images.
+    pictures: ``Pictures``; labels: (n,). Every image that the stage reads is checked first, also the test images.
+    InputError for one that cannot be read, and for too few generated images.
     """
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     tested = [run.data.files.get("val", []), run.data.files[evaluation_split(run)]]
@@ -89,19 +90,19 @@ def training_sets(run, image_size):
 
 
 def make_sets(params, shots, synthetic, image_size):
-    """The sets of ``training_sets`` from ``shots[label]`` and ``synthetic[label]``, paths."""
-    files = {}
+    """The sets of ``training_sets``, from the paths ``shots[label]`` and ``synthetic[label]``."""
+    files = {}  # {"real" or "synthetic": [[path, ...] per class]}
     if "R" in params.setting:
         files["real"] = [[paths[i % len(paths)] for i in range(params.images_per_class)] for paths in shots]
     if "S" in params.setting:
         fewest = min(len(paths) for paths in synthetic)
         name = "synthetic_per_class" if params.synthetic_per_class else "images_per_class"
-        if fewest < getattr(params, name):
+        used = getattr(params, name)
+        if fewest < used:
             raise InputError(
-                f"{name}={getattr(params, name)}, but a class has {fewest} generated images: set it to {fewest}, or run "
-                "02_generate with more in another variant."
+                f"{name}={used}, but a class has {fewest} generated images: set it to {fewest}, or run 02_generate "
+                "with more in another variant."
             )
-        used = params.synthetic_per_class or params.images_per_class
         files["synthetic"] = [[paths[i % used] for i in range(params.images_per_class)] for paths in synthetic]
     sets = {}
     for kind, of_classes in files.items():
@@ -113,9 +114,7 @@ def make_sets(params, shots, synthetic, image_size):
 def augment_examples(sets, classifier, params, count=12):
     """``{title: [array (height, width, 3) in [0, 1], ...]}``: ``count`` pictures of each set, plain and augmented."""
     device = next(classifier.parameters()).device
-    augment = Augment(
-        params, classifier.image_size, [0.0] * 3, [1.0] * 3, device
-    )  # without normalisation, to be looked at
+    augment = Augment(params, classifier.image_size, [0.0] * 3, [1.0] * 3, device)  # for display: not normalised
     examples = {}
     for kind, (pictures, _) in sets.items():
         chosen = torch.stack([pictures[i * len(pictures) // count] for i in range(count)])
@@ -125,7 +124,7 @@ def augment_examples(sets, classifier, params, count=12):
 
 
 def evaluation_split(run):
-    """The split that accuracy is measured on: "test", or under the published protocol what the authors' code reads."""
+    """The split that accuracy is measured on: "test", or with protocol "published" the one that the authors use."""
     return run.data.published_test if run.params.protocol == "published" else "test"
 
 

@@ -43,7 +43,7 @@ class Adapter:
 
 
 def plan_adapters(run):
-    """The adapters that the run's method asks for: one per class, one for the data set, one per image, or none."""
+    """The adapters that the run's method needs: one per class, one for the data set, one per image, or none."""
     if not run.method.adapts:
         return []
     shots_of = {}
@@ -57,7 +57,7 @@ def plan_adapters(run):
 
 
 def adapter_names(method, data, label, n_shot):
-    """The names of the adapters that know class ``label``: one, or for LoFT one per shot; none without adapters."""
+    """The names of the adapters trained on class ``label``: one; one per shot for LoFT; none if the method has none."""
     names = {
         "none": [],
         "class": [data.class_dir(label)],
@@ -68,18 +68,19 @@ def adapter_names(method, data, label, n_shot):
 
 
 def adapt(pipe, adapters, run, team=None):
-    """Train and save every adapter that is not there yet; returns ``{adapter name: [loss of each step]}``.
+    """Train and save every adapter that is not on disk yet; returns ``{adapter name: [loss of each step]}``.
 
     An adapter's folder appears when it is complete; its losses appear just before, as ``losses/<adapter>.csv``.
-    ``adapters_together`` adapters are trained at once, in fixed groups, so resuming changes nothing. A group that was
-    interrupted goes on from its last checkpoint. A group that does not fit into memory is halved, which changes nothing
-    but rounding. ``team``: the processes that share every batch; one of them, the leader, writes.
+    ``adapters_together`` adapters are trained at once, in fixed groups, so resuming changes no result. An interrupted
+    group continues from its last checkpoint. A group that does not fit into memory is halved, which changes results
+    only by rounding. ``team`` (``workflow.scripts.launch.Team``): processes that share every batch; its leader writes.
     """
     p, leads = run.params, team is None or team.leads
     if team.begin(run) if team else run.begin():
         groups = part_of(_group(adapters, p), run.shard)
         missing = [group for group in groups if not all(_is_saved(run, adapter) for adapter in group)]
         steps = sum(len(group) * adapter_steps(p, len(group[0].paths)) for group in missing)
+        # Without a team a group that does not fit is halved, so lowering adapters_together would not help.
         lower = ("adapt_batch_size", *(["adapters_together"] if team else []), "gradient_checkpointing")
         label = f"{sum(map(len, missing))} adapters, steps"
         with advise_on_memory(p, *lower), run.progress(steps, label) as advance:
@@ -105,8 +106,9 @@ def read_losses(stage):
 class Training:
     """The optimization of one adapter, or of several at once, with AdamW and a cosine schedule with warm-up.
 
-    ``rows``: (step, loss or losses, learning rate) of the steps so far. A checkpoint keeps parameters, optimizer,
-    schedule, gradient scaler (fp16), rows and the state of ``batches``.
+    ``batches``: the ``Batches`` of each adapter. ``rows``: (step, loss or list of the adapters' losses, learning rate)
+    of the steps so far. A checkpoint keeps parameters, optimizer, schedule, gradient scaler (fp16), rows and the state
+    of ``batches``. A subclass has ``losses(batch)`` and ``clip_gradients()``.
     """
 
     def __init__(self, pipe, adapters, parameters, params, team=None):
@@ -120,7 +122,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(pipe.device.type, enabled=params.mixed_precision == "fp16")
 
     def run(self, checkpoint=None, advance=lambda n: None):
-        """Train to the end; returns ``rows``. ``checkpoint``: go on from there, and save there now and then."""
+        """Train to the end; returns ``rows``. ``checkpoint``: where to continue from and where to save, or None."""
         if checkpoint:
             checkpoint.load(self)
             advance(len(self.batches) * len(self.rows))
@@ -138,7 +140,7 @@ class Training:
         return self.rows
 
     def _step(self, batch):
-        """One optimizer step. Losses of several adapters are summed: their parameters are separate."""
+        """One optimizer step. Losses of several adapters are summed, which mixes nothing: they share no parameters."""
         dtype = DTYPES[self.params.mixed_precision]
         with torch.autocast(self.pipe.device.type, dtype, enabled=dtype != torch.float32):
             losses = self.batches[0].weight * self.losses(batch)
@@ -155,14 +157,14 @@ class Training:
 
 
 class SingleTraining(Training):
-    """One adapter, attached by PEFT. Its images may have different prompts."""
+    """Trains one adapter, attached by PEFT. Its images may have different prompts."""
 
     def __init__(self, pipe, adapter, parameters, params, team=None):
         super().__init__(pipe, [adapter], parameters, params, team)
         self.tokens = tokenize(pipe, adapter.prompts)
 
     def losses(self, batch):
-        """The mean loss of the batch."""
+        """The mean loss of the batch, a scalar."""
         ((indices, latents, noise, timesteps),) = batch
         context = self.pipe.text_encoder(self.tokens[indices]).last_hidden_state
         return denoising_loss(self.pipe.unet, self.scheduler, latents, noise, timesteps, context).mean()
@@ -172,14 +174,14 @@ class SingleTraining(Training):
 
 
 class StackedTraining(Training):
-    """K adapters at once (``stacked``): each has one prompt, and all have the same number of shots."""
+    """Trains K adapters at once (``stacked``). Each has one prompt, and all have the same number of shots."""
 
     def __init__(self, pipe, adapters, stack, params, team=None):
         super().__init__(pipe, adapters, stack.parameters(), params, team)
         self.stack, self.tokens = stack, tokenize(pipe, [adapter.prompts[0] for adapter in adapters])
 
     def losses(self, batch):
-        """The mean loss of each adapter, (K,). The images of a batch belong to the K adapters in turn."""
+        """The mean loss of each adapter, (K,). Image i of the stacked batch belongs to adapter i mod K."""
         _, *parts = zip(*batch, strict=True)
         latents, noise, timesteps = (torch.stack(part, dim=1).flatten(0, 1) for part in parts)
         per_adapter = len(latents) // len(self.tokens)
@@ -192,24 +194,24 @@ class StackedTraining(Training):
 
 
 def _group(adapters, params):
-    """Adapters that are trained at once. An adapter of the whole data set has many prompts and stands alone."""
+    """Lists of adapters that are trained at once. An adapter of the whole data set has many prompts and is alone."""
     size = params.adapters_together if params.system.adapter in ("class", "image") else 1
     return [adapters[i : i + size] for i in range(0, len(adapters), size)]
 
 
 def _train_groups(pipe, groups, run, advance, team):
-    """Train and save one group after the other. When one does not fit into memory, go on with half as many at once.
+    """Train and save one group after the other. If one does not fit into memory, continue with half as many at once.
 
-    The processes of a team would have to agree on that, so there the error is the user's.
+    The processes of a team would have to agree on that, so with a team the out-of-memory error is raised.
     """
     together = max(map(len, groups), default=1)
     for group in groups:
         waiting = list(group)
         while waiting:
-            part, done = waiting[:together], []
+            part, counted = waiting[:together], []
 
-            def count(n, done=done):
-                done.append(n)
+            def count(n, counted=counted):
+                counted.append(n)
                 advance(n)
 
             try:
@@ -219,12 +221,13 @@ def _train_groups(pipe, groups, run, advance, team):
                 if len(part) == 1 or team or not is_out_of_memory(error):
                     raise
                 free_memory(error)
-                advance(-sum(done))
+                advance(-sum(counted))  # take the steps of the failed attempt back
                 together = len(part) // 2
                 print(f"{len(part)} adapters at once do not fit into memory: going on with {together}.")
 
 
 def _train_and_save(pipe, group, run, advance, team):
+    """Train one group and write the losses and weights of each adapter that is not saved yet."""
     p, writes = run.params, team is None or team.leads
     checkpoint = _checkpoint(run, group, writes)
     if len(group) == 1:
@@ -248,7 +251,7 @@ def _train_and_save(pipe, group, run, advance, team):
 
 
 def _checkpoint(run, group, writes):
-    """A group's checkpoint, in a file named after its first adapter."""
+    """The ``Checkpoint`` of a group, in a file named after its first adapter; only a process that writes saves it."""
     adapters = [[adapter.name, [path.name for path in adapter.paths], adapter.prompts] for adapter in group]
     made_from = hashlib.sha256(json.dumps([run.params.identity(), adapters]).encode()).hexdigest()
     path = run.folder / "checkpoints" / f"{group[0].name}.safetensors"

@@ -1,7 +1,7 @@
 """Captions of the few shots, for methods that prompt with them (DISEF, da Costa et al. 2023, section 3.2).
 
-DISEF asks LLaVA-1.5 what an image shows, naming its class, and generates from such a caption. Any image-to-text model
-of transformers serves; the tiny world has none and lets its CLIP choose among colour words instead, and says so.
+DISEF asks LLaVA-1.5 to describe an image of a known class, and generates from that caption. Here any image-to-text
+model of transformers can do so. The tiny world has none: its CLIP chooses two colour words, and the run prints that.
 """
 
 import torch
@@ -12,6 +12,7 @@ from datadream_utils.backbones.load import load_clip, load_whole, opened
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.files import read_json, write_json
+from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import DTYPES
 from datadream_utils.seeds import stable_seed
 
@@ -22,7 +23,7 @@ TEMPERATURE = 0.2  # DISEF's
 
 
 def load_captioner(run):
-    """What writes the run's captions: its ``note`` names it, ``describe(image, class_name, domain, seed)`` writes one.
+    """The captioner of a run: ``describe(image, class_name, domain, seed)`` gives a caption, ``note`` names the model.
 
     ``captioner`` is a folder or hub id of an image-to-text model in safetensors, or "stand-in", which uses the CLIP
     ``filter_model``. InputError for a model that cannot be loaded.
@@ -34,7 +35,7 @@ def load_captioner(run):
 
 
 class Captioner:
-    """An image-to-text model: a chat model (LLaVA) is asked, a caption model (BLIP) goes on from a prefix."""
+    """An image-to-text model: a chat model (LLaVA) gets a question, a caption model (BLIP) a prefix to continue."""
 
     def __init__(self, captioner, revision, device, dtype):
         with opened("captioner", captioner, revision) as (place, revision):
@@ -55,14 +56,14 @@ class Captioner:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             tokens = self.model.generate(**inputs, do_sample=True, temperature=TEMPERATURE, max_new_tokens=MAX_TOKENS)
-        if self.processor.chat_template:  # its answer follows the question; a caption model's prefix is its beginning
+        if self.processor.chat_template:  # cut the question off; a prefix is part of the caption
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         return one_line(self.processor.decode(tokens[0], skip_special_tokens=True), class_name)
 
     def _question(self, image, class_name, domain):
-        kind = f"{domain} photo" if domain else "photo"
+        photo = f"{domain} photo" if domain else "photo"
         text = (
-            f"This {kind} shows a {class_name}. Describe it in one short sentence that contains the words "
+            f"This {photo} shows a {class_name}. Describe it in one short sentence that contains the words "
             f'"{class_name}": how it looks, what surrounds it, and the light.'
         )
         content = [{"type": "image"}, {"type": "text", "text": text}]
@@ -71,7 +72,7 @@ class Captioner:
 
 
 class ColourStandIn:
-    """No caption model: zero-shot CLIP chooses the colours of a fixed sentence. The same for every seed."""
+    """Replaces a caption model: zero-shot CLIP chooses the two colours of a fixed sentence, whatever the seed."""
 
     note = "stand-in: zero-shot CLIP chooses two colour words; not the caption model that DISEF uses"
 
@@ -81,9 +82,8 @@ class ColourStandIn:
     @torch.inference_mode()
     def describe(self, image, class_name, domain, seed):
         """The likeliest of "a photo of a <ink> <class> on a <background> background" over pairs of two colours."""
-        kind = f"a {domain + ' ' if domain else ''}photo of a"
         sentences = [
-            f"{kind} {ink} {class_name} on a {background} background"
+            f"{class_prompt(f'{ink} {class_name}', domain)} on a {background} background"
             for ink in COLOURS
             for background in COLOURS
             if ink != background
@@ -96,7 +96,7 @@ class ColourStandIn:
 
 
 def one_line(text, class_name):
-    """``text`` with single spaces; the class name goes in front when the text leaves it out."""
+    """``text`` with single spaces; the class name is put in front if the text does not contain it."""
     text = " ".join(text.split())
     if class_name.lower() in text.lower():
         return text
@@ -106,8 +106,8 @@ def one_line(text, class_name):
 def read_captions(run):
     """``{shot path: caption}`` of the run's shots, for methods that prompt with captions.
 
-    They are kept in ``captions.json`` beside the images with the name of their writer, class by class, so that a run
-    that is killed goes on where it was.
+    They are kept in ``captions.json`` in the stage's folder, with captioner and seed. The file is written after every
+    class, so a killed run continues there.
     """
     p, path, (paths, labels) = run.params, run.folder / "captions.json", flatten(run.shots)
     names = [str(shot.relative_to(run.data.root)) for shot in paths]

@@ -9,11 +9,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from datadream_utils.data.images import read_image, resize_shortest, to_tensor
 from datadream_utils.seeds import stable_seed
 
-ALL = slice(None)
+ALL = slice(None)  # the whole batch
 
 
 def adapter_steps(params, n_images):
-    """Optimizer steps of one adapter: epochs times batches."""
+    """Optimizer steps of one adapter: epochs times batches per epoch."""
     return params.adapt_epochs * math.ceil(n_images / params.adapt_batch_size)
 
 
@@ -56,32 +56,33 @@ def tokenize(pipe, prompts):
 
 
 class Shots:
-    """The few images as latents: resized, cropped at random, encoded by the VAE.
+    """The few images as latents: the shorter side resized to ``resolution``, cropped at random, encoded by the VAE.
 
-    With ``crops=0`` every batch crops anew, as published; the VAE then takes two fifths of a step's arithmetic at full
-    size. With ``crops=k`` each shot is cropped k times with ``generator`` and encoded once, here; a batch takes one of
-    the k at random. Square pictures have only one crop, so they are encoded once either way.
+    With ``crops=0`` every batch draws new crops, as published. At full size the VAE then takes two fifths of a step's
+    arithmetic. With ``crops=k`` the constructor draws k crops of each shot with ``generator`` and encodes them; a batch
+    takes one of the k at random. Square pictures have only one crop, so they are encoded once in both cases.
     """
 
     def __init__(self, pipe, paths, resolution, crops=0, generator=None):
         self.vae, self.resolution, self.count = pipe.vae, resolution, len(paths)
         self.pictures = [to_tensor(resize_shortest(read_image(path), resolution)) for path in paths]
-        self.moments = None  # of the VAE's posterior, (n, crops, 2 c, h, w), where crops are encoded once
+        self.moments = None  # mean and log variance of the VAE's posterior, (n, crops, 2 c, h, w), if encoded once
         if all(picture.shape[1:] == (resolution, resolution) for picture in self.pictures):
             cropped = self.pictures
         else:
             cropped = [self._random_crop(i, generator) for i in range(len(paths)) for _ in range(crops)]
         if cropped:
-            encoded = torch.cat([moments.cpu() for moments in self._encode(cropped)])  # gigabytes for many shots
+            # On the CPU, because the moments of many shots take gigabytes
+            encoded = torch.cat([moments.cpu() for moments in self._encode(cropped)])
             self.moments, self.pictures = encoded.unflatten(0, (len(paths), -1)), None
 
     def __len__(self):
         return self.count
 
     def latents(self, indices, generator, part=ALL):
-        """Latents (n, c, h, w) of these shots, sampled from the VAE's posterior with ``generator``.
+        """Latents (n, c, h, w) of the shots ``indices``, sampled from the VAE's posterior with ``generator``.
 
-        ``part``: a slice of them to compute; it gets the same latents as when all are computed.
+        ``part``: compute only this slice of them; its latents are the same as if all were computed.
         """
         if self.moments is None:
             moments = torch.cat(list(self._encode([self._random_crop(i, generator) for i in indices][part])))
@@ -102,7 +103,7 @@ class Shots:
 
     @torch.no_grad()
     def _encode(self, pictures):
-        """The VAE's moments of a few pictures at a time."""
+        """Yields the VAE's moments of up to 8 pictures at a time, (up to 8, 2 c, h, w)."""
         for i in range(0, len(pictures), 8):
             chunk = torch.stack(pictures[i : i + 8]).float() / 127.5 - 1
             yield self.vae.encode(chunk.to(self.vae.device, self.vae.dtype)).latent_dist.parameters
@@ -111,9 +112,10 @@ class Shots:
 class Batches:
     """The batches of one adapter: its shots in random order, noised to random timesteps.
 
-    All randomness comes from (seed, adapter name). The next step depends on ``step``, ``generator`` and ``order`` (of
-    the current epoch), which a checkpoint keeps. ``share(n)``: which slice of a batch of n this process works on, and
-    the weight of that slice's mean loss in the batch's loss; the randomness is drawn for the whole batch.
+    All randomness comes from (seed, adapter name). The next step depends on ``step``, ``generator`` and ``order`` (the
+    current epoch's order of shots), which a checkpoint keeps. ``share(n)`` returns the slice of a batch of n that this
+    process works on, and the weight of the slice's mean loss in the loss of the batch (the attribute ``weight``). Noise
+    and timesteps are drawn for the whole batch, so they do not depend on the slice.
     """
 
     def __init__(self, pipe, adapter, params, share=lambda n: (ALL, 1.0)):
@@ -121,7 +123,7 @@ class Batches:
         self.params, self.share = params, share
         cropping = torch.Generator().manual_seed(stable_seed("crops", params.seed, adapter.name))
         self.shots = Shots(pipe, adapter.paths, params.resolution, params.crops_per_shot, cropping)
-        self.times = noise_scheduler(pipe).config.num_train_timesteps
+        self.n_timesteps = noise_scheduler(pipe).config.num_train_timesteps
         self.weight = 1.0
         self.step, self.order = 0, torch.zeros(0, dtype=torch.int64)
 
@@ -136,6 +138,6 @@ class Batches:
             part, self.weight = self.share(len(batch))
             latents = self.shots.latents(batch, self.generator, part)
             noise = torch.randn((len(batch), *latents.shape[1:]), generator=self.generator)[part].to(latents)
-            timesteps = torch.randint(0, self.times, (len(batch),), generator=self.generator)[part]
+            timesteps = torch.randint(0, self.n_timesteps, (len(batch),), generator=self.generator)[part]
             self.step += 1
             yield batch[part], latents, noise, timesteps.to(latents.device)

@@ -24,22 +24,25 @@ from datadream_utils.runs.device import advise_on_memory
 from datadream_utils.runs.shards import part_of
 from datadream_utils.runs.stage import Stage
 
-EXAMPLE_PIXELS = 4 * 512**2  # of the examples drawn in one batch: as many as four pictures of a full-size model
+EXAMPLE_PIXELS = 4 * 512**2  # pixels in one batch of examples: four pictures of a full-size model
 
 
 def make_recipe(run):
     """The ``Recipe`` of a run; its adapters are those of the run's own adapt stage."""
-    folder = (run.stage if run.stage.name == "adapt" else run.source).folder if run.method.adapts else None
-    captions = read_captions(run) if run.method.prompt == "caption" and run.stage.name == "generate" else None
-    adapters = folder / "adapters" if folder else None
+    adapters, captions = None, None
+    if run.method.adapts:
+        stage = run.stage if run.stage.name == "adapt" else run.source
+        adapters = stage.folder / "adapters"
+    if run.method.prompt == "caption" and run.stage.name == "generate":
+        captions = read_captions(run)
     return Recipe(run.method, run.data, run.shots, run.params.seed, adapters, captions)
 
 
 def generate(pipe, recipe, run):
-    """Draw every image that is not on disk yet; returns ``images[label]``, their paths in order.
+    """Draw every image that is not on disk yet; returns ``images[label]``, the paths in order.
 
-    The folder ``images/`` is an ImageFolder: ``datasets.load_dataset("imagefolder", data_dir=...)`` reads it as it is.
-    Batches are fixed blocks of indices, so a resumed run computes what an undisturbed one would have.
+    ``datasets.load_dataset("imagefolder", data_dir=...)`` reads the folder ``images/`` as it is. Batches are fixed
+    blocks of indices, so a resumed run makes the same images as an uninterrupted one.
     """
     p = run.params
     if run.begin():
@@ -67,7 +70,7 @@ def generate(pipe, recipe, run):
 
 
 def read_metadata(stage):
-    """The rows of a generate stage's ``images/metadata.jsonl``, a dict per image; [] where a part is missing still."""
+    """The rows of a generate stage's ``images/metadata.jsonl``, a dict per image; [] while there is no such file."""
     path = stage.folder / "images" / "metadata.jsonl"
     return read_json(path, "run 02_generate again", lines=True) if path.exists() else []
 
@@ -82,13 +85,16 @@ def read_generated(stage, n_classes):
 
 
 def read_generated_by_method(run):
-    """``{method label: images[label]}`` of every method that has generated images from the same shots as ``run``."""
-    sets = {}
+    """``{method's label: images[label]}`` of every method whose run of the same name has generated images.
+
+    Same name: same data set, n_shot, seed and variant as ``run``, under the same ``output_root``.
+    """
+    images = {}
     for name, method in METHODS.items():
-        folder = run.params.model_copy(update={"method": name}).run_folder / "generate"
-        if method.generates and Stage("generate", folder).finished:
-            sets[method.label] = read_generated(Stage("generate", folder), len(run.shots))
-    return sets
+        stage = Stage("generate", run.params.model_copy(update={"method": name}).run_folder / "generate")
+        if method.generates and stage.finished:
+            images[method.label] = read_generated(stage, len(run.shots))
+    return images
 
 
 @torch.no_grad()
@@ -96,8 +102,8 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
-    starts: pictures (PIL, square) to start from, each noised to the time of step ``start_step``, whose predecessors
-    are skipped (Meng et al. 2022), by DPM-Solver++ where the model's sampler is PNDM; None: start from noise.
+    starts: square PIL pictures to start from, None: noise. Each is noised to the time of step ``start_step``, and the
+    steps before it are skipped (Meng et al. 2022). DPM-Solver++ then replaces PNDM, if that is the model's sampler.
     """
     options = dict(
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -116,10 +122,10 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
 
 
 def sample_draws(pipe, recipe, draws, params, **changes):
-    """Draw the images of ``draws`` with the parameters ``params``, or others as ``changes`` (keywords of ``sample``).
+    """Draw the images of ``draws`` with the values of ``params``; ``changes`` (keywords of ``sample``) override them.
 
-    With LoFT each image has adapters of its own, which are attached here. Other methods' adapters are fused by
-    ``class_adapter`` beforehand.
+    For LoFT this attaches each image's own adapters. For other methods the caller fuses the adapter beforehand, with
+    ``class_adapter``.
     """
     options = {name: getattr(params, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
     if draws[0].start is not None:
@@ -133,7 +139,10 @@ def sample_draws(pipe, recipe, draws, params, **changes):
 
 @contextmanager
 def class_adapter(pipe, recipe, label):
-    """Draw class ``label`` with its one adapter fused into the weights, where the method has one per class or set."""
+    """While the block runs, the adapter of class ``label`` is fused into the weights.
+
+    It is the adapter of the class or of the data set. Without one, and for LoFT, the pipeline stays as it is.
+    """
     adapters = recipe.draw(label, 0).adapters if recipe.method.adapter in ("class", "dataset") else ()
     with fused_lora(pipe, adapters[0] if adapters else None):
         yield pipe
@@ -142,8 +151,8 @@ def class_adapter(pipe, recipe, label):
 def draw_examples(pipe, recipe, params, labels, count):
     """``count`` pictures of each class in ``labels`` from noise and class prompt: ``{class name: [PIL image, ...]}``.
 
-    They are the first that stage 2 draws, up to rounding, for methods that sample from noise and class prompt. Several
-    classes are drawn in one batch (``EXAMPLE_PIXELS``).
+    For methods that sample like this they are the first images of stage 2, up to rounding. A batch holds several
+    classes (``EXAMPLE_PIXELS``).
     """
     recipe, examples = recipe.from_noise(), {}
     size = max(1, EXAMPLE_PIXELS // (count * params.resolution**2))
@@ -165,7 +174,7 @@ def start_picture(path, resolution):
 
 
 def load_filter(run):
-    """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``, for methods that keep what CLIP agrees with."""
+    """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``, for methods with keep "clip"."""
     p = run.params
     return clip_judge(*load_clip(p.filter_model, p.filter_revision, run.device, "filter_model"), run.data)
 
@@ -176,19 +185,21 @@ def _image_path(run, label, index):
 
 
 def _blocks(run):
-    """The indices of a class's images in fixed batches."""
+    """The indices of a class's images, as ranges: one per batch."""
     count, size = run.params.images_per_class if run.method.generates else 0, run.params.generate_batch_size
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _is_drawn(run, rows, label, block):
+    """Whether all images of a block and their rows are on disk."""
     return all(index in rows[label] and _image_path(run, label, index).exists() for index in block)
 
 
 def _draw_block(pipe, recipe, run, label, block, judge):
     """Draw a block of images; returns their rows of ``metadata.jsonl``, ``{index: row}``.
 
-    What the judge assigns to another class is drawn again, up to ``filter_tries`` times in all.
+    An image that the judge assigns to another class is drawn again, up to ``filter_tries`` times in all; then it is
+    kept as it is.
     """
     pending, rows, tries = list(block), {}, run.params.filter_tries if judge else 1
     for attempt in range(tries):
@@ -201,7 +212,7 @@ def _draw_block(pipe, recipe, run, label, block, judge):
                 accepted[_image_path(run, label, index)] = image
                 note = {"tries": attempt + 1, "kept": "clip" if agree else "gave up"} if judge else {}
                 rows[index] = _row(run, label, index, draw) | note
-        with ThreadPoolExecutor() as pool:  # compressing a picture leaves Python's lock free
+        with ThreadPoolExecutor() as pool:  # compressing a picture releases Python's global lock
             list(pool.map(write_png, accepted.keys(), accepted.values()))
         pending = [index for index, agree in zip(pending, agrees, strict=True) if not agree]
         if not pending:
@@ -210,7 +221,7 @@ def _draw_block(pipe, recipe, run, label, block, judge):
 
 
 def _row(run, label, index, draw):
-    """What ``metadata.jsonl`` says of an image."""
+    """The row of an image in ``metadata.jsonl``."""
     return {
         "file_name": str(_image_path(run, label, index).relative_to(run.folder / "images")),
         "label": label,
@@ -223,19 +234,19 @@ def _row(run, label, index, draw):
 
 
 def _rows_file(run, label):
-    """Where the rows of a class are kept while its images are drawn."""
+    """The file of a class's rows while its images are drawn."""
     return run.folder / "rows" / f"{run.data.class_dir(label)}.jsonl"
 
 
 def _read_rows(run, label):
-    """The rows of a class's images that are drawn already, ``{index: row}``."""
+    """The rows of a class's images that have been drawn, ``{index: row}``."""
     path = _rows_file(run, label)
     rows = read_json(path, "delete it and run 02_generate again", lines=True) if path.exists() else []
     return {int(Path(row["file_name"]).stem): row for row in rows}
 
 
 def _write_rows(path, *rows_of_classes):
-    """Write the rows of one class or several, each ``{index: row}``, by index."""
+    """Write the rows of one or several classes, each ``{index: row}``, sorted by index within a class."""
     rows = [rows[index] for rows in rows_of_classes for index in sorted(rows)]
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

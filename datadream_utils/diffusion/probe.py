@@ -14,7 +14,7 @@ from datadream_utils.diffusion.lora import adapted_layers, adapted_parts, read_l
 from datadream_utils.diffusion.stacked import per_image_adapters
 from datadream_utils.errors import InputError
 
-LAST = 999  # the noisiest timestep
+LAST = 999  # the noisiest timestep of Stable Diffusion
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def through_noise(pipe, path, prompt, timesteps, resolution, seed=0):
 
 
 def clean_guess(pipe, noisy, answer, times):
-    """The z_0 that the U-Net's answer to z_t amounts to, in one step: all latents (n, c, h, w), times (n,) or (1,).
+    """The z_0 that the U-Net's answer to z_t implies, in one step: all latents (n, c, h, w), times (n,) or (1,).
 
     From eps it is (z_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), from v it is sqrt(abar_t) z_t - sqrt(1 - abar_t) v.
     """
@@ -56,9 +56,9 @@ def decode(pipe, latents):
 
 @contextmanager
 def with_adapters(pipe, draw, scale=1.0):
-    """Sample with the adapters of ``draw`` attached, times ``scale``: W + scale (alpha / rank) B A.
+    """While the block runs, ``pipe`` samples with the adapters of ``draw``: W + scale (alpha / rank) B A.
 
-    scale: a number, or a list with one for each image of a batch. A draw without adapters: the base model.
+    scale: a number, or a list with one number per image of the batch. If the draw has no adapters, nothing is attached.
     """
     if not draw.adapters:
         yield pipe
@@ -71,9 +71,9 @@ def with_adapters(pipe, draw, scale=1.0):
 
 @torch.no_grad()
 def trajectory(pipe, draw, params, count=7):
-    """One sample on its way from noise: ``{step: picture}`` after ``count`` of the denoising steps, first and last too.
+    """One sample after ``count`` of its denoising steps, the first and the last among them: ``{step: picture}``.
 
-    Every step's latents z_t are decoded as they are. The last one is the picture that stage 2 would draw.
+    Each picture is the decoded z_t of that step. The last one is the picture that stage 2 would draw.
     """
     latents = []
 
@@ -96,10 +96,10 @@ def trajectory(pipe, draw, params, count=7):
 
 
 def ask_about_noise(pipe, draw, resolution):
-    """The model's answers to the initial noise of ``draw`` at the last timestep: ``(noise, without, with_prompt)``.
+    """The U-Net's answers to the initial noise of ``draw`` at timestep ``LAST``: ``(noise, without, with_prompt)``.
 
-    Latents (1, c, h, w): the noise, the answer to the empty prompt and the answer to the draw's prompt, with the draw's
-    adapters.
+    All are latents (1, c, h, w): the noise, the answer for the empty prompt and that for the draw's prompt, both with
+    the draw's adapters.
     """
     side = resolution // pipe.vae_scale_factor
     generator = torch.Generator().manual_seed(draw.seed)
@@ -114,7 +114,7 @@ def ask_about_noise(pipe, draw, resolution):
 
 @torch.no_grad()
 def guess_pictures(pipe, noise, answers):
-    """The clean pictures that ``answers`` (each (1, c, h, w)) to pure ``noise`` amount to, decoded (see ``decode``)."""
+    """The clean pictures that ``answers`` (each (1, c, h, w)) to pure ``noise`` imply; arrays as in ``decode``."""
     time = torch.tensor([LAST], device=pipe.device)
     return [decode(pipe, clean_guess(pipe, noise, answer, time))[0] for answer in answers]
 
@@ -122,7 +122,7 @@ def guess_pictures(pipe, noise, answers):
 def clip_features(run):
     """``features(paths) -> (n, d)``: unit-length features of pictures by the CLIP ``filter_model``.
 
-    None, with a printed reason, when that CLIP cannot be loaded: only looking at likeness needs it.
+    None, with a printed reason, if that CLIP cannot be loaded: only the comparison of pictures needs it.
     """
     try:
         clip, _, processor = load_clip(run.params.filter_model, run.params.filter_revision, run.device, "filter_model")
@@ -139,10 +139,10 @@ def clip_features(run):
 
 
 def count_lora(pipe, rank, text_encoder=True):
-    """What LoRA trains: a table with a row per part, its adapted layers, its parameters and those of LoRA."""
+    """A table with a row per adapted model: its adapted layers, its parameters, those of LoRA and their share."""
     rows = []
     for model, _ in adapted_parts(pipe, text_encoder):
-        layers = [layer for other, _, layer in adapted_layers(pipe, text_encoder) if other is model]
+        layers = [layer for owner, _, layer in adapted_layers(pipe, text_encoder) if owner is model]
         size = sum(parameter.numel() for parameter in model.parameters())
         lora = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
         rows.append((type(model).__name__, len(layers), size, lora, f"{lora / size:.1%}"))
@@ -157,7 +157,9 @@ def find_nearest(features, others):
 
 
 def lora_spectra(pipe, folder):
-    """What an adapter changes: ``{layer: (singular values of (alpha / rank) B A, its norm over that of W)}``.
+    """How an adapter changes each layer W: ``{layer: (singular values of (alpha / rank) B A, its norm over W's)}``.
+
+    InputError if the adapter fits no layer of ``pipe``.
 
     With B = Q_B R_B and A^T = Q_A R_A the values are those of R_B R_A^T, which has only rank x rank entries.
     """
@@ -177,7 +179,8 @@ def lora_spectra(pipe, folder):
 
 def _short(name):
     """``down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q`` as ``down 0.1.0 attn1.to_q``."""
-    name = (
-        name.replace("encoder.layers.", "").replace(".self_attn", "").replace("_blocks.", " ").replace("_block.", " ")
-    )
-    return name.replace("attentions.", "").replace("transformer ", "").replace(".attn", " attn")
+    words = {"encoder.layers.": "", ".self_attn": "", "_blocks.": " ", "_block.": " ", "attentions.": "",
+             "transformer ": "", ".attn": " attn"}  # fmt: skip
+    for long, short in words.items():
+        name = name.replace(long, short)
+    return name

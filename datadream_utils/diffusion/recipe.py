@@ -1,7 +1,7 @@
 """What decides one generated image (paper, section 3.3), for every compared system.
 
-Everything comes from (seed, class, index) alone: the image's noise, its prompt, the shot it starts from, the adapters
-that draw it. So any image can be drawn again by itself, and stopping, resuming or splitting the work changes nothing.
+(seed, class, index) alone decide the image's noise, its prompt, the shot it starts from and the adapters that draw it.
+So any image can be drawn again by itself, and stopping, resuming or splitting the work changes no image.
 """
 
 import itertools
@@ -19,7 +19,11 @@ from datadream_utils.seeds import stable_seed
 
 @dataclass(frozen=True)
 class Draw:
-    """What decides one image: noise seed, prompt, the shot it starts from (None: noise), its adapters' folders."""
+    """What decides one image.
+
+    seed: of its noise; start: the shot that it starts from, None: pure noise; adapters: folders of the adapters that
+    draw it, () for the base model, two for LoFT.
+    """
 
     seed: int
     prompt: str
@@ -29,7 +33,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method on a data set: what every image of it is drawn from.
+    """How a method draws the images of a data set: ``draw(label, index)`` gives the ``Draw`` of each.
 
     shots: ``shots[label]``, paths; captions: ``{shot path: caption}`` for methods that prompt with captions; adapters:
     the folder that holds the adapters' folders, or None to draw with the base model.
@@ -43,10 +47,11 @@ class Recipe:
     captions: dict | None = None
 
     def draw(self, label, index, attempt=0):
-        """The ``Draw`` of image ``index`` of class ``label``; a rejected image is drawn again as the next attempt.
+        """The ``Draw`` of image ``index`` of class ``label``; a rejected image is drawn again, as the next ``attempt``.
 
-        Image i starts from shot i, i + 1, ... in turn. The caption is that of another shot of the class (da Costa et
-        al. 2023: captions are shuffled among the shots). LoFT goes through all pairs of a class in a shuffled order.
+        Attempt a of image i starts from shot i + a, modulo the number of shots. The caption is that of another shot of
+        the class (da Costa et al. 2023: captions are shuffled among the shots). Image i of LoFT uses pair i of the
+        shuffled pairs of the class's adapters.
         """
         folder, shots = self.data.folders[label], self.shots[label]
         turn = (index + attempt) % len(shots)
@@ -71,7 +76,7 @@ class Recipe:
         return [generation_prompt(kind, name, data.domain, data.definitions.get(name, "")) for name in names]
 
     def without_adapters(self):
-        """The same recipe for the base model: same prompts, same noise."""
+        """The same recipe with the base model: same prompts, same noise."""
         return replace(self, adapters=None)
 
     def from_shots(self):
@@ -79,7 +84,7 @@ class Recipe:
         return replace(self, method=replace(self.method, start="shot"))
 
     def from_noise(self):
-        """The same recipe from pure noise and the class prompt, for pictures that need no caption and no start."""
+        """The same recipe from pure noise and the class prompt: it needs neither captions nor shots to start from."""
         prompt = "template" if self.method.prompt == "caption" else self.method.prompt
         return replace(self, method=replace(self.method, start="noise", prompt=prompt))
 
@@ -94,7 +99,7 @@ class Recipe:
 
     @cached_property
     def _pairs(self):
-        """For each class every pair of its shots in a shuffled order (LoFT: two adapters are mixed for an image)."""
+        """For each class all pairs of shot indices, shuffled (LoFT: each image mixes two adapters)."""
         shuffled = []
         for folder, shots in zip(self.data.folders, self.shots, strict=True):
             pairs = list(itertools.combinations(range(len(shots)), 2)) or [(0,)]
@@ -103,6 +108,6 @@ class Recipe:
         return shuffled
 
 
-def image_seed(seed, class_name, index, attempt=0):
-    """The seed of one image's initial noise."""
-    return stable_seed("generate", seed, class_name, index, *([attempt] if attempt else []))
+def image_seed(seed, class_folder, index, attempt=0):
+    """The seed of one image's initial noise. ``class_folder``: an entry of ``Dataset.folders``."""
+    return stable_seed("generate", seed, class_folder, index, *([attempt] if attempt else []))

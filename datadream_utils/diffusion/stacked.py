@@ -1,10 +1,11 @@
 """Many LoRA adapters on one frozen model at once: their matrices stacked, one pass of the base over all their images.
 
-K adapters with b images each make a batch of b K, image j of adapter k at j K + k. Every adapted layer computes W x
-once for the whole batch and adds (alpha / rank) B_k A_k x for the images of adapter k, as two batched products. Nothing
-is shared between adapters (but in fp16 the loss scale: an overflow skips a step of all): training them together is
-training them one by one, up to rounding, and in sampling every image of a batch can have an adapter of its own (the
-batch is then K images without their prompt, K with it).
+K adapters with b images each make a batch of b K; image j of adapter k has index j K + k. Every adapted layer computes
+W x once for the whole batch and adds (alpha / rank) B_k A_k x for the images of adapter k, as two batched products.
+
+In training the adapters share no parameters, so the result is the same as training them one by one, up to rounding. (In
+fp16 they share the loss scale: an overflow skips the step of all.) In sampling every image of a batch of K can have its
+own adapter; with guidance b is 2, because the batch holds the K images without their prompt and then with it.
 """
 
 from contextlib import contextmanager
@@ -22,12 +23,15 @@ from datadream_utils.diffusion.lora import (
 
 
 class StackedLinear(torch.nn.Module):
-    """A frozen linear layer with K adapters: (b K, tokens, in) to (b K, tokens, out)."""
+    """A frozen linear layer ``base`` with K adapters: maps (b K, tokens, in) to (b K, tokens, out).
+
+    down: A, (K, rank, in); up: B, (K, out, rank); scale: alpha / rank, a number or a tensor (K, 1, 1).
+    """
 
     def __init__(self, base, down, up, scale):
         super().__init__()
         self.base, self.scale = base, scale
-        self.down, self.up = torch.nn.Parameter(down), torch.nn.Parameter(up)  # A: (K, rank, in), B: (K, out, rank)
+        self.down, self.up = torch.nn.Parameter(down), torch.nn.Parameter(up)
 
     def forward(self, x):
         by_adapter = x.unflatten(0, (-1, len(self.down))).to(self.down.dtype)  # (b, K, tokens, in)
@@ -55,7 +59,7 @@ class Stack:
 
     @torch.no_grad()
     def clip_gradients(self, max_norm):
-        """Scale the gradient of each adapter on its own so that its norm is ``max_norm`` at most."""
+        """Scale down each adapter's gradient whose norm, over all its parameters, exceeds ``max_norm``."""
         gradients = [parameter.grad for parameter in self.parameters()]
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         shrink = (max_norm / (norms + 1e-6)).clamp(max=1.0)
@@ -78,7 +82,7 @@ class Stack:
 
 @contextmanager
 def stacked_lora(pipe, rank, alpha, seeds, text_encoder=True):
-    """Attach one fresh adapter per seed to ``pipe``; afterwards the base model is back as it was."""
+    """Attach one fresh adapter per seed while the block runs, and yield the ``Stack``; then restore the base model."""
     stack = Stack(pipe, rank, alpha, seeds, text_encoder)
     with _in_place(stack.layers):
         yield stack
@@ -86,11 +90,12 @@ def stacked_lora(pipe, rank, alpha, seeds, text_encoder=True):
 
 @contextmanager
 def per_image_adapters(pipe, folders_of_images, scale=1.0):
-    """Sample a batch in which image i is drawn by the adapters in ``folders_of_images[i]``, averaged.
+    """While the block runs, image i of a batch is drawn with the mean of the adapters in ``folders_of_images[i]``.
 
-    W + (scale/n) sum (alpha / rank) B A: for LoFT's two adapters their mixture with equal weights. Every image needs
-    the same number of adapters; the folders of one image alone hold for all. ``scale``: a number, or a tensor of one
-    for each image. Gives what diffusers' ``set_adapters`` gives image by image, up to rounding.
+    The weights of an image with n adapters are W + (scale / n) sum (alpha / rank) B A. For LoFT n is 2. Every image
+    needs the same number of adapters; a list with the folders of a single image applies to all images. ``scale``: a
+    number, or a tensor with one number per image. The result is that of diffusers' ``set_adapters`` image by image, up
+    to rounding.
     """
     scale = scale.reshape(-1, 1, 1) if isinstance(scale, torch.Tensor) else scale
     adapters = {folder: read_lora(folder) for folder in {f for folders in folders_of_images for f in folders}}
@@ -109,6 +114,7 @@ def per_image_adapters(pipe, folders_of_images, scale=1.0):
 
 @contextmanager
 def _in_place(layers):
+    """Put the layers ``{(model, name): StackedLinear}`` into their models while the block runs."""
     for (model, name), layer in layers.items():
         model.set_submodule(name, layer)
     try:

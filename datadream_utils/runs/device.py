@@ -13,12 +13,15 @@ from datadream_utils.runs.stage import cpu_name
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# How torch words it: CUDA, MPS and driver errors; the CPU's allocator; cuBLAS and cuDNN at their first call.
+# Words in torch's errors: of CUDA, MPS and drivers; of the CPU's allocator; of cuBLAS and cuDNN at their first call.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def choose_device(device):
-    """ "auto": CUDA, then Apple's MPS, then the CPU; InputError for a device that is not there."""
+    """``device`` itself, or for "auto" the first available of "cuda", "mps" (Apple) and "cpu".
+
+    InputError for a device that is not available.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name in available if available[name])
@@ -28,27 +31,27 @@ def choose_device(device):
 
 
 def device_name(device):
-    """The device's model. Two devices of the same name round alike, so they make the same bytes."""
+    """The model of the device. Two devices with the same name round alike, so they make the same bytes."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name()
     return f"{device} ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def set_threads(num_threads):
-    """Limit torch's CPU threads (0: as many as cores). A fixed number gives the same bytes on every core count."""
+    """Limit torch's CPU threads (0: no limit). A fixed number gives the same bytes whatever the number of cores."""
     if num_threads:
         torch.set_num_threads(num_threads)
 
 
 def weight_dtype(mixed_precision, device):
-    """The dtype of frozen weights: float32, or half precision; InputError for fp16 on a CPU."""
+    """The dtype of frozen weights: float32, float16 or bfloat16. InputError for fp16 on a CPU."""
     if mixed_precision == "fp16" and device == "cpu":
         raise InputError("mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16' on a CPU.")
     return DTYPES[mixed_precision]
 
 
 def peak_memory(device):
-    """``{"peak_memory_mb": ..., "peak_gpu_memory_mb": ...}`` of this process so far; the second on CUDA only."""
+    """``{"peak_memory_mb": ..., "peak_gpu_memory_mb": ...}`` (10^6 bytes) of this process; the second on CUDA only."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
     peak = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
     if str(device).startswith("cuda"):
@@ -64,7 +67,7 @@ def is_out_of_memory(error):
 
 
 def free_memory(error):
-    """Free what the frames of ``error`` still hold, so that there is memory again."""
+    """Free the memory that the frames of ``error`` still refer to."""
     traceback.clear_frames(error.__traceback__)
     clear_device_cache(garbage_collection=True)
 
@@ -72,7 +75,7 @@ def free_memory(error):
 def suggest_smaller(params, *names):
     """Which of the parameters ``names`` to change so that a stage needs less: "lower adapt_batch_size (8) or ...".
 
-    A number is to be lowered (1 is as low as it gets), a switch to be set to true. "" if nothing is left to change.
+    Numbers above 1 can be lowered, and switches that are false set to true. "" if there is nothing to change.
     """
     values = {name: getattr(params, name) for name in names}
     changes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
@@ -82,7 +85,7 @@ def suggest_smaller(params, *names):
 
 @contextmanager
 def advise_on_memory(params, *names):
-    """Turn "out of memory" within into an InputError that says which of the parameters ``names`` to change."""
+    """Turn an out-of-memory error of the block into an InputError that says which of ``names`` to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -92,5 +95,5 @@ def advise_on_memory(params, *names):
         fix = suggest_smaller(params, *names) or "use a device with more"
         raise InputError(
             f"the memory of the device is full: {fix}, and run this again. "
-            "What is finished stays; parameters that change the result want another 'variant'."
+            "What is finished stays; if a parameter changes the result, choose another 'variant'."
         ) from None

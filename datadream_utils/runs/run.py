@@ -1,9 +1,9 @@
-"""One stage of one run at work: its parameters, data, shots and device, and what it records when it is done.
+"""One stage of one run in progress: its parameters, data, shots and device, and what it records at the end.
 
-Every notebook of stages 1 to 3 begins with ``run = start_run(stage, globals())``, and the functions of a stage take the
-``run``. They begin with ``run.begin()``, which is False when the stage is finished already, and end with
-``run.finish()``. So a cell can be run again, a killed run goes on where it was, and several processes never work on the
-same stage at once.
+Every notebook of stages 1 to 3 begins with ``run = start_run(stage, globals())`` and passes ``run`` to the functions of
+its stage. They begin with ``run.begin()``, which returns False if the stage is finished already, and end with
+``run.finish()``. So a cell can be run again, a killed run continues where it stopped, and two processes never work on
+the same stage at once.
 """
 
 import importlib.metadata
@@ -30,7 +30,7 @@ from datadream_utils.runs.shards import check_shard
 from datadream_utils.runs.stage import FORMAT, Stage, finished_stage, git_commit, stage_of
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
-SECONDS = ("seconds", "processor_seconds")  # how long a stage took, as its manifest names it
+SECONDS = ("seconds", "processor_seconds")  # a manifest's names for what ``_clocks`` measures
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Run:
 
     params: the checked parameters; shots: ``shots[label]``, the few real images; source: the finished stage that this
     one reads (the adapters for generate, the images for train), or None; shard: "2/4" for the second quarter of the
-    work, "" for all of it; progress: what shows the progress (``progress.show_progress``).
+    work, "" for all of it; progress: a context manager like ``progress.show_progress``.
     """
 
     params: RunParams
@@ -50,8 +50,8 @@ class Run:
     source: Stage | None = None
     shard: str = ""
     progress: Any = show_progress
-    _started: tuple = (0.0, 0.0)
-    _resumed: bool = False
+    _started: tuple = (0.0, 0.0)  # ``_clocks`` when ``begin`` returned
+    _resumed: bool = False  # whether the stage had been started before
     _earlier: dict = field(default_factory=dict)  # the seconds of a finished stage whose damage is being mended
     _locks: list = field(default_factory=list)
 
@@ -80,14 +80,14 @@ class Run:
 
     @property
     def part(self):
-        """The shard as it stands in file names, "2-of-4"; "" for the whole stage."""
+        """The shard as written in file names, "2-of-4"; "" for the whole stage."""
         return self.shard.replace("/", "-of-")
 
     def begin(self):
-        """Lock the folder, note the parameters and the time, and return True; return False when all is done.
+        """Lock the folder, write the parameters to it, start the clock and return True; return False if all is done.
 
-        What has vanished or changed of a finished stage is deleted, to be made again. InputError when another process
-        works here, or the folder cannot be written.
+        Damaged files of a finished stage are deleted, so that they are made again. InputError if another process works
+        in the folder, or if it cannot be written.
         """
         if self._done():
             return False
@@ -97,7 +97,7 @@ class Run:
                 release(self._locks)
                 return False
             self._resumed = (self.folder / "parameters.json").exists()
-            if not self.part:  # else other parts may be writing
+            if not self.part:  # other processes may be writing the other parts
                 self._delete_damaged()
             write_json(self.folder / "parameters.json", {"format": FORMAT, "parameters": self.params.identity()})
         except OSError as error:
@@ -106,22 +106,22 @@ class Run:
         return True
 
     def finish(self, **facts):
-        """Write ``manifest.json``: everything that is needed to make this stage again, and more ``facts``.
+        """Write ``manifest.json``: all that is needed to make this stage again, and ``facts``. Then release the lock.
 
-        A part of the work writes ``shards/<k>-of-<n>.json`` instead. The lock is released.
+        A part of the work writes ``shards/<k>-of-<n>.json`` instead, without ``facts``.
         """
         took = {name: now - then for name, now, then in zip(SECONDS, _clocks(), self._started, strict=True)}
-        done = {"device": device_name(self.device), **peak_memory(self.device)}
-        done["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"device": device_name(self.device), **peak_memory(self.device)}
+        record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.part:
             seconds = {name: round(took[name], 1) for name in SECONDS}
-            write_json(self.folder / "shards" / f"{self.part}.json", {"shard": self.part, **seconds, **done})
+            write_json(self.folder / "shards" / f"{self.part}.json", {"shard": self.part, **seconds, **record})
             print(f"Part {self.part} is done.")
         else:
-            write_json(self.folder / "manifest.json", self._manifest(took, done, facts))
+            write_json(self.folder / "manifest.json", self._manifest(took, record, facts))
         release(self._locks)
 
-    def _manifest(self, took, done, facts):
+    def _manifest(self, took, record, facts):
         fix = f"delete it and run {self.stage.notebook} again"
         shards = [read_json(path, fix) for path in sorted(self.folder.glob("shards/*.json"))]
         earlier = [self._earlier] if self._earlier else shards
@@ -137,8 +137,8 @@ class Run:
             "shots": [str(path.relative_to(self.data.root)) for path in paths],
             **facts,
             **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
-            "resumed": self._resumed,  # then the seconds are those since
-            **done,
+            "resumed": self._resumed,  # if true, time before an interruption is not counted
+            **record,
             "num_threads": torch.get_num_threads(),
             "shards": shards,
             "python": platform.python_version(),
@@ -148,7 +148,7 @@ class Run:
         }
 
     def _done(self):
-        """Whether there is nothing to do; says so."""
+        """Whether there is nothing to do; prints that."""
         if self.part and not self.stage.finished and (self.folder / "shards" / f"{self.part}.json").exists():
             print(f"Part {self.part} of {self.folder} is done already.")
             return True
@@ -158,7 +158,10 @@ class Run:
         return False
 
     def _delete_damaged(self):
-        """Delete damaged files, then the manifest (a kill in between loses nothing), the list, half-written files."""
+        """Delete damaged files, then the manifest, the list of checksums and half-written files.
+
+        In this order a kill in between loses nothing.
+        """
         damaged = self.stage.damaged_files() if self.stage.finished else torn_files(self.folder)
         for name in damaged:
             if name != LIST:
@@ -190,11 +193,13 @@ def open_run(params, shard="", progress=show_progress):
     shots = few_shot(data, params.n_shot, params.seed, params.shots_file)
     paths = flatten(shots)[0]
     check_images(paths)
-    needed = {"adapt": None, "generate": "adapt" if params.system.adapts else None}
-    needed = needed.get(params.stage, "generate" if params.system.generates else None)
-    source = finished_stage(params, needed, paths) if needed else None
+    source = None
+    if params.stage == "generate" and params.system.adapts:
+        source = finished_stage(params, "adapt", paths)
+    elif params.stage.startswith("train") and params.system.generates:
+        source = finished_stage(params, "generate", paths)
     device = choose_device(params.device)
-    weight_dtype(params.mixed_precision, device)
+    weight_dtype(params.mixed_precision, device)  # InputError for a precision that the device lacks
     set_threads(params.num_threads)
     return Run(params, stage_of(params), data, shots, device, source, shard, progress)
 
@@ -205,12 +210,12 @@ def params_of(folder, stage, **changes):
     InputError when the run has no such stage.
     """
     folder = resolve(folder)
-    made = Stage(stage, folder / stage)
-    if (values := made.parameters()) is None:
-        raise InputError(f"{made.folder} is not there: run {made.notebook} first.")
+    started = Stage(stage, folder / stage)
+    if (values := started.parameters()) is None:
+        raise InputError(f"{started.folder} is not there: run {started.notebook} first.")
     return make_params(stage.partition("-")[0], values | {"output_root": str(folder.parent)} | changes)
 
 
 def _clocks():
-    """(seconds of the wall clock, processor seconds of this process and its children), to take differences of."""
+    """(seconds of the wall clock, processor seconds of this process and its children); only differences matter."""
     return time.time(), sum(os.times()[:4])

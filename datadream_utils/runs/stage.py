@@ -1,4 +1,4 @@
-"""The folder of one stage of a run, and what the stage has noted of itself.
+"""The folder of one stage of a run, and the records in it: parameters, manifest, checksums.
 
     outputs/mnist5k_datadream_cls_16shot_seed0/
         adapt/      adapters/<class>/pytorch_lora_weights.safetensors, losses/<class>.csv, shots.txt, ...
@@ -6,8 +6,8 @@
         train-S/    classifier/, predictions.parquet, history.csv, metrics.json, ...
         train-R+S/  ...
 
-A stage writes ``parameters.json`` when it starts. When everything else is on disk it writes ``checksums.txt``, and last
-``manifest.json``: with that file it is finished, without it the stage goes on where it was.
+A stage writes ``parameters.json`` when it starts. When its outputs are complete it writes ``checksums.txt`` and then
+``manifest.json``. A stage with a manifest is finished; one without continues where it stopped.
 """
 
 import platform
@@ -20,9 +20,10 @@ from datadream_utils.files import digest, read_json
 from datadream_utils.params import NOTEBOOKS, ROOT
 from datadream_utils.runs.checksums import changed_files
 
-FORMAT = 2  # of a stage's folder; a folder of another format is refused
+FORMAT = 2  # version of the layout of a stage's folder; a folder of another version is refused
 
-# What two stages of one run must share. Of a path only the last part counts: it may lie elsewhere on another machine.
+# Parameters that must be equal in two stages of one run. Of a path only the last part is compared, because the file may
+# be in another place on another machine.
 SHARED = ("split_file", "shots_file", "sd_model", "sd_revision", "resolution")
 
 
@@ -43,18 +44,18 @@ class Stage:
         return (self.folder / "manifest.json").exists()
 
     def manifest(self):
-        """What the finished stage noted of itself; InputError when it cannot be read or is of another format."""
+        """The manifest of the finished stage; InputError if it cannot be read or is of another format."""
         return self._read("manifest.json")
 
     def parameters(self):
-        """The parameters that decide the result, as noted at the start; None before the stage has started."""
+        """The parameters that decide the result, as recorded on disk; None if the stage has not started."""
         for name in ("manifest.json", "parameters.json"):
             if (self.folder / name).exists():
                 return self._read(name)["parameters"]
         return None
 
     def damaged_files(self, names=None):
-        """The files of a finished stage (of ``names``, or all) that have vanished or changed since, sorted."""
+        """The files of a finished stage (of ``names``, or all) that have vanished or changed, sorted; else []."""
         return changed_files(self.folder, self.manifest().get("checksums"), names) if self.finished else []
 
     def check_files(self, names=None):
@@ -91,18 +92,18 @@ class Stage:
 
 
 def stage_of(params):
-    """The stage that ``params`` describe; InputError when its folder holds it with other parameters."""
+    """The stage that ``params`` describe; InputError if it was made or started with other parameters."""
     stage = Stage(params.stage, params.run_folder / params.stage)
     stage.check_parameters(params)
     return stage
 
 
 def finished_stage(params, name, shots=None):
-    """The finished stage ``name`` of the run that ``params`` describe, for another stage to build on.
+    """The finished stage ``name`` of the run that ``params`` describe, for the next stage to read.
 
-    InputError names the notebook to run first when it is not finished, a file that has vanished or changed, or a
-    parameter in ``SHARED`` that had another value. ``shots`` (paths): InputError when it was made from other ones,
-    because images drawn from pictures that are tested on here would make a result too good.
+    InputError if it is not finished (with the notebook to run first), a file has vanished or changed, a parameter in
+    ``SHARED`` had another value, or it was made from other ``shots`` (paths): those might be test images here, which
+    would make the accuracy too high.
     """
     stage = Stage(name, params.run_folder / name)
     if not stage.finished:

@@ -1,8 +1,8 @@
 """Do two classifiers differ? Their paired difference on the same test images, two intervals and one verdict.
 
-Two things are drawn at random. Test images: a bootstrap over them says what other images of the same kind might have
-shown, for the seeds at hand. Seeds: Student's t over the seeds' differences says what other shots and other training
-runs might bring. A difference counts only if it is larger than both kinds of noise (``compare_pairs``).
+Two things are random: the test images and the seeds. A bootstrap over the test images shows how the difference varies
+with other images, for the given seeds. Student's t over the seeds' differences shows how it varies with other shots and
+other training runs. A difference counts only if it is larger than both kinds of noise (``compare_pairs``).
 """
 
 import warnings
@@ -17,18 +17,18 @@ from datadream_utils.analysis.published import published_order
 from datadream_utils.analysis.results import BLOCKS, load_predictions
 from datadream_utils.methods import METHODS, classifier_name
 
-RESAMPLES = 10_000
-LEVEL = 0.05
+RESAMPLES = 10_000  # bootstrap samples
+LEVEL = 0.05  # of significance
 
 
 class Verdict(Enum):
-    """What is known of a difference (or of a correlation): its label in tables, and a sign."""
+    """The conclusion about a difference (or a correlation): its label in tables, and its sign."""
 
     ABOVE = "above", "▲"
     BELOW = "below", "▼"
     WITHIN_NOISE = "within noise", "≈"
-    UNDECIDED = "seeds do not decide", "◇"  # more than the noise of these test images, but not of the seeds
-    ONE_SEED = "one seed", "○"  # there is no second seed to tell how much seeds differ
+    UNDECIDED = "seeds do not decide", "◇"  # beyond the noise of test images, not beyond that of seeds
+    ONE_SEED = "one seed", "○"  # without a second seed nobody knows how much seeds differ
 
     def __new__(cls, label, sign):
         member = object.__new__(cls)
@@ -41,6 +41,8 @@ class Verdict(Enum):
 
 
 OUTCOMES = ("holds", "reversed", "not decided")  # of a published order
+
+# Columns: of both intervals, of ``compare_pairs``, of ``compare_order``.
 INTERVALS = ("low", "high", "seeds_low", "seeds_high")
 PAIRS = ("first", "second", "difference", *INTERVALS, "per_seed", "n_seeds", "n_test", "better", "worse", "p", "p_holm",
          "verdict")  # fmt: skip
@@ -59,11 +61,11 @@ def seeds_interval(points):
 
 
 def judge_seeds(points):
-    """One difference per seed in numbers: ``{"mean", "low", "high", "verdict"}``.
+    """Mean, interval and verdict of one difference per seed: ``{"mean", "low", "high", "verdict"}``.
 
-    low, high: ``seeds_interval``. verdict: a label of ``Verdict``; "above" or "below" where the interval excludes 0.
+    low, high: ``seeds_interval``. verdict: a label of ``Verdict``; "above" or "below" if the interval excludes 0.
     """
-    points = [round(float(value), 9) for value in points]  # differences of shares: 0 must be 0
+    points = [round(float(value), 9) for value in points]  # rounding errors of differences must not hide a 0
     low, high = seeds_interval(points)
     if len(points) < 2:
         verdict = Verdict.ONE_SEED
@@ -87,22 +89,22 @@ def format_difference(difference, unit=" points"):
 
 
 def stack_correct(predictions):
-    """``{(method, setting): table}``: a row per test image and a column per seed, True where the image is recognised.
+    """``{(method, setting): table}``: a row per test image, a column per seed, True if the prediction is correct.
 
     predictions: ``results.load_predictions``. Zero-shot CLIP is not trained: its one column stands for every seed.
     """
-    every = sorted({seed for seeds in predictions.values() for seed in seeds})
+    all_seeds = sorted({seed for seeds in predictions.values() for seed in seeds})
     tables = {}
     for (method, setting), seeds in predictions.items():
         columns = {seed: table["correct"].to_numpy() for seed, table in seeds.items()}
         if setting == "none":
-            columns = dict.fromkeys(every, next(iter(columns.values())))
+            columns = dict.fromkeys(all_seeds, next(iter(columns.values())))
         tables[method, setting] = pd.DataFrame(columns)
     return tables
 
 
 def paired_difference(a, b):
-    """How much more often ``a`` is right than ``b``, in points, over images and common seeds; None without a seed.
+    """The accuracy of ``a`` minus that of ``b`` in points, over images and common seeds; None without a common seed.
 
     a, b: tables of ``stack_correct``, (n_images, n_seeds). Returns "difference" and ``INTERVALS``: low and high are
     the 2.5 % and 97.5 % points of ``RESAMPLES`` bootstrap samples of the test images, seeds_low and seeds_high are
@@ -112,7 +114,7 @@ def paired_difference(a, b):
     if not seeds:
         return None
     wins = a[seeds].to_numpy(int) - b[seeds].to_numpy(int)  # (n_images, n_seeds): 1, 0 or -1
-    # An image matters only by its sum over seeds, so a sample of images is a draw of how often each sum occurs.
+    # Only an image's sum over seeds matters, so resampling images is a multinomial draw of how often each sum occurs.
     sums, counts = np.unique(wins.sum(1), return_counts=True)
     drawn = np.random.default_rng(0).multinomial(len(wins), counts / len(wins), size=RESAMPLES)
     low, high = np.quantile(100 * (drawn @ sums) / wins.size, [0.025, 0.975])
@@ -125,9 +127,9 @@ def paired_difference(a, b):
 def mcnemar(a, b):
     """McNemar's exact test: ``(p, better, worse)``; a, b: tables of ``stack_correct`` with common seeds.
 
-    better, worse: how many images ``a`` recognises with more seeds than ``b``, and with fewer. An image counts once (a
-    sign test over images), because one image's seeds are no independent observations. p is two-sided, and 1.0 where no
-    image tells the two apart.
+    better, worse: the number of images that ``a`` classifies correctly with more seeds than ``b``, and with fewer. An
+    image counts once (a sign test over images), because the seeds of one image are not independent observations. p is
+    two-sided, and 1.0 if better and worse are both 0.
     """
     seeds = [seed for seed in a.columns if seed in b.columns]
     wins = (a[seeds].to_numpy(int) - b[seeds].to_numpy(int)).sum(1)
@@ -148,10 +150,10 @@ def holm(p_values):
 def compare_pairs(correct):
     """Every pair of classifiers that share a seed: a row of ``PAIRS``, differences in points.
 
-    correct: ``stack_correct``. The verdict is "above" or "below" only if four things agree: 0 lies outside the interval
-    over test images and outside that over seeds, Holm's p of McNemar's test is below ``LEVEL``, and more images are on
-    the side of the mean. If only the interval over seeds contains 0 it is "seeds do not decide"; if only that interval
-    is missing, "one seed"; else "within noise".
+    correct: ``stack_correct``. The verdict is "above" or "below" only if four conditions hold: the interval over test
+    images excludes 0, the interval over seeds excludes 0, Holm's p of McNemar's test is below ``LEVEL``, and the
+    majority of differing images has the sign of the mean. If only the interval over seeds contains 0, the verdict is
+    "seeds do not decide"; if only that interval is missing, "one seed"; else "within noise".
     """
     rows = []
     for first, second in combinations(correct, 2):
@@ -176,12 +178,12 @@ def _judge(row):
 
 def compare_datasets(runs, n_shot, classifier="clip"):
     """``{dataset: compare_pairs}`` for every data set in ``runs`` (``results.load_results``)."""
-    load = lambda name: load_predictions(runs, name, n_shot, classifier)  # noqa: E731
-    return {name: compare_pairs(stack_correct(load(name))) for name in runs["dataset"].unique()}
+    predictions = {name: load_predictions(runs, name, n_shot, classifier) for name in runs["dataset"].unique()}
+    return {name: compare_pairs(stack_correct(of_dataset)) for name, of_dataset in predictions.items()}
 
 
 def select_pair(pairs, first, second):
-    """The row of ``compare_pairs`` of two names (``classifier_name``), as a dict, seen from ``first``; None if none."""
+    """The row of ``compare_pairs`` of two ``classifier_name``, as a dict, first minus second; None if it is absent."""
     for row in pairs.to_dict("records"):
         if (row["first"], row["second"]) == (first, second):
             return row
@@ -191,7 +193,7 @@ def select_pair(pairs, first, second):
 
 
 def _exchange(row):
-    """The same comparison seen from its second classifier."""
+    """The same comparison with first and second exchanged."""
     same = {"first": "second", "second": "first", "better": "worse", "worse": "better"}
     negated = {"difference": "difference", "low": "high", "high": "low", "seeds_low": "seeds_high",
                "seeds_high": "seeds_low"}  # fmt: skip
@@ -202,7 +204,7 @@ def _exchange(row):
 
 
 def verdict_matrix(pairs):
-    """``compare_pairs`` as a square data frame of verdict labels, the row against the column; NaN on the diagonal."""
+    """``compare_pairs`` as a square data frame of verdict labels, row minus column; NaN on the diagonal."""
     exchanged = [_exchange(row) for row in pairs.to_dict("records")]
     both = pd.concat([pairs, pd.DataFrame(exchanged, columns=pairs.columns)], ignore_index=True)
     names = list(dict.fromkeys([*pairs["first"], *pairs["second"]]))
@@ -210,7 +212,7 @@ def verdict_matrix(pairs):
 
 
 def select_gains(pairs):
-    """What generated images bring: the rows of ``PAIRS`` of S against FakeIt's S, and of R+S against Real-finetune."""
+    """The gains from generated images: the rows of S against FakeIt's S, and of R+S against Real-finetune."""
     rows = [
         select_pair(pairs, classifier_name(method, setting), reference)
         for setting, reference in {"S": "FakeIt (S)", "R+S": "Real-finetune (R)"}.items()
@@ -220,10 +222,10 @@ def select_gains(pairs):
 
 
 def compare_order(pairs, dataset):
-    """The published order of systems against ours: a row of ``ORDER`` per published pair that was run, in points.
+    """Whether the published order of systems holds: a row of ``ORDER`` per published pair that was run, in points.
 
-    pairs: ``compare_pairs`` of ``dataset``, whose verdicts these are. "source", "published" and "published_without" are
-    those of ``published.published_order``; "outcome" is one of ``OUTCOMES``.
+    pairs: ``compare_pairs`` of ``dataset``; the verdicts are taken from it. "source", "published" and
+    "published_without" come from ``published.published_order``; "outcome" is one of ``OUTCOMES``.
     """
     rows = []
     for claim in published_order(dataset).itertuples(index=False):
@@ -239,7 +241,7 @@ def compare_order(pairs, dataset):
 def add_verdicts(table, comparisons):
     """``results.compute_main_results`` with a column "verdict": each row against the highest mean of its block.
 
-    comparisons: ``compare_datasets``. "" for the highest mean itself, and where nothing is compared (the average).
+    comparisons: ``compare_datasets``. The verdict is "" for the highest mean itself and for the rows "average".
     """
     verdicts = pd.Series("", table.index, dtype=object)
     for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
@@ -253,17 +255,17 @@ def add_verdicts(table, comparisons):
 
 
 def write_headline(table, dataset):
-    """The main table of ``dataset`` in at most two sentences: the highest mean of each block, and what is near it.
+    """The main table of ``dataset`` in at most two sentences: the highest mean of each block, and its close followers.
 
-    table: ``add_verdicts``. Named as not surely below are rows whose verdict is another than "below".
+    table: ``add_verdicts``. The followers are the rows whose verdict is not "below".
     """
     sentences = []
     for block, opening in {"synthetic": "On synthetic images alone", "real": "With real images"}.items():
         rows = table[(table["dataset"] == dataset) & (table["setting"].map(BLOCKS) == block)]
         if len(rows):
             best = rows.loc[rows["accuracy_mean"].idxmax()]
-            others = rows[(rows.index != best.name) & (rows["verdict"] != Verdict.BELOW.label)]
-            near = [classifier_name(row.method, row.setting) for row in others.itertuples()]
+            followers = rows[(rows.index != best.name) & (rows["verdict"] != Verdict.BELOW.label)]
+            near = [classifier_name(row.method, row.setting) for row in followers.itertuples()]
             name = classifier_name(best["method"], best["setting"])
             what = "the highest mean accuracy, " if len(rows) > 1 else "an accuracy of "
             words = f"{opening}, {name} has {what}{best['accuracy_mean']:.1f} %"

@@ -1,10 +1,13 @@
 """Does the generator copy its shots? Each generated image is compared with the nearest few-shot image.
 
-Two measures, both against held-out real images of the train split. ``share_nearer``: how many generated images are
-nearer to a shot than to every one of equally many held-out images? Whatever else a generator draws, without copying
-half of its images are, on average (Meehan et al. 2020). ``summarise_nearest``: how many are nearer to a shot than all
-but ``CHANCE`` of the held-out images? Without copying that is ``CHANCE`` only for images that are distributed as real
-ones; a generator whose images differ from them in colour or style has fewer, even if it copies.
+There are two measures. Both compare with held-out real images of the train split.
+
+``share_nearer``: the share of generated images that are nearer to a shot than to every one of equally many held-out
+images. Without copying it is one half on average, whatever the generator draws (Meehan et al. 2020).
+
+``summarise_nearest``: the share of generated images that are nearer to a shot than all but ``CHANCE`` of the held-out
+images are. Without copying it is ``CHANCE`` only if generated images are distributed like real ones. A generator whose
+images differ from them in colour or style has fewer, even if it copies.
 """
 
 from functools import lru_cache
@@ -19,11 +22,10 @@ from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
-CHANCE = 0.01
+CHANCE = 0.01  # the share of held-out real images that count as near copies
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
 SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean square difference of pixels (0 to 1)"}
-DRAWS = 10  # sets of held-out images, each as large as the shots; fewer where the images do not suffice
-JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
+DRAWS = 10  # sets of held-out images, each as large as the shots; fewer if there are too few images
 COLUMNS = ("method", "n_shot", "seed", *(f"{space}_{kind}" for space in SPACES for kind in ("nearer", "copies")))
 JUDGED = ("method", "n_shot", "space", "copies", "nearer", "difference", "low", "high", "verdict", "outcome")
 
@@ -60,11 +62,11 @@ def find_nearest(images, shots):
 
 
 def summarise_nearest(generated, held_out):
-    """Two tables of ``find_nearest`` to the same shots in numbers, for each space.
+    """A summary of two tables of ``find_nearest`` to the same shots: of generated and of held-out real images.
 
-    "copies": the share (%) of generated images that are nearer to a shot than all but ``CHANCE`` of the held-out real
-    ones; 1 % on average for images that are distributed as they are. "median", "median_real": distances of generated
-    and of real images; "n", "n_real": numbers of images.
+    "n", "n_real": numbers of images. For each space, "<space>_copies": the share (%) of generated images that are
+    nearer to a shot than all but ``CHANCE`` of the real ones, 1 % on average if they are distributed alike;
+    "<space>_median", "<space>_median_real": median distances.
     """
     numbers = {"n": len(generated), "n_real": len(held_out)}
     for space in SPACES:
@@ -78,9 +80,9 @@ def summarise_nearest(generated, held_out):
 
 
 def held_out_draws(held_out, shots, seed=0):
-    """Sets of held-out images with the shots' number of each class: indices into ``held_out``, (n_draws, n_shots).
+    """Sets of held-out images, with as many of each class as the shots: indices into ``held_out``, (n_draws, n_shots).
 
-    Up to ``DRAWS`` sets that share no image, drawn by ``seed``; none if a class has fewer held-out images than shots.
+    Up to ``DRAWS`` sets that share no image, drawn with ``seed``; none if a class has fewer held-out images than shots.
     """
     rng, sets = np.random.default_rng(seed), []
     for label, count in zip(*np.unique(shots.labels, return_counts=True), strict=True):
@@ -94,16 +96,17 @@ def held_out_draws(held_out, shots, seed=0):
 def share_nearer(nearest, images, held_out, draws):
     """The share (%) of images that are nearer to a shot than to every image of a drawn set, mean over sets.
 
-    nearest: ``find_nearest`` of ``images`` to the shots; draws: ``held_out_draws``. Without copying 50 % on average; a
-    tie counts half. NaN without a set: take fewer shots, or more images into the train split.
+    nearest: ``find_nearest`` of ``images`` to the shots; draws: ``held_out_draws``. Without copying it is 50 % on
+    average; a tie counts half. Returns "n_draws" and "<space>_nearer" for each space, NaN if there is no set: then use
+    fewer shots, or a train split with more images.
     """
     shares = {"n_draws": len(draws)} | dict.fromkeys((f"{space}_nearer" for space in SPACES), float("nan"))
     if draws.size:
-        used, places = np.unique(draws, return_inverse=True)
+        used, columns = np.unique(draws, return_inverse=True)  # columns: each draw's images among the used ones
         drawn = held_out.where(np.isin(np.arange(len(held_out.labels)), used))
         for space, distances in compute_distances(images, drawn).items():
             to_shot = nearest[space].to_numpy()
-            signs = [np.sign(distances[:, one_set].min(1) - to_shot) for one_set in places.reshape(draws.shape)]
+            signs = [np.sign(distances[:, one_set].min(1) - to_shot) for one_set in columns.reshape(draws.shape)]
             shares[f"{space}_nearer"] = 50 + 50 * float(np.mean(signs))
     return shares
 
@@ -111,24 +114,24 @@ def share_nearer(nearest, images, held_out, draws):
 def above_baseline(table):
     """``compute_copies``' table with "feature_above_baseline" and "pixel_above_baseline" (points).
 
-    They are "nearer" minus that of the methods that see no shot, of the same shots and seed: one set of shots may be
-    easy to be near to, and such a method shows what chance gives with that very set. NaN for those methods themselves,
-    and where none was run.
+    They are "nearer" minus the mean "nearer" of the methods that see no shot, for the same n_shot and seed. Some sets
+    of shots are near to many images by chance; methods that see no shot measure that. NaN for those methods themselves,
+    and if none was run.
     """
-    blind = ~table["method"].map(lambda name: METHODS[name].uses_shots).astype(bool)
+    sees_none = ~table["method"].map(lambda name: METHODS[name].uses_shots).astype(bool)
     names = [f"{space}_nearer" for space in SPACES]
-    baseline = table[blind].groupby(["n_shot", "seed"])[names].mean()
+    baseline = table[sees_none].groupby(["n_shot", "seed"])[names].mean()
     baseline = table[["n_shot", "seed"]].join(baseline, on=["n_shot", "seed"])
     return table.assign(
-        **{f"{space}_above_baseline": (table[f"{space}_nearer"] - baseline[f"{space}_nearer"]).mask(blind)
+        **{f"{space}_above_baseline": (table[f"{space}_nearer"] - baseline[f"{space}_nearer"]).mask(sees_none)
            for space in SPACES}
     )  # fmt: skip
 
 
 def find_worst(nearest, count, space="feature"):
-    """The ``count`` images nearest to a shot, nearest first: path, shot, distance; each shot once.
+    """The ``count`` images that are nearest to a shot, nearest first, one per shot: columns path, shot, distance.
 
-    nearest: a table of ``find_nearest``, or None: there are no images.
+    nearest: a table of ``find_nearest``, or None if there are no images.
     """
     if nearest is None:
         return pd.DataFrame(columns=["path", "shot", "distance"])
@@ -137,29 +140,28 @@ def find_worst(nearest, count, space="feature"):
 
 
 def _list_comparisons(stages):
-    """``(stage, n_shot)``: every stage with its run's number of shots; a method that sees none, with every number.
+    """Yields ``(stage, n_shot)``: each stage with its run's n_shot, a method that sees no shot with every n_shot.
 
-    So such a method shows for every number of shots how far from 50 % a method comes without copying. Its images are
-    the same whatever the number: where it was run with several, its first stage stands for all that it was not run
-    with.
+    So such a method shows, for each number of shots, what "nearer" is without copying. Its images do not depend on that
+    number. If it was run with several, its stage with the fewest shots serves for the numbers that it was not run with.
     """
     for stage in stages.itertuples():
         counts, same_seed = [stage.n_shot], stages[stages["seed"] == stage.seed]
         own = same_seed.loc[same_seed["method"] == stage.method, "n_shot"]
-        first = stage.n_shot == own.min() and not METHODS[stage.method].uses_shots
-        if first and not stage.parameters["shots_file"]:
+        serves_all = stage.n_shot == own.min() and not METHODS[stage.method].uses_shots
+        if serves_all and not stage.parameters["shots_file"]:
             counts = sorted({*counts, *(set(same_seed["n_shot"]) - set(own))})
         for n_shot in counts:
             yield stage, n_shot
 
 
 def compute_copies(encoder, stages, data, output_root):
-    """Copies in every generate stage of ``stages`` (``results.select_generated``), of the shots that its run had.
+    """How near the images of every generate stage in ``stages`` (``results.select_generated``) are to its run's shots.
 
-    A method that sees no shot is compared with the first 1, 2, 4, ... shots of its seed, too, as far as other runs have
-    so many. Returns a table (a row per stage and number of shots: method, n_shot, seed, ``share_nearer``,
-    ``summarise_nearest``, ``above_baseline``), and the tables of ``find_nearest`` behind it: of generated images
-    ``{(method, n_shot, seed): table}``, and of held-out real images ``{(n_shot, seed): table}``.
+    A method that sees no shot is also compared with the shots of other runs of its seed. Returns a table with a row per
+    stage and number of shots (method, n_shot, seed, ``share_nearer``, ``summarise_nearest``, ``above_baseline``), and
+    the tables of ``find_nearest`` that it summarises: of generated images ``{(method, n_shot, seed): table}``, of
+    held-out real images ``{(n_shot, seed): table}``.
     """
     rows, generated, real = [], {}, {}
     if stages.empty:
@@ -167,24 +169,24 @@ def compute_copies(encoder, stages, data, output_root):
     train = encode_real(encoder, data.files["train"], output_root)
     for stage, n_shot in _list_comparisons(stages):
         files = few_shot(data, n_shot, stage.seed, stage.parameters["shots_file"])
-        shots, which = encode_real(encoder, files, output_root, every=True), (n_shot, stage.seed)
+        shots, shot_set = encode_real(encoder, files, output_root, every=True), (n_shot, stage.seed)
         held_out = train.without(files)
-        if which not in real:
-            real[which] = find_nearest(held_out, shots)
-        if real[which].empty:
+        if shot_set not in real:
+            real[shot_set] = find_nearest(held_out, shots)
+        if real[shot_set].empty:
             continue  # every real image is a shot: there is nothing to compare with
         images = encode_generated(encoder, stage, len(data.class_names))
-        nearest = generated[stage.method, *which] = find_nearest(images, shots)
+        nearest = generated[stage.method, *shot_set] = find_nearest(images, shots)
         names = {"method": stage.method, "n_shot": n_shot, "seed": stage.seed}
         shares = share_nearer(nearest, images, held_out, held_out_draws(held_out, shots))
-        rows.append(names | shares | summarise_nearest(nearest, real[which]))
+        rows.append(names | shares | summarise_nearest(nearest, real[shot_set]))
     return above_baseline(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=list(COLUMNS)), generated, real
 
 
 def pool_seeds(generated, real, n_shot):
-    """``compute_copies``' tables with ``n_shot`` shots, all seeds together: ``({method: table}, table of real ones)``.
+    """``compute_copies``' tables of nearest shots, all seeds together: ``({method: table}, table of real images)``.
 
-    The second is None without held-out real images.
+    Only tables with ``n_shot`` shots. The second is None if there are no held-out real images.
     """
     methods = dict.fromkeys(method for method, n, _ in generated if n == n_shot)
     pooled = {
@@ -196,12 +198,12 @@ def pool_seeds(generated, real, n_shot):
 
 
 def judge_copies(table):
-    """What the seeds of a method with a number of shots say together: a row of ``JUDGED`` for each space.
+    """Verdicts over seeds: a row of ``JUDGED`` for each method, number of shots and space.
 
-    table: ``compute_copies``. copies, nearer: means (%); difference: "above_baseline", or "nearer" minus 50 where no
-    method that sees no shot was run, the mean (points) with low, high and verdict of ``compare.judge_seeds``; outcome:
-    "recreated" if more than half of the images are near copies, by the interval over seeds; else "drawn towards its
-    shots" if the verdict is "above"; else "not decided".
+    table: ``compute_copies``. copies, nearer: means (%). difference: the mean of "above_baseline" (points), or of
+    "nearer" minus 50 if no method that sees no shot was run; low, high, verdict: ``compare.judge_seeds`` of it.
+    outcome: "recreated" if the interval of copies over seeds lies above 50 %; else "drawn towards its shots" if the
+    verdict is "above"; else "not decided".
     """
     rows = []
     for (method, n_shot), seeds in table.groupby(["method", "n_shot"], sort=False):

@@ -1,7 +1,7 @@
-"""What finished runs have left on disk, as tidy tables: one row per classifier, one row per stage.
+"""The results of finished runs as tidy tables: one row per classifier, one row per stage.
 
-``load_results`` reads every ``metrics.json`` under ``output_root``, ``load_stages`` every ``manifest.json``. Nothing
-else in the analysis looks for runs; ``compute_main_results`` makes the paper's main table of them.
+``load_results`` reads every ``metrics.json`` under ``output_root``, ``load_stages`` every ``manifest.json``. No other
+module of the analysis looks for runs. ``compute_main_results`` makes the paper's main table from them.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ MEASURED_SEEDS = 3  # seeds of a method whose images are measured: further seeds
 
 
 def count_confusions(predictions, n_classes):
-    """Counts (n_classes, n_classes): row is the true class, column the predicted one."""
+    """The confusion matrix, counts (n_classes, n_classes): row is the true class, column the predicted one."""
     counts, classes = pd.crosstab(predictions["label"], predictions["prediction"]), range(n_classes)
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
 
@@ -48,7 +48,7 @@ def count_confusions(predictions, n_classes):
 def load_results(output_root):
     """A row per finished classifier under ``output_root``: the values of its ``metrics.json``, and its folder.
 
-    InputError when there is none, a result cannot be read, or two folders hold the same run.
+    InputError if there is none, a result cannot be read, or two folders hold the same run.
     """
     folders = [path.parent for path in sorted(resolve(output_root).glob("*/train-*/manifest.json"))]
     if not folders:
@@ -75,18 +75,19 @@ def select_n_shot(runs, dataset, n_shot):
     """The runs of every data set with ``n_shot`` real images per class; InputError when ``dataset`` has none."""
     chosen = runs[runs["n_shot"] == n_shot]
     if dataset not in set(chosen["dataset"]):
-        there = sorted({f"{row.dataset} with n_shot={row.n_shot}" for row in runs.itertuples()})
+        trained = sorted({f"{row.dataset} with n_shot={row.n_shot}" for row in runs.itertuples()})
         raise InputError(
-            f"no classifier of {dataset!r} with n_shot={n_shot} has been trained. Found: {', '.join(there)}."
+            f"no classifier of {dataset!r} with n_shot={n_shot} has been trained. Found: {', '.join(trained)}."
         )
     return chosen
 
 
 def load_predictions(runs, dataset, n_shot, classifier="clip"):
-    """``{(method, setting): {seed: table}}``, a row per test image with ``PREDICTION_COLUMNS``, in the table's order.
+    """``{(method, setting): {seed: table}}``, in the order of the main table; a table has a row per test image.
 
-    runs: ``load_results``; variants and the published protocol are left out. All tables have the same images in the
-    same order. InputError when predictions cannot be read, or two runs were tested on other images or in another order.
+    runs: ``load_results``; variants and the published protocol are left out. The columns are ``PREDICTION_COLUMNS``.
+    All tables have the same images in the same order. InputError if predictions cannot be read, or if two runs were
+    tested on different images or in a different order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
     plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")]
@@ -121,10 +122,10 @@ def _read_predictions(path):
 
 
 def compute_main_results(runs, classifier="clip", protocol="sound"):
-    """Mean and sample standard deviation over seeds (%), in the order of the paper's table (``RESULT_COLUMNS``).
+    """Mean and sample standard deviation of the accuracy (%) over seeds, in the order of the paper's table.
 
-    Several data sets have rows "average", too: means over data sets, deviation over the seeds of these means. Variants
-    are left out.
+    The columns are ``RESULT_COLUMNS``. If there are several data sets, the rows "average" have the mean over data sets;
+    their standard deviation is that of this mean over seeds. Variants are left out.
     """
     same = (runs["classifier"] == classifier) & (runs["protocol"] == protocol)
     plain = runs[same & (runs["variant"] == "")]
@@ -145,7 +146,7 @@ def compute_main_results(runs, classifier="clip", protocol="sound"):
 
 
 def _average_datasets(runs):
-    """The mean over data sets of every method, setting and seed that has them all, as runs of data set "average"."""
+    """Means over data sets, as runs of data set "average", of each method, setting and seed that has all of them."""
     n_datasets = runs["dataset"].nunique()
     means = runs.groupby(["method", "setting", "n_shot", "seed"], as_index=False).agg(
         accuracy=("accuracy", "mean"), n_test=("n_test", "sum"), n=("dataset", "nunique")
@@ -154,7 +155,7 @@ def _average_datasets(runs):
 
 
 def compute_all_results(runs):
-    """``{name: compute_main_results}`` for ``RESULT_TABLES``: "main_results" always, the others if there are runs."""
+    """``{name: compute_main_results}`` for ``RESULT_TABLES``: "main_results" always, the others if they have runs."""
     tables = {name: compute_main_results(runs, *which) for name, which in RESULT_TABLES.items()}
     return {name: table for name, table in tables.items() if name == "main_results" or len(table)}
 
@@ -162,10 +163,10 @@ def compute_all_results(runs):
 def load_stages(output_root):
     """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
 
-    n_real: few-shot images of all classes (adapt; else 0); digest: the generated images' checksum (generate; else
-    ""); seconds: of the processor for a stage on a CPU, else of the clock, because other work on the machine shows in
-    a CPU's clock; peak_memory_mb: the GPU's, else the process's; missing where it was not recorded. A stage that a run
-    shares with another (a link) is listed for the one that made it. InputError names a manifest that cannot be read.
+    n_real: few-shot images of all classes (adapt; else 0). digest: the checksum of the generated images (generate; else
+    ""). seconds: processor seconds for a stage on a CPU, because other work on the machine slows the clock; else clock
+    seconds. peak_memory_mb: the GPU's, else the process's; missing if it was not recorded. A stage that runs share by a
+    link is listed once, for the run that made it. InputError names a manifest that cannot be read.
     """
     paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
     rows = [_read_stage(path) for path in paths if not path.parent.is_symlink()]
@@ -197,9 +198,9 @@ def _read_stage(path):
 
 
 def select_generated(stages, dataset, n_shot=None):
-    """The generate stages of ``dataset`` without variant, of one ``n_shot`` or of all.
+    """The generate stages (rows of ``load_stages``) of ``dataset`` without variant, of one ``n_shot`` or of all.
 
-    A method that generates nothing may have a finished stage, too; it is left out.
+    A method that generates nothing may have a finished generate stage; it is left out.
     """
     same = (stages["stage"] == "generate") & (stages["dataset"] == dataset) & (stages["variant"] == "")
     same &= stages["method"].isin([name for name, method in METHODS.items() if method.generates])
@@ -209,9 +210,9 @@ def select_generated(stages, dataset, n_shot=None):
 
 
 def select_measured(stages, dataset, split_file=""):
-    """The first ``MEASURED_SEEDS`` seeds of each method and ``n_shot`` in ``select_generated``: these are measured.
+    """The rows of ``select_generated`` whose images are measured: ``MEASURED_SEEDS`` seeds per method and ``n_shot``.
 
-    InputError for one that was made with another split: its shots may be test images of this one.
+    InputError for a stage that was made with another split: its shots may be test images of this split.
     """
     chosen = select_generated(stages, dataset).groupby(["method", "n_shot"]).head(MEASURED_SEEDS)
     for stage in chosen.itertuples():
@@ -228,25 +229,25 @@ def list_pictures(stage, label, count):
 
     InputError when the stage's list of images cannot be read, names a file elsewhere, or a picture has changed.
     """
-    made = Stage("generate", stage.folder)
-    made.check_files(["images/metadata.jsonl"])
+    on_disk = Stage("generate", stage.folder)
+    on_disk.check_files(["images/metadata.jsonl"])
     names = [row.get("file_name") for row in read_metadata(stage) if row.get("label") == label][:count]
     paths = [join_inside(stage.folder / "images", name, stage.folder / "images" / "metadata.jsonl") for name in names]
-    made.check_files([f"images/{name}" for name in names])
+    on_disk.check_files([f"images/{name}" for name in names])
     return paths
 
 
 def example_pictures(stages, dataset, n_shot, label, count):
-    """``{method's label: [path, ...]}``: ``count`` pictures of class ``label``, of each method's lowest seed."""
+    """``{method's label: [path, ...]}``: ``count`` pictures of class ``label`` from each method's lowest seed."""
     chosen = select_generated(stages, dataset, n_shot).drop_duplicates("method").set_index("method", drop=False)
     order = [name for name in METHODS if name in chosen.index]
     return {METHODS[name].label: list_pictures(chosen.loc[name], label, count) for name in order}
 
 
 def find_class(data, class_name):
-    """The label of ``class_name``; of "" the label of the data set's example, else of its first class.
+    """The label of ``class_name``; for "" that of the data set's example class, or else of its first class.
 
-    InputError with the nearest name for one that is not there.
+    InputError, with the nearest name, for a class that the data set does not have.
     """
     class_name = class_name or data.example or data.class_names[0]
     if class_name not in data.class_names:

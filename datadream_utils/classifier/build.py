@@ -1,7 +1,7 @@
 """The classifiers: CLIP with LoRA, zero-shot CLIP, and the authors' second one, a ResNet-50 trained from scratch.
 
-Each knows its own preprocessing: ``processor`` (CLIP's, for both), ``image_size`` in pixels. The ResNet is that of
-transformers; it sees the same pictures as CLIP: same size, augmentation and normalisation.
+Each has the attributes ``processor`` (CLIP's preprocessing) and ``image_size`` (pixels). The ResNet is that of
+transformers. It gets the same pictures as CLIP: the same size, augmentation and normalisation.
 """
 
 import torch
@@ -35,7 +35,7 @@ class ResNetClassifier(torch.nn.Module):
         return self.resnet(pixel_values).logits
 
     def checkpoint_activations(self):
-        """Nothing: transformers' ResNet has no way to compute activations twice."""
+        """Does nothing: transformers' ResNet does not support it."""
 
     def save(self, folder):
         """Write it in transformers' own format, safetensors."""
@@ -49,7 +49,7 @@ class ResNetClassifier(torch.nn.Module):
 
 
 def make_classifier(run):
-    """The classifier that the run trains: CLIP with fresh LoRA, a fresh ResNet, or for setting "none" plain CLIP.
+    """The classifier before training: CLIP with fresh LoRA, a fresh ResNet, or for setting "none" CLIP as it is.
 
     Its random numbers come from (seed, setting) alone. In evaluation mode, on the run's device.
     """
@@ -66,20 +66,20 @@ def make_classifier(run):
 
 
 def zero_shot_clip(run):
-    """The run's CLIP as it is, without any training."""
+    """The run's CLIP without any training, as a classifier in evaluation mode."""
     clip, tokenizer, processor = load_clip(run.params.clip_model, run.params.clip_revision, run.device)
     return ClipClassifier(clip, tokenizer, processor, run.data).eval()
 
 
 def load_classifier(run):
-    """The classifier that the finished stage of ``run`` has left."""
+    """The trained classifier of the finished stage of ``run``, in evaluation mode."""
     if run.params.setting == "none":
         return zero_shot_clip(run)
     folder = run.folder / "classifier"
     if run.params.classifier == "clip":
-        clip = zero_shot_clip(run)
-        clip.clip = PeftModel.from_pretrained(clip.clip, folder)
-        return clip.eval()
+        classifier = zero_shot_clip(run)
+        classifier.clip = PeftModel.from_pretrained(classifier.clip, folder)
+        return classifier.eval()
     classifier = make_classifier(run)
     classifier.load(folder)
     return classifier.eval()
@@ -87,7 +87,10 @@ def load_classifier(run):
 
 @torch.inference_mode()
 def classify(classifier, image):
-    """``(what the classifier sees (height, width, 3), in [0, 1], probabilities (classes,))`` of one PIL image."""
+    """``(seen, probabilities)`` of one PIL image.
+
+    seen: the preprocessed picture (height, width, 3) in [0, 1]; probabilities: (classes,).
+    """
     processor = classifier.processor
     pixels = torch.from_numpy(processor(images=image).pixel_values[0])
     device = next(classifier.parameters()).device
@@ -98,7 +101,10 @@ def classify(classifier, image):
 
 
 def resnet_config(classifier, class_names):
-    """``"resnet50"``: the published ResNet-50; otherwise the config.json in the folder ``classifier``. InputError."""
+    """The configuration of "resnet50", the published ResNet-50, or the config.json in the folder ``classifier``.
+
+    InputError if there is no such file.
+    """
     if classifier == "resnet50":
         config = ResNetConfig(num_labels=len(class_names))
     elif (resolve(classifier) / "config.json").is_file():

@@ -1,6 +1,6 @@
 """The evaluation of a classifier, and the result files of a train stage.
 
-The test split is read in one place, by ``evaluate``, once, when training is over.
+With protocol "sound" only ``evaluate`` tests on the test split, once, after training.
 """
 
 import json
@@ -20,9 +20,9 @@ from datadream_utils.runs.device import advise_on_memory
 
 @torch.inference_mode()
 def class_probabilities(classifier, paths, params):
-    """The probabilities of pictures (paths), a tensor (pictures, classes).
+    """The class probabilities of the pictures ``paths``, a tensor (pictures, classes).
 
-    The class names go through the text tower once, not once per batch. The classifier's mode is left as it was.
+    The class weights are computed once, not once per batch. The classifier's mode (train or eval) is left as it was.
     """
     was_training = classifier.training
     classifier.eval()
@@ -44,10 +44,10 @@ def predict(classifier, files, params):
 
 
 def evaluate(classifier, run):
-    """The predictions on the tested split, a row per picture with its ``file``; the stored ones of a finished stage.
+    """``predict`` on the tested split (``evaluation_split``), and a column ``file``: the path within the data set.
 
-    Under ``protocol: published`` it is the split that the authors' released code tests on, which for three data sets is
-    their training split.
+    If the stage is finished, its stored predictions are returned. With ``protocol: published`` the split is the one
+    that the authors' released code tests on; for three data sets that is their training split.
     """
     if run.stage.finished:
         return read_results(run.stage)[1]
@@ -60,8 +60,8 @@ def evaluate(classifier, run):
 def save_results(run, classifier, history, predictions):
     """Write the classifier and its results, and finish the stage; returns the metrics (accuracies in percent).
 
-    ``classifier/``, ``predictions.parquet``, ``history.csv``, ``metrics.json`` and ``shots.txt``. A stage that is
-    finished already is left as it is.
+    The files are ``classifier/``, ``predictions.parquet``, ``history.csv``, ``metrics.json`` and ``shots.txt``. A
+    stage that is finished already is left as it is.
     """
     if run.stage.finished:
         return read_results(run.stage)[0]
@@ -97,7 +97,7 @@ def read_results(stage):
 
 
 def wilson_interval(n_correct, n):
-    """Wilson's 95 % interval of a proportion, as two numbers in [0, 1]."""
+    """Wilson's 95 % interval ``(low, high)`` of the proportion ``n_correct / n``, in [0, 1]."""
     interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
 

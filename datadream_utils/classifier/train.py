@@ -1,6 +1,7 @@
 """Training a classifier on real and synthetic images (paper, section 3.4).
 
-S: cross-entropy on synthetic images. R: on the few shots. R+S: 0.8 CE(real) + 0.2 CE(synthetic) (equation 4).
+The loss is cross-entropy (CE). Setting S: on synthetic images; R: on the few shots; R+S: lambda CE(real) + (1 - lambda)
+CE(synthetic) with lambda = ``real_weight``, 0.8 in the paper (equation 4).
 """
 
 import math
@@ -17,16 +18,17 @@ from datadream_utils.classifier.pictures import evaluation_split, load_batches
 from datadream_utils.runs.device import DTYPES, advise_on_memory
 from datadream_utils.seeds import stable_seed
 
-MIN_LR = 1e-8  # where the warm-up starts and the cosine ends
+MIN_LR = 1e-8  # the learning rate at which the warm-up starts and the cosine ends
 
 
 def fit(classifier, sets, run):
-    """Train ``classifier`` on ``sets``; returns the history, a row per step (None without training).
+    """Train ``classifier`` on ``sets`` (``training_sets``); returns the history, a row per step, or None for no sets.
 
-    It starts from the weights of ``make_classifier(run)``, also when it was interrupted or has been called before.
-    protocol "sound": a fixed schedule; validation images are shown and never choose. "published": as the authors'
-    released code does, for comparison only: the epoch that is best *on the test images* is kept. Of a finished stage
-    the stored weights are loaded and the stored history is returned.
+    It always starts from the weights of ``make_classifier(run)``, also after an interruption or an earlier call. If the
+    stage is finished, its stored weights are loaded and its stored history is returned.
+
+    protocol "sound": a fixed schedule; validation accuracy is recorded but chooses nothing. protocol "published": as in
+    the authors' released code, for comparison only: the epoch that is best *on the test images* is kept.
     """
     if not run.begin():
         if run.params.setting != "none":
@@ -39,7 +41,7 @@ def fit(classifier, sets, run):
     split = evaluation_split(run) if published else "val"
     watched = run.data.files.get(split)
     steps, history, best = train_steps(p, len(run.data.class_names))[1], [], {}
-    p = p.model_copy(update={"val_every": 1}) if published else p
+    p = p.model_copy(update={"val_every": 1}) if published else p  # every epoch can be the best one
     lower = ("train_batch_size", "eval_batch_size", *(["gradient_checkpointing"] if p.classifier == "clip" else []))
     with advise_on_memory(p, *lower), run.progress(steps, f"training {p.setting}") as advance:
         for row in train_classifier(classifier, sets, p, watched):
@@ -53,10 +55,10 @@ def fit(classifier, sets, run):
 
 
 def train_classifier(classifier, sets, params, watched=None):
-    """Train with AdamW and a fixed schedule; yields a row per step: step, loss, learning_rate, val_accuracy.
+    """Train with AdamW and a fixed schedule; yields a dict per step: step, loss, learning_rate, val_accuracy.
 
-    watched: ``files[label]`` to evaluate after every ``val_every`` epochs and at the end; else val_accuracy is None.
-    Seeds torch's global generator, from which dropout and kornia draw.
+    watched: the paths ``files[label]`` to evaluate after every ``val_every`` epochs and after the last one; in other
+    steps val_accuracy is None. Seeds torch's global generator, which dropout and kornia use.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     device, n_classes = parameters[0].device, 1 + max(int(labels.max()) for _, labels in sets.values())
@@ -94,9 +96,9 @@ def train_classifier(classifier, sets, params, watched=None):
 
 
 def mixed_loss(logits, targets, real_weight):
-    """real_weight CE(real) + (1 - real_weight) CE(synthetic); a set that stands alone has weight 1.
+    """real_weight CE(real) + (1 - real_weight) CE(synthetic), a scalar; if there is only one set, its CE.
 
-    logits, targets: dicts with "real" and/or "synthetic"; each (n, classes), targets as probabilities.
+    logits, targets: dicts with "real", "synthetic" or both; each (n, classes), targets as probabilities.
     """
     losses = {kind: F.cross_entropy(logits[kind], targets[kind]) for kind in logits}
     if len(losses) == 1:
@@ -111,7 +113,7 @@ def train_steps(params, n_classes):
 
 
 def learning_rate_factor(step, params, per_epoch):
-    """Linear warm-up from ``MIN_LR``, then cosine down to it, as a factor of ``train_lr``."""
+    """The learning rate of a step as a factor of ``train_lr``: linear warm-up from ``MIN_LR``, then cosine to it."""
     low, warm, total = MIN_LR / params.train_lr, params.train_warmup_epochs * per_epoch, params.train_epochs * per_epoch
     if step < warm:
         return low + (1 - low) * step / warm
@@ -125,7 +127,7 @@ def _batches(sets, params, per_epoch):
     for _ in range(params.train_epochs):
         for kind, (_, labels) in sets.items():
             order[kind] += torch.randperm(len(labels), generator=generator).split(params.train_batch_size)
-    # One loader for all epochs: its processes start once and keep what they have decoded
+    # One loader for all epochs, so that its processes start once and keep the pictures that they have decoded
     loaded = {
         kind: iter(load_batches(pictures, params, batch_sampler=[indices.tolist() for indices in order[kind]]))
         for kind, (pictures, _) in sets.items()

@@ -1,7 +1,9 @@
-"""Reading the original archives of the known data sets in place, unpacked.
+"""Reading the unpacked original archives of the known data sets in place.
 
-Three layouts serve most sets: folders of classes, folders of splits, text lists. Flowers-102 and Stanford Cars keep
-their labels in Matlab files and have a reader each. ``params/datasets/<name>.yaml`` says which layout a set has.
+Most data sets have one of three layouts: folders of classes, folders of splits, text lists. Flowers-102 and Stanford
+Cars have their labels in Matlab files, and a reader each. ``params/datasets/<name>.yaml`` names the layout of a data
+set. Every reader takes ``(base, images, known)``, the archive's folder, that of its pictures and the data set, and
+returns ``{split: [[path, ...] per class]}``.
 """
 
 from pathlib import PurePosixPath
@@ -15,15 +17,15 @@ from datadream_utils.files import read_bytes
 
 
 def find_archive(root, known):
-    """The folder in ``root`` that has the layout of the known data set's archive, or None."""
+    """The folder of the known data set's archive, ``root`` or one in it; None if its probe file is nowhere there."""
     archive = known.facts["archive"]
     return next((root / place for place in archive["at"] if (root / place / archive["probe"]).exists()), None)
 
 
 def read_archive(base, known):
-    """``(folder that its file names are relative to, {split: [[path, ...] per class]})`` of an archive at ``base``.
+    """``(images, {split: [[path, ...] per class]})`` of an archive at ``base``; file names are relative to ``images``.
 
-    The one split "all" stands for a set that is not divided yet. InputError when files or whole classes are missing.
+    A data set that is not divided has the one split "all". InputError if files or whole classes are missing.
     """
     archive = known.facts["archive"]
     images = base / archive.get("images", ".")
@@ -47,7 +49,7 @@ def _split_folders(base, images, known):
 
 
 def _pictures_of_classes(folder, known):
-    """The pictures in the folder of every class; other folders are not read."""
+    """``[[path, ...] per class]`` from ``folder/<key>``; other folders are not read."""
     missing = [key for key in known.keys if not (folder / key).is_dir()]
     if missing:
         raise InputError(
@@ -61,7 +63,7 @@ def _lists(base, images, known):
     """Text lists of file names, one per split, with the class in the line, the file's stem or its folder."""
     archive, files = known.facts["archive"], {}
     folders = [""] if archive["class_in"] != "folder" else known.keys
-    there = {str(PurePosixPath(folder, path.name)) for folder in folders for path in list_pictures(images / folder)}
+    present = {str(PurePosixPath(folder, path.name)) for folder in folders for path in list_pictures(images / folder)}
     for split, name in archive["lists"].items():
         path, classes = base / name, [[] for _ in known.keys]
         for number, line in enumerate(_text(path, known).splitlines(), 1):
@@ -69,12 +71,16 @@ def _lists(base, images, known):
                 continue
             file, _, rest = line.strip().partition(" ")
             file = file.lstrip("/") + archive["suffix"]
-            stem = PurePosixPath(file)
-            raw = {"line": rest, "stem": stem.stem.rpartition("_")[0], "folder": str(stem.parent)}[archive["class_in"]]
-            label = known.label_of(raw)
+            path_in_line = PurePosixPath(file)
+            class_text = {
+                "line": rest,
+                "stem": path_in_line.stem.rpartition("_")[0],
+                "folder": str(path_in_line.parent),
+            }[archive["class_in"]]
+            label = known.label_of(class_text)
             if label is None:
-                raise InputError(f"{path}, line {number}: {raw!r} is not a class of {known.name}.")
-            if file not in there:
+                raise InputError(f"{path}, line {number}: {class_text!r} is not a class of {known.name}.")
+            if file not in present:
                 raise InputError(f"{path}, line {number}: {images / file} is missing; unpack the archive whole.")
             classes[label].append(images / file)
         files[split] = [sorted(paths) for paths in classes]
@@ -89,7 +95,7 @@ def _text(path, known):
 
 
 def _flowers(base, images, known):
-    """Flowers-102: ``image_00001.jpg`` has the first label of a Matlab file."""
+    """Flowers-102: one Matlab file with the labels of ``image_00001.jpg``, ``image_00002.jpg``, ..."""
     source = base / known.facts["archive"]["labels"]
     labels = _matlab(source, "labels", known)
     rows = ((f"image_{i:05d}.jpg", int(label)) for i, label in enumerate(labels, 1))
@@ -107,6 +113,7 @@ def _cars(base, images, known):
 
 
 def _matlab(path, variable, known):
+    """A variable of a Matlab file, as an array of at least one dimension."""
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
     except Exception as error:  # scipy raises IndexError, zlib.error and more, depending on the damage
@@ -115,9 +122,9 @@ def _matlab(path, variable, known):
 
 def _labelled(rows, folder, source, known):
     """``[[path, ...] per class]`` from ``(file name, label counted from 1)`` rows of the file ``source``."""
-    there, classes = {path.name for path in list_pictures(folder)}, [[] for _ in known.keys]
+    present, classes = {path.name for path in list_pictures(folder)}, [[] for _ in known.keys]
     for name, number in rows:
-        if name not in there:
+        if name not in present:
             raise InputError(f"{source} lists {folder / name}, which is missing; unpack the archive whole.")
         if not 1 <= number <= len(classes):
             raise InputError(f"{source}: label {number} of {name} must be from 1 to {len(classes)}.")

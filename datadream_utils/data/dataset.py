@@ -1,16 +1,17 @@
 """A data set: which pictures it has, of which classes, in which splits.
 
 A data set is a folder with ``train/<class>/*.png`` and ``test/<class>/*.png`` (any picture format), optionally
-``val/``; or with ``<class>/*.png`` directly, which is divided 50/20/30. Beside them a ``dataset.yaml`` may say more:
+``val/``; or with ``<class>/*.png`` directly, which is divided into 50 % train, 20 % val and 30 % test. The folder may
+also have a ``dataset.yaml``, every key of which is optional:
 
-    classes: {"0": zero, "1": one}     # folder: the name a prompt uses, in label order (default: the folder names)
+    classes: {"0": zero, "1": one}     # folder: its name in prompts, in label order (default: the folder names)
     domain: satellite                  # one word for the template: "a satellite photo of a forest"
-    definition: a digit                # what every class is, for FakeIt's prompts
-    definitions: {zero: a round digit} # what one class is
-    example: seven                     # class name for the example figure
+    definition: a digit                # definition of every class, for FakeIt's prompts
+    definitions: {zero: a round digit} # definition of one class, by class name
+    example: seven                     # class name of the example figure
 
-``mnist5k``, the tiny world's target, is written in this very form the first time it is asked for. The paper's data
-sets are known by name (``params/datasets/*.yaml``) and read from their original archives or the hub.
+``mnist5k``, the data set of the tiny world, is written in this form when it is first loaded. The paper's data sets are
+known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.
 """
 
 import os
@@ -48,7 +49,10 @@ from datadream_utils.params import resolve
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk. Labels are positions in ``folders``; ``files[split][label]`` are sorted paths."""
+    """A data set on disk. A label is an index into ``folders``; ``files[split][label]`` are sorted paths.
+
+    folders: a key per class, its folder's name (for an archive the key in ``params/datasets``).
+    """
 
     name: str
     root: Path
@@ -57,51 +61,52 @@ class Dataset:
     files: dict
     domain: str = ""
     definitions: dict = field(default_factory=dict)
-    split: str = ""  # in words: which split this is and where from
+    split: str = ""  # a description of the split and its origin
     licence: str = ""
     source: str = ""
     example: str = ""  # class name of the example figure
     published_test: str = "test"  # the split that the authors' released code tests on
-    authors_names: tuple[str, ...] = ()  # the authors' own strings, in label order
+    authors_names: tuple[str, ...] = ()  # the authors' own class names, in label order
 
     def class_dir(self, label):
         """A folder name for class ``label``'s outputs: safe on every file system, unique, never a path."""
         return safe_dir(label, self.class_names[label])
 
     def count_unread(self, label):
-        """How many files in the folders of class ``label`` are not read: no pictures by suffix, or a folder deeper."""
+        """The number of files in the folders of class ``label`` that are no pictures by suffix, or in a subfolder."""
         return sum(map(count_unread, {path.parent for classes in self.files.values() for path in classes[label]}))
 
 
 def load_dataset(dataset, data_root="data", split_file=""):
     """Find a data set by name or folder and list its files.
 
-    dataset: "mnist5k", a known name (``known_names()``), the name of a folder under ``data_root``, or any folder's
-    path. A known name is looked for under ``data_root``, as its original archive, exported folders or parquet files,
-    and else exported from the hub. split_file: path or URL of a CSV or JSON that says which picture is in which
-    split. Raises InputError when the data set is not there, lacks a split, or the classes of its splits differ.
+    dataset: "mnist5k", a known name (``known_names()``), the name of a folder under ``data_root``, or the path of any
+    folder. A known data set is read from ``data_root`` (its original archive, exported folders or parquet files); if it
+    is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns each picture
+    to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if the classes
+    of its splits differ.
     """
     dataset = os.path.expanduser(dataset)
     known = read_known(Path(dataset).name)
     root = _find_root(dataset, known, data_root)
-    names_start = root  # the folder that the file names in a split file are relative to
+    names_root = root  # the folder to which the file names in a split file are relative
     splits = find_splits(root)
     if "test" in splits or (splits and not known):  # train/<class>/*.png and test/<class>/*.png
         data = _read_split_folders(root, splits, known)
-    elif known and (archive := find_archive(root, known)):  # as its authors publish it
-        names_start, files = read_archive(archive, known)
+    elif known and (archive := find_archive(root, known)):  # the archive that its authors publish
+        names_root, files = read_archive(archive, known)
         data = _from_archive(root, files, known)
-    elif has_parquet(root):  # as the hub keeps it
-        names_start = export_parquet(root, known)
-        data = _read_split_folders(names_start, find_splits(names_start), known)
+    elif has_parquet(root):  # downloaded from the hub
+        names_root = export_parquet(root, known)
+        data = _read_split_folders(names_root, find_splits(names_root), known)
     else:  # <class>/*.png
         data = _read_class_folders(root, known)
     data = replace(data, name=check_plain(root.name, "the data set's folder"))
     refuse_links_out(root, data.files)
     if split_file:
         content = read_split_file(split_file, data_root)
-        keys = known.keys if data.authors_names else data.folders  # an exported folder is not called as the archive's
-        return replace(data, files=apply_split(content, names_start, keys, data.files), split=str(content))
+        keys = known.keys if data.authors_names else data.folders  # an exported folder is named otherwise
+        return replace(data, files=apply_split(content, names_root, keys, data.files), split=str(content))
     if "all" in data.files:
         return replace(data, files=own_split(data.folders, data.files["all"]), split=OWN_SPLIT)
     return data
@@ -125,9 +130,9 @@ def _find_root(dataset, known, data_root):
 
 
 def _read_split_folders(root, splits, known):
-    """A folder with a folder per split, each with a folder per class. splits: ``{split: folder}`` (``find_splits``).
+    """A ``Dataset`` from a folder per split, each with a folder per class. splits: ``{split: folder}``.
 
-    A set with train and validation only is tested on validation.
+    If there are only train and validation, validation serves as test.
     """
     words = f"the folder's own {', '.join(folder.name for folder in splits.values())}"
     if "test" not in splits and "val" in splits:
@@ -155,7 +160,7 @@ def _read_split_folders(root, splits, known):
 
 
 def _from_archive(root, files, known):
-    """A known data set with the files of its original archive; 20 % of train become val when it has none."""
+    """A known data set from the files of its original archive; 20 % of train become val if it has no val."""
     info = read_info(root)
     if "classes" in info:
         raise InputError(
@@ -170,7 +175,7 @@ def _from_archive(root, files, known):
 
 
 def _read_class_folders(root, known):
-    """A folder with a folder per class and no splits: all its files are in the split "all"."""
+    """A ``Dataset`` from a folder with a folder per class and no splits: all files are in the split "all"."""
     info, folders = read_info(root), class_folders(root)
     first = next(iter(folders.values()))
     if len(folders) == 1 and subfolders(first) and not list_pictures(first):
@@ -185,7 +190,7 @@ def _read_class_folders(root, known):
 
 
 def _assemble(root, classes, files, info, known):
-    """A ``Dataset``; what ``info``, the folder's own dataset.yaml, says overrides what is known of the data set."""
+    """A ``Dataset``; the values in ``info``, the folder's own dataset.yaml, override those of the known data set."""
     facts = (known.facts if known else {}) | info
     names = tuple(classes.values())
     definitions = dict.fromkeys(names, str(facts["definition"])) if facts.get("definition") else {}
@@ -207,6 +212,6 @@ def _assemble(root, classes, files, info, known):
 
 
 def flatten(files_per_class):
-    """``[[path, ...] per class]`` as ``(paths, labels)``, two lists in one order."""
+    """``[[path, ...] per class]`` as two lists of equal length, ``(paths, labels)``."""
     paths = [path for files in files_per_class for path in files]
     return paths, [label for label, files in enumerate(files_per_class) for _ in files]

@@ -1,8 +1,8 @@
 """How the pictures of a data set are divided into train, val and test: by a fixed permutation or by a split file.
 
-CoOp (Zhou et al. 2022) divides most of its data sets 50/20/30 per class and has published which picture is in which
-split; the paper uses those files. Without a file, a permutation that is the same on every machine divides each class
-in the same proportions.
+CoOp (Zhou et al. 2022) divides each class of most of its data sets into 50 % train, 20 % val and 30 % test, and has
+published split files. The paper uses those files. Without a file, a permutation that is the same on every machine
+divides each class in the same proportions.
 """
 
 import csv
@@ -24,7 +24,7 @@ TRAIN_SHARE, VAL_SHARE = 0.5, 0.2  # of each class; the rest is test
 OWN_SPLIT = "own split: 50 % train, 20 % val, 30 % test of each class by a fixed permutation (no split file given)"
 HELD_OUT = "val is 20 % of each class's train by a fixed permutation (no split file given)"
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {  # as folders and hub pages call them, in lower case
+SPLIT_NAMES = {  # names of each split in folders and on hub pages, in lower case
     "train": ("train", "training"),
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
@@ -33,7 +33,7 @@ SPLIT_NAMES = {  # as folders and hub pages call them, in lower case
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A split file as read: rows ``(place in the file, split, file name, class name or "")``, where it is from."""
+    """The content of a split file: rows ``(place in the file, split, file name, class name or "")``."""
 
     rows: tuple
     where: str  # path or URL as given
@@ -46,8 +46,8 @@ class SplitFile:
 def own_split(folders, files):
     """Divide each class 50/20/30: ``{"train": [[path, ...], ...], "val": ..., "test": ...}``, sorted within a class.
 
-    files: ``[[path, ...] per class]``, sorted; which split a picture goes to depends on its class's folder alone. Sizes
-    are rounded as CoOp rounds them. InputError for a class of fewer than four images.
+    files: ``[[path, ...] per class]``, sorted. The permutation of a class depends only on its folder's name. Sizes are
+    rounded as in CoOp. InputError for a class of fewer than four images.
     """
     divided = {split: [] for split in SPLITS}
     for folder, paths in zip(folders, files, strict=True):
@@ -81,9 +81,9 @@ def hold_out(folders, files):
 
 
 def read_split_file(where, data_root):
-    """Read CoOp's split as JSON, or as CSV with the columns ``split,filename[,class]``, from a path or a URL.
+    """Read a split file from a path or a URL: CoOp's JSON, or CSV with the columns ``split,filename[,class]``.
 
-    A URL is fetched once and kept under ``data_root/split_files``. InputError names the file, the line and the fix.
+    A URL is downloaded once and kept under ``data_root/split_files``. InputError names the file, the line and the fix.
     """
     content = _fetch(where, resolve(data_root) / "split_files") if re.match(r"https?://", where) else _read(where)
     try:
@@ -144,9 +144,9 @@ def _json_rows(text, where):
 def apply_split(split_file, images, folders, files):
     """Divide the pictures as a split file says: ``{"train": [[path, ...], ...], ...}``, sorted within each class.
 
-    images: the folder that the file's names are relative to; ``<class folder>/<name>`` is understood as well. files:
-    every picture, ``{any split: [[path, ...] per class]}``. InputError for a picture that is missing or named twice,
-    a class without train or test, class names at odds with the folders.
+    images: the folder to which the file's names are relative; a name can also be ``<class folder>/<name>``. files:
+    every picture, ``{any split: [[path, ...] per class]}``. InputError for a picture that is missing or named twice, a
+    class without train or test images, and class names that contradict the folders.
     """
     where, pictures = split_file.where, PictureIndex(images, folders, files)
     missing = [(place, name) for place, _, name, _ in split_file.rows if pictures.find(name) is None]
@@ -156,7 +156,7 @@ def apply_split(split_file, images, folders, files):
             f"{where} names {len(missing)} images that are not in {images} ({place}: {name!r}): use the whole original "
             "archive; copies from the hub may not keep the original file names."
         )
-    first_place, label_of = {}, {}  # by path; by the file's own class name
+    first_place, label_of = {}, {}  # {path: its place in the split file}, {class name in the split file: label}
     divided = {split: [[] for _ in folders] for split in SPLITS}
     for place, split, name, class_name in split_file.rows:
         path, label = pictures.find(name)
@@ -177,11 +177,11 @@ def apply_split(split_file, images, folders, files):
 
 
 class PictureIndex:
-    """Pictures by the names that a list may use: the path from the folder ``root``, or ``<class folder>/<file>``."""
+    """Finds pictures by name: by the path from the folder ``root``, or by ``<class folder>/<file>``."""
 
     def __init__(self, root, folders, files):
         """files: ``{any split: [[path, ...] per class of folders]}``."""
-        self._by_name, start = {}, len(str(root)) + 1
+        self._by_name, start = {}, len(str(root)) + 1  # {name: (path, label), or None if two pictures have it}
         for classes in files.values():
             for label, (folder, paths) in enumerate(zip(folders, classes, strict=True)):
                 for path in paths:
@@ -191,5 +191,5 @@ class PictureIndex:
             self._by_name.setdefault(compose_name(name), picture)
 
     def find(self, name):
-        """``(path, label)`` of the one picture that ``name`` means; None when it means none or two."""
+        """``(path, label)`` of the one picture called ``name``; None if there is none or more than one."""
         return self._by_name.get(name) or self._by_name.get(compose_name(name))

@@ -3,10 +3,10 @@
     python -m workflow.scripts.estimate params/studies/tiny.yaml
     python -m workflow.scripts.estimate params/studies/paper.yaml --memory 24 --disk 500 --hours 200
 
-A study is counted in units: steps of adaptation, batches of images, steps of training. The study's own models do a few
-units on noise here (``measure.py``), one measurement for all stages whose units cost the same, and the counts do the
-rest. If the study does not fit, the output names the parameters to lower. Hours are those of one device, one job after
-another.
+A study is counted in units: steps of adaptation, batches of images, steps of training. ``measure.py`` runs a few units
+of the study's own models on pictures of noise on this machine, once for all stages whose units cost the same. The
+estimate is the number of units times the cost of one, plus starting, loading and evaluating. If the study does not fit, the output names the parameters to
+lower. Hours are those of one device that runs one job after another.
 """
 
 import argparse
@@ -31,11 +31,12 @@ from workflow.scripts.study import read_study
 
 GIB = 2**30
 NOTEBOOK_BYTES = 400_000  # of an executed notebook with its pictures: the mean of the 88 of the tiny study
+UNSEEN_PICTURE = (640, 480)  # a guess: pixels of a picture of a data set that is not on this disk
 FILTER_DRAWS = 2  # a guess: draws per image if CLIP rejects some; never more than filter_tries
-EXAMPLES = {"adapt": 8, "generate": 4 * 8 + 4 * 8 + 8 + 1}  # images that 01 draws for a class, and 02 for the reader
+EXAMPLES = {"adapt": 8, "generate": 4 * 8 + 4 * 8 + 8 + 1}  # images drawn for display, by 01 for a class, by 02 in all
 UNITS = {"adapt": "steps", "generate": "batches", "train": "steps"}
 
-# The parameters to lower, by what is short and by stage; the first one helps most.
+# The parameters to lower if a resource is short, by stage; the first one helps most.
 LOWER = {
     "memory": DECIDE_MEMORY,
     "hours": {
@@ -58,9 +59,10 @@ SAME_COST_EVERYWHERE = {"dataset", "split_file", "shots_file", "seed", "variant"
 class Task:
     """The work of one stage of one run, in counts.
 
-    key: equal for tasks whose units cost the same. jobs: notebooks that run. units: steps of a group of adapters,
-    batches of images, or training steps. evaluated: pictures that CLIP classifies. examples: images drawn for the
-    reader. saved: adapters, images or classifiers written.
+    key: equal for tasks whose units cost the same. params: the stage's parameters. size: of its data set. jobs: how
+    many notebooks run. units: steps of a group of adapters, batches of images, or training steps. evaluated: pictures
+    that the classifier classifies. examples: images that a notebook draws for display. saved: adapters, images or
+    classifiers that are written.
     """
 
     stage: str
@@ -88,7 +90,7 @@ def read_size(dataset, data_root="data", split_file=""):
     if known is None:
         raise InputError(f"data set {dataset!r} is neither known nor a folder.")
     held_out = known.facts["held_out"]
-    return DataSize(known.class_names, held_out["val"], held_out["test"], (640, 480))
+    return DataSize(known.class_names, held_out["val"], held_out["test"], UNSEEN_PICTURE)
 
 
 def plan_tasks(study, sizes):
@@ -147,7 +149,7 @@ def add_up(tasks, costs, start):
 
     costs: ``{task key: UnitCost}``. start: seconds until a notebook has loaded its libraries.
     """
-    rows, image_seconds = [], {}  # of one image, by method and number of shots
+    rows, image_seconds = [], {}  # {(method, n_shot): seconds to draw one image}
     for task in tasks:
         if task.stage == "generate":
             image_seconds[task.params.method, task.params.n_shot] = (
@@ -159,7 +161,7 @@ def add_up(tasks, costs, start):
             continue
         units = sum(task.units for task in of_stage)
         unit_seconds = sum(task.units * costs[task.key].seconds for task in of_stage)
-        other_seconds = sum(_seconds_beside_units(task, costs[task.key], start, image_seconds) for task in of_stage)
+        other_seconds = sum(_seconds_besides_units(task, costs[task.key], start, image_seconds) for task in of_stage)
         rows.append(
             {
                 "stage": stage,
@@ -174,7 +176,7 @@ def add_up(tasks, costs, start):
     return pd.DataFrame(rows)
 
 
-def _seconds_beside_units(task, cost, start, image_seconds):
+def _seconds_besides_units(task, cost, start, image_seconds):
     """Seconds to start, to load models, to draw examples, to caption the shots and to evaluate."""
     example_seconds = task.examples * image_seconds.get((task.params.method, task.params.n_shot), 0.0)
     return (
@@ -268,7 +270,7 @@ def main(arguments=None):
     }
     print(format_table(rows, len(study.runs())))
     if any(task.stage == "generate" and task.params.system.keep == "clip" for task in tasks):
-        print(f"disef is counted with {FILTER_DRAWS} draws per image; filter_tries allows more.")
+        print(f"Images that CLIP filters are counted with {FILTER_DRAWS} draws each; filter_tries allows more.")
     shortages = find_shortages(rows, tasks, limits)
     print("\n".join(shortages) or "It fits.")
     return 1 if shortages else 0

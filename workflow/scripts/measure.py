@@ -1,4 +1,4 @@
-"""Measure what one unit of each stage costs: a few steps on pictures of noise, by the stages' own functions."""
+"""Measure what one unit of each stage costs: the stages' own functions do a few steps on pictures of noise."""
 
 import gc
 import shutil
@@ -33,13 +33,13 @@ DECIDE_MEMORY = {
     "generate": ("generate_batch_size",),
     "train": ("train_batch_size", "eval_batch_size", "gradient_checkpointing"),
 }
-STEPS = 4  # the first is not counted: it is slower, because libraries warm up in it
+STEPS = 4  # the first one is not timed: libraries warm up in it
 clock = time.perf_counter
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """What decides the cost of a data set: its classes, pictures in val and test, and (width, height) of a picture."""
+    """What decides the cost of a data set: classes, numbers of val and test pictures, a picture's (width, height)."""
 
     class_names: tuple[str, ...]
     n_val: int
@@ -52,7 +52,7 @@ class UnitCost:
     """What one unit (a step or a batch) of a stage costs.
 
     seconds: of a unit. load: seconds to load the models. memory: peak bytes of the GPU, or else of the process. saved:
-    bytes of an adapter, an image or a classifier. per_evaluated, per_caption: seconds for a picture.
+    bytes of an adapter, an image or a classifier. per_evaluated, per_caption: seconds to classify or caption a picture.
     """
 
     seconds: float
@@ -83,7 +83,7 @@ def measure_unit_costs(tasks, device):
 
 
 class Meter:
-    """Measures stages on ``device`` in a temporary ``folder``; keeps Stable Diffusion for a next task with the same."""
+    """Measures stages on ``device`` in a temporary ``folder``; keeps Stable Diffusion loaded for the next task."""
 
     def __init__(self, folder, device):
         self.folder, self.device = folder, device
@@ -92,7 +92,7 @@ class Meter:
         self.n_runs = 0
 
     def adapt(self, params, size):
-        """Steps of a full group of adapters."""
+        """The ``UnitCost`` of a step of a full group of adapters."""
         pipe, load = self._load_pipeline(params)
         n_adapters = 1 if params.system.adapter == "dataset" else params.adapters_together
         n_classes = max(n_adapters, ceil(STEPS * params.adapt_batch_size / params.n_shot))
@@ -111,7 +111,7 @@ class Meter:
         return UnitCost(_mean_difference(ticks[:STEPS]), load, self._read_peak(), saved=_count_bytes(folder))
 
     def generate(self, params, size):
-        """Two batches of images, of two classes; the second is counted."""
+        """The ``UnitCost`` of a batch of images: two are drawn, of two classes, and the second is timed."""
         pipe, load = self._load_pipeline(params)
         few = params.model_copy(update={"images_per_class": params.generate_batch_size, "filter_tries": 1})
         run, ticks = self._make_run(few, size, params.n_shot, 2)
@@ -129,7 +129,7 @@ class Meter:
         return UnitCost(_mean_difference(ticks), load, self._read_peak(), saved, per_caption=per_caption)
 
     def train(self, params, size):
-        """Steps of training, and an evaluation of two batches."""
+        """The ``UnitCost`` of a training step, and of an evaluated picture by two batches."""
         self.kept = (None, None, 0.0)
         n_classes = len(size.class_names)
         images = ceil(STEPS * params.train_batch_size / n_classes)
@@ -153,7 +153,7 @@ class Meter:
         return UnitCost(seconds, load, self._read_peak(), saved, (clock() - began) / len(pictures))
 
     def _load_pipeline(self, params):
-        """``(pipeline, seconds that loading took)``."""
+        """``(pipeline, seconds to load it)``."""
         set_threads(params.num_threads)
         dtype = weight_dtype(params.mixed_precision, self.device)
         key = (params.sd_model, params.sd_revision, dtype)
@@ -169,7 +169,7 @@ class Meter:
         return self.kept[1:]
 
     def _make_run(self, params, size, n_shot, n_classes):
-        """``(run, ticks)`` on noise; ``ticks`` gets the time of each step."""
+        """``(run, ticks)`` on pictures of noise; the run appends the time of each step to the list ``ticks``."""
         self.n_runs += 1
         names = (*size.class_names, "another thing")[:n_classes]
         shots = [self._link_pictures(size, str(label), n_shot) for label in range(len(names))]
@@ -179,7 +179,7 @@ class Meter:
         return Run(params, stage, data, shots, self.device, progress=_note_times(ticks)), ticks
 
     def _link_pictures(self, size, name, count):
-        """The paths of ``count`` pictures in a folder of their own: links to one picture of noise."""
+        """The paths of ``count`` pictures in the folder ``name``: links to one picture of noise."""
         noise = self.folder / "noise{}x{}.png".format(*size.picture)
         if not noise.exists():
             pixels = np.random.default_rng(0).integers(0, 256, (*size.picture[::-1], 3), dtype=np.uint8)
@@ -199,7 +199,7 @@ class Meter:
             Path("/proc/self/clear_refs").write_text("5")
 
     def _read_peak(self):
-        """Peak bytes: what torch has reserved on the GPU, else the process's."""
+        """Peak bytes that torch has reserved on the GPU, or else of the process."""
         if self.device == "cuda":
             return torch.cuda.max_memory_reserved()
         return peak_memory(self.device)["peak_memory_mb"] * 1e6
@@ -231,6 +231,7 @@ def _note_times(ticks):
 
 
 def _mean_difference(ticks):
+    """Mean seconds between successive ticks."""
     return (ticks[-1] - ticks[0]) / (len(ticks) - 1)
 
 

@@ -11,10 +11,10 @@
     shards: 4                             # optional: makes the adapters and images of a run in this many jobs
     split_files: {eurosat: split_zhou_EuroSAT.json}   # optional: another split than the data set's own
 
-A swept value makes a run with the ``variant`` "guidance-scale=4.0". The value that the parameter files have makes no
-such run: it is the unchanged run, which is always part of the study. Nor does a parameter that plays no part in a
-method. A stage that a change does not affect is made once and shared. Snakemake imports this module, so it imports
-nothing slow.
+Each value in the sweep adds a run with a ``variant`` such as "guidance-scale=4.0". Two cases add none: a value that is
+already that of the parameter files, because the unchanged run is always part of the study, and a parameter that plays
+no part in the method. A stage that a change does not affect is made once and shared. Snakemake imports this module, so
+this module imports nothing slow.
 """
 
 import re
@@ -42,7 +42,7 @@ from datadream_utils.params import (
 )
 
 NonEmpty = Field(min_length=1)
-LISTED = {"dataset", "method", "n_shot", "seed", "setting", "variant"}  # a study has lists for these, or makes them
+LISTED = {"dataset", "method", "n_shot", "seed", "setting", "variant"}  # set by a study's lists, so not by its sweep
 
 
 class Resnet(BaseModel):
@@ -54,7 +54,7 @@ class Resnet(BaseModel):
 
 
 class Study(BaseModel):
-    """The content of a study file. The class checks names and types, ``make_study`` also the values of every run."""
+    """The content of a study file. The class checks names and types; ``make_study`` also checks every run's values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     parameters: str | Annotated[list[str], NonEmpty]
@@ -79,7 +79,7 @@ class Study(BaseModel):
         return _read_values(*self.parameter_files).get(name, default)
 
     def runs(self):
-        """``{folder name: PlannedRun}``. Nothing in zero-shot CLIP is random, so it has one seed."""
+        """``{folder name: PlannedRun}``. Zero-shot CLIP gets only the first seed, because nothing in it is random."""
         runs = [
             PlannedRun(dataset, method, n_shot, seed, change, self.split_files.get(dataset, ""))
             for dataset in self.datasets
@@ -97,18 +97,18 @@ class Study(BaseModel):
         """The changes ``(parameter, value)`` that the sweep makes to a method, without the unchanged values."""
         changes = []
         for name in (name for name in self.sweep if plays_a_part(name, METHODS[method])):
-            own = getattr(METHODS[method], name) if name in AXES else for_method(name, self.value(name), method)
-            changes += [(name, value) for value in map(_float_if_wanted(name), self.sweep[name]) if value != own]
+            unchanged = getattr(METHODS[method], name) if name in AXES else for_method(name, self.value(name), method)
+            values = [_to_type_of(name, value) for value in self.sweep[name]]
+            changes += [(name, value) for value in values if value != unchanged]
         return changes
 
     def stages(self, run):
         """The stages of a run, in order: "adapt" and "generate" if the method has them, and the classifiers."""
-        method = run.system
-        first = [stage for stage, has in (("adapt", method.adapts), ("generate", method.generates)) if has]
-        return first + self.classifiers(run)
+        has = {"adapt": run.system.adapts, "generate": run.system.generates}
+        return [stage for stage in has if has[stage]] + self.classifiers(run)
 
     def classifiers(self, run):
-        """The train stages of a run: "train-S", "train-S-resnet", ... A swept real_weight changes R+S alone."""
+        """The train stages of a run: "train-S", "train-S-resnet", ... A swept real_weight affects R+S only."""
         settings = [setting for setting in run.system.settings if setting in self.settings]
         if run.change and run.change[0] == "real_weight":
             settings = ["R+S"]
@@ -116,7 +116,7 @@ class Study(BaseModel):
         return [f"train-{setting}" for setting in settings] + [f"train-{setting}-resnet" for setting in resnet]
 
     def count_parts(self, run, stage):
-        """The number of jobs that make a stage before the job that finishes it; 1: the last job makes everything."""
+        """The number of jobs that divide a stage's work; if it is more than 1, another job finishes the stage."""
         divides = stage == "generate" or (stage == "adapt" and run.system.adapter in ("class", "image"))
         return self.shards if divides else 1
 
@@ -132,7 +132,7 @@ class Study(BaseModel):
 class PlannedRun:
     """One run of a study.
 
-    change: the parameter that the sweep changes and its value, or None. split_file: "" for that of the parameter files.
+    change: ``(parameter, value)`` of the sweep, or None. split_file: "" for that of the parameter files.
     """
 
     dataset: str
@@ -154,9 +154,8 @@ class PlannedRun:
     @property
     def system(self):
         """The row of the method, with the axis that the sweep changes."""
-        return get_method(
-            self.method, **({self.change[0]: self.change[1]} if self.change and self.change[0] in AXES else {})
-        )
+        axes = dict([self.change]) if self.change and self.change[0] in AXES else {}
+        return get_method(self.method, **axes)
 
     @property
     def values(self):
@@ -170,10 +169,11 @@ class PlannedRun:
 
     def owner(self, stage):
         """The run that makes ``stage``: this one, or the unchanged run if the change does not affect the stage."""
-        before = {"adapt": ["adapt"], "generate": ["adapt", "generate"]}.get(stage)
-        if self.change is None or before is None or any(self.change[0] in STAGES[one].decisive() for one in before):
+        if self.change is None or stage not in ("adapt", "generate"):
             return self
-        return replace(self, change=None)
+        made_by = ["adapt"] if stage == "adapt" else ["adapt", "generate"]  # the stages that decide its result
+        affected = any(self.change[0] in STAGES[name].decisive() for name in made_by)
+        return self if affected else replace(self, change=None)
 
 
 def make_study(values, source="the study"):
@@ -246,7 +246,7 @@ def _read_values(*files):
     return values
 
 
-def _float_if_wanted(name):
-    """A function that makes 4 to 4.0 if the parameter is a float, so that both name the same run."""
+def _to_type_of(name, value):
+    """``value``, with 4 as 4.0 if parameter ``name`` is a float, so that both give the run the same name."""
     wanted = next(stage.model_fields[name].annotation for stage in STAGES.values() if name in stage.model_fields)
-    return lambda value: float(value) if wanted is float and type(value) is int else value
+    return float(value) if wanted is float and type(value) is int else value

@@ -5,8 +5,9 @@
 
 A study is counted in units: steps of adaptation, batches of images, steps of training. ``measure.py`` runs a few units
 of the study's own models on pictures of noise on this machine, once for all stages whose units cost the same. The
-estimate is the number of units times the cost of one, plus starting, loading and evaluating. If the study does not fit, the output names the parameters to
-lower. Hours are those of one device that runs one job after another.
+estimate is the number of units times the cost of one, plus the time to start, to load models and to evaluate. If the
+study does not fit, the output names the parameters to lower. Hours are those of one device that runs one job after
+another.
 """
 
 import argparse

@@ -66,10 +66,10 @@ def make_vae():
 
 
 def make_unet():
-    """A UNet2DConditionModel of 2.4 M parameters on 8x8 latents, cross-attention to the text at both levels."""
+    """A UNet2DConditionModel of 2.8 M parameters on 8x8 latents, cross-attention to the text at both levels."""
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(48, 96),
+        block_out_channels=(64, 96),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,

@@ -59,7 +59,7 @@ nothing else. Licence: Apache-2.0.
 {sums}
 ```
 """
-STEPS = {"clip": 6500, "vae": 2000, "unet": 4000}
+STEPS = {"clip": 6500, "vae": 2500, "unet": 4000}
 BATCH = {"clip": 128, "vae": 32, "unet": 64}
 LEARNING_RATE = {"clip": 1e-3, "vae": 1e-3, "unet": 1e-3}
 WEIGHT_DECAY = {"clip": 0.05, "vae": 0.01, "unet": 0.01}

@@ -9,6 +9,7 @@ interrupted command can be given again and makes the same bytes.
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -17,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -59,12 +59,13 @@ nothing else. Licence: Apache-2.0.
 {sums}
 ```
 """
-STEPS = {"clip": 6500, "vae": 2500, "unet": 4000}
+STEPS = {"clip": 4500, "vae": 2500, "unet": 4000}
+COSINE = {"clip": 6500, "vae": 2500, "unet": 4000}  # steps of the cosine that the learning rate follows
 BATCH = {"clip": 128, "vae": 32, "unet": 64}
 LEARNING_RATE = {"clip": 1e-3, "vae": 1e-3, "unet": 1e-3}
 WEIGHT_DECAY = {"clip": 0.05, "vae": 0.01, "unet": 0.01}
 KIND = {"clip": "bent", "vae": "wild", "unet": "print"}  # of pictures, see typeset.KINDS
-EASY_SHARE = {"clip": 0.5, "vae": 0.0, "unet": 0.5}  # of the steps, during which the pictures are bent more and more
+EASY = {"clip": 3250, "vae": 0, "unet": 2000}  # steps during which the pictures are bent more and more
 FOLDERS = {"clip": "tiny-clip", "vae": "tiny-stable-diffusion/vae", "unet": "tiny-stable-diffusion/unet"}
 FRESH, KEPT = 16, 16384  # U-Net: pictures drawn for a step, and how many past ones the rest of its batch comes from
 SAVE_EVERY = 500  # steps
@@ -89,9 +90,10 @@ class Trainer:
 
     def __init__(self, part, steps, output, *modules):
         self.part, self.total, self.output, self.modules = part, steps, output, torch.nn.ModuleList(modules)
+        self.scale = steps / STEPS[part]
         self.parameters = list(modules[0].parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE[part], weight_decay=WEIGHT_DECAY[part])
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, min(300, steps // 10), steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.generator = torch.Generator().manual_seed({"clip": 1, "vae": 2, "unet": 3}[part])
         self.rows, self.losses, self.number, self.seconds = [], [], 0, 0.0
         self.checkpoint = checkpoint_of(part, output)
@@ -120,9 +122,17 @@ class Trainer:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in others + self.rows))
         self.checkpoint.unlink()
 
+    def _rate(self, step):
+        """Warm-up, then a cosine; where training ends before the cosine does, linearly to zero in the last third."""
+        warm, length = min(300, self.total // 10), round(COSINE[self.part] * self.scale)
+        if step < warm:
+            return step / warm
+        factor = 0.5 * (1 + math.cos(math.pi * ((step - warm) / max(1, length - warm))))
+        return factor if length <= self.total else factor * min(1.0, (self.total - step) / (self.total / 3))
+
     def pictures(self, n):
         """Pictures of the part's kind, bent as far as training has come."""
-        easy = EASY_SHARE[self.part] * self.total
+        easy = EASY[self.part] * self.scale
         bend = min(1.0, self.number / easy) if easy else 1.0
         return typeset.render(n, self.generator, KIND[self.part], bend)
 

@@ -62,7 +62,7 @@ nothing else. Licence: Apache-2.0.
 STEPS = {"clip": 4500, "vae": 2500, "unet": 4000}
 COSINE = {"clip": 6500, "vae": 2500, "unet": 4000}  # steps of the cosine that the learning rate follows
 BATCH = {"clip": 128, "vae": 32, "unet": 64}
-LEARNING_RATE = {"clip": 1e-3, "vae": 1e-3, "unet": 1e-3}
+LEARNING_RATE = {"clip": 1e-3, "vae": 1e-3, "unet": 1.5e-3}
 WEIGHT_DECAY = {"clip": 0.05, "vae": 0.01, "unet": 0.01}
 KIND = {"clip": "bent", "vae": "wild", "unet": "print"}  # of pictures, see typeset.KINDS
 EASY = {"clip": 3250, "vae": 0, "unet": 2000}  # steps during which the pictures are bent more and more

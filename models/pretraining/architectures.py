@@ -1,9 +1,10 @@
 """The tiny world's models: stock ``transformers`` and ``diffusers`` classes at toy size, before any training."""
 
-import json
+from collections import Counter
+from itertools import pairwise
 
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from models.pretraining import typeset
@@ -14,15 +15,37 @@ MAX_TOKENS = 24
 def make_tokenizer():
     """CLIP's byte-level BPE in which every caption word is one token and any other text is spelt in letters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(typeset.vocabulary(), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = learn_merges(typeset.vocabulary())
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def learn_merges(words):
+    """Byte-pair merges until every word is one token, the most frequent pair first.
+
+    Ties are broken alphabetically. The ``tokenizers`` library breaks them at random, and so another tokenizer, and
+    another CLIP, would come out of every training.
+    """
+    spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges = []
+    while any(len(parts) > 1 for parts in spelt):
+        counts = Counter(pair for parts in spelt for pair in pairwise(parts))
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        spelt = [_merge(parts, merges[-1]) for parts in spelt]
+    return merges
+
+
+def _merge(parts, pair):
+    """``parts`` with every neighbouring ``pair`` joined, from the left."""
+    joined = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def make_clip(tokenizer):
@@ -66,10 +89,10 @@ def make_vae():
 
 
 def make_unet():
-    """A UNet2DConditionModel of 2.4 M parameters on 8x8 latents, cross-attention to the text at both levels."""
+    """A UNet2DConditionModel of 2.8 M parameters on 8x8 latents, cross-attention to the text at both levels."""
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(48, 96),
+        block_out_channels=(64, 96),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,

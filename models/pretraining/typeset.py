@@ -36,17 +36,20 @@ FONTS = (
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
-    *("cmr10", "cmb10", "cmss10", "cmtt10"),
+    *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
 )
-DIGIT_SHARE = 0.4  # of the pictures; the other characters share the rest
-CANVAS = 64  # glyphs are warped at this size and averaged down to the picture's
+GREYS = torch.tensor([7, 8, 9])  # the colours without hue: white, gray, black
+FONT_SIZE, CANVAS = 58, 64  # glyphs are warped at this size and averaged down to the picture's
+DIGIT_SHARE = 0.5  # of the pictures; the other characters share the rest
 
-# How far a picture may be from plain print. "print" is what the U-Net learns to draw; the CLIP sees more variety
-# ("varied"), and the VAE, which in Stable Diffusion too is a generic image codec, also wild shapes ("wild").
-WARPS = {
-    "print": dict(rotate=12.0, shear=0.0, stroke=0.0, elastic=0.0, shift=0.06),
-    "varied": dict(rotate=18.0, shear=0.35, stroke=1.0, elastic=0.035, shift=0.10),
-    "wild": dict(rotate=45.0, shear=0.60, stroke=1.0, elastic=0.12, shift=0.15),
+# What each kind of picture may be, at most. The U-Net learns to draw "print". The CLIP sees "bent" print too. The VAE
+# is a generic image codec, as in Stable Diffusion, and sees "wild" shapes. rotate: degrees; shear, shift, elastic: in
+# half widths; size: how much larger than plain print; stroke: share of the pictures with thinner or thicker strokes;
+# coarse: share drawn at half the resolution; grey: share without any hue.
+KINDS = {
+    "print": dict(rotate=12.0, shear=0.3, shift=0.06, elastic=0.03, size=0.0, stroke=0.7, coarse=0.0, grey=0.3),
+    "bent": dict(rotate=18.0, shear=0.4, shift=0.10, elastic=0.06, size=0.2, stroke=0.8, coarse=0.2, grey=0.3),
+    "wild": dict(rotate=45.0, shear=0.6, shift=0.15, elastic=0.12, size=0.3, stroke=0.7, coarse=0.2, grey=0.5),
 }
 
 
@@ -63,7 +66,7 @@ def glyphs():
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     atlas = np.zeros((len(FONTS), len(CHARACTERS), CANVAS, CANVAS), np.uint8)
     for i, font_name in enumerate(FONTS):
-        font = ImageFont.truetype(str(folder / f"{font_name}.ttf"), size=58)
+        font = ImageFont.truetype(str(folder / f"{font_name}.ttf"), size=FONT_SIZE)
         for j, character in enumerate(CHARACTERS):
             tile = Image.new("L", (CANVAS, CANVAS))
             ImageDraw.Draw(tile).text((CANVAS // 2, CANVAS // 2), character, fill=255, font=font, anchor="mm")
@@ -79,12 +82,13 @@ def _uniform(n, low, high, generator):
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
-def _warp(masks, warp, generator):
-    """Rotate, shear, scale, shift, bend and thicken (n, 64, 64) masks within the ranges of ``WARPS[warp]``."""
-    limits, n = WARPS[warp], len(masks)
+def _warp(masks, limits, generator):
+    """Rotate, shear, scale, shift, bend and thicken (n, 64, 64) masks within ``limits``."""
+    n = len(masks)
     angle = _uniform(n, -1, 1, generator) * limits["rotate"] * torch.pi / 180
     shear = _uniform(n, -1, 1, generator) * limits["shear"]
-    scale_x, scale_y = _uniform(n, 0.75, 1.15, generator), _uniform(n, 0.80, 1.10, generator)
+    scale_x = _uniform(n, 0.75, 1.15 + limits["size"], generator)
+    scale_y = _uniform(n, 0.80, 1.10 + limits["size"], generator)
     cos, sin = angle.cos(), angle.sin()
     shift = _uniform((n, 2), -1, 1, generator) * limits["shift"] * 2
     matrix = torch.stack(
@@ -99,33 +103,48 @@ def _warp(masks, warp, generator):
         bend = torch.randn(n, 2, 5, 5, generator=generator) * limits["elastic"]
         grid = grid + F.interpolate(bend, CANVAS, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     masks = F.grid_sample(masks[:, None], grid, align_corners=False)
-    if limits["stroke"]:  # thinner or thicker by moving the threshold of a blurred mask
-        threshold = _uniform((n, 1, 1, 1), 0.15, 0.50, generator)
-        thickened = torch.sigmoid((F.avg_pool2d(masks, 7, 1, 3) - threshold) * 16)
-        masks = torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 0.7, thickened, masks)
-    return masks[:, 0]
+    # Thinner or thicker by moving the threshold of a blurred mask
+    threshold = _uniform((n, 1, 1, 1), 0.15, 0.50, generator)
+    changed = torch.rand(n, 1, 1, 1, generator=generator) < limits["stroke"]
+    return torch.where(changed, torch.sigmoid((F.avg_pool2d(masks, 7, 1, 3) - threshold) * 16), masks)
 
 
-def render(n, generator, warp="print", size=32):
-    """Draw ``n`` random pictures.
+def _colours(n, grey, generator):
+    """Two different colours each, of which a share ``grey`` without hue: (n,) indices of ink and of background."""
+    ink, step = torch.randint(0, len(COLOURS), (n,), generator=generator), len(COLOURS)
+    background = (ink + torch.randint(1, step, (n,), generator=generator)) % step
+    grey_ink, step = torch.randint(0, len(GREYS), (n,), generator=generator), len(GREYS)
+    grey_background = (grey_ink + torch.randint(1, step, (n,), generator=generator)) % step
+    is_grey = torch.rand(n, generator=generator) < grey
+    return torch.where(is_grey, GREYS[grey_ink], ink), torch.where(is_grey, GREYS[grey_background], background)
 
+
+def _rgb(colours, generator):
+    """Each colour a little off its palette entry, (n, 3, 1, 1); those without hue stay without."""
+    jitter = torch.randn(len(colours), 3, generator=generator) * 0.05
+    jitter = torch.where(torch.isin(colours, GREYS)[:, None], jitter[:, :1], jitter)
+    return (torch.tensor(list(COLOURS.values()))[colours] + jitter)[:, :, None, None]
+
+
+def render(n, generator, kind="print", bend=1.0, size=32):
+    """Draw ``n`` random pictures of a kind (a key of ``KINDS``).
+
+    bend: from 0, upright and plain print, to 1, all that the kind may be.
     Returns ``(pictures, facts)``: pictures (n, 3, size, size) in [0, 1]; facts (n, 3) of character, ink colour and
     background colour indices.
     """
+    limits = {name: value if name == "grey" else value * bend for name, value in KINDS[kind].items()}
     is_digit = torch.rand(n, generator=generator) < DIGIT_SHARE
     digit = torch.randint(0, 10, (n,), generator=generator)
     letter = torch.randint(10, len(CHARACTERS), (n,), generator=generator)
     character = torch.where(is_digit, digit, letter)
     font = torch.randint(0, len(FONTS), (n,), generator=generator)
-    ink = torch.randint(0, len(COLOURS), (n,), generator=generator)
-    background = (ink + torch.randint(1, len(COLOURS), (n,), generator=generator)) % len(COLOURS)
+    ink, background = _colours(n, limits["grey"], generator)
 
-    masks = _warp(glyphs()[font, character], warp, generator)
-    masks = F.avg_pool2d(masks[:, None], CANVAS // size)
-    palette = torch.tensor(list(COLOURS.values()))
-    jitter = torch.randn(2, n, 3, generator=generator) * 0.05
-    ink_rgb, background_rgb = palette[ink] + jitter[0], palette[background] + jitter[1]
-    pictures = masks * ink_rgb[:, :, None, None] + (1 - masks) * background_rgb[:, :, None, None]
+    masks = F.avg_pool2d(_warp(glyphs()[font, character], limits, generator), CANVAS // size)
+    coarse = F.interpolate(F.avg_pool2d(masks, 2), size, mode="bilinear", align_corners=False)
+    masks = torch.where(torch.rand(n, 1, 1, 1, generator=generator) < limits["coarse"], coarse, masks)
+    pictures = masks * _rgb(ink, generator) + (1 - masks) * _rgb(background, generator)
     return pictures.clamp(0, 1), torch.stack([character, ink, background], dim=1)
 
 
@@ -169,7 +188,7 @@ def vocabulary():
 
 if __name__ == "__main__":
     rng = torch.Generator().manual_seed(0)
-    rows = [torch.cat(list(render(12, rng, warp)[0]), dim=2) for warp in WARPS for _ in range(2)]
+    rows = [torch.cat(list(render(12, rng, kind, bend)[0]), dim=2) for kind in KINDS for bend in (0.0, 0.5, 1.0)]
     sheet = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).byte().numpy()
     Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2)).save("typeset.png")
     print("\n".join(captions(render(5, rng)[1], rng)[0]))

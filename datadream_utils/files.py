@@ -190,5 +190,12 @@ def _sha256_if_there(path):
 
 
 def digest(paths):
-    """One sha256 of the contents of many files, in order: it identifies what a stage read or made."""
-    return hashlib.sha256("".join(sha256s(paths)).encode()).hexdigest()
+    """One sha256 of the contents of many files, in order: it identifies what a stage read or made.
+
+    InputError names a file that is not there.
+    """
+    paths = list(paths)
+    sums = sha256s(paths)
+    if None in sums:
+        raise InputError(f"{paths[sums.index(None)]} is not there any more: put it back, and run this again.")
+    return hashlib.sha256("".join(sums).encode()).hexdigest()

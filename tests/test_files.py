@@ -3,7 +3,7 @@
 import pytest
 
 from datadream_utils.errors import BOX, InputError, box, suggest
-from datadream_utils.files import atomic_write
+from datadream_utils.files import atomic_write, digest
 
 
 def test_a_file_or_folder_appears_whole_and_replaces_another(tmp_path):
@@ -50,3 +50,10 @@ def test_a_sentence_is_boxed_between_words():
     assert (
         "InputError: a.png is gone: put it back." in InputError("a.png is gone: put it back.")._render_traceback_()[1]
     )
+
+
+def test_a_digest_names_the_file_that_is_gone(tmp_path):
+    (tmp_path / "a").write_text("a", encoding="utf-8")
+    with pytest.raises(InputError, match="b is not there any more"):
+        digest([tmp_path / "a", tmp_path / "b"])
+    assert digest([tmp_path / "a"]) == digest([tmp_path / "a"]) != digest([tmp_path / "a"] * 2)

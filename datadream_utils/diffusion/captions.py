@@ -115,8 +115,9 @@ def read_captions(run):
     stored = {"captioner": writer, "note": "", "captions": {}}
     if path.exists() and not run.stage.damaged_files([path.name]):
         before = read_json(path, "delete it and run 02_generate again")
-        if before["captioner"] == writer and list(before["captions"]) == names[: len(before["captions"])]:
-            stored = before
+        written = list(before.get("captions", ()))
+        if before.get("captioner") == writer and written == names[: len(written)]:
+            stored = stored | before
     captions = stored["captions"]
     if missing := range(len(captions), len(names)):
         captioner = load_captioner(run)

@@ -166,7 +166,7 @@ class AdaptParams(RunParams):
     adapt_weight_decay: NonNegative
     max_grad_norm: Positive
     mixed_precision: Precision
-    gradient_checkpointing: bool
+    gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
     num_inference_steps: Annotated[Count, PICTURES]
@@ -244,7 +244,7 @@ class TrainParams(RunParams):
     eval_batch_size: Count
     num_workers: Annotated[int, Field(ge=0), MACHINE]
     mixed_precision: Precision
-    gradient_checkpointing: bool
+    gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
 
     @property
     def stage(self):

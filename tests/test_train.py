@@ -44,6 +44,7 @@ from datadream_utils.classifier.train import (
 )
 from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
+from datadream_utils.runs.progress import no_progress
 
 
 def _pixels(clip, mnist):
@@ -440,3 +441,26 @@ def test_saved_classifiers_are_read_by_their_own_libraries(clip, mnist, make_run
     assert loaded.config.id2label[7] == "seven"
     with torch.no_grad():
         assert torch.equal(loaded(pixels).logits, model(pixels, None))
+
+
+def test_half_trained_weights_never_become_a_result(make_run):
+    @contextmanager
+    def interrupted(total, label):
+        def advance(n=1):
+            raise KeyboardInterrupt
+
+        yield advance
+
+    changes = dict(method="real", setting="R", n_shot=2, images_per_class=4, train_epochs=2, train_batch_size=20)
+    run = make_run("train", progress=interrupted, **changes)
+    model = make_classifier(run)
+    sets = training_sets(run, model.image_size)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, sets, run)
+    for go_on in (lambda: evaluate(model, run), lambda: save_results(run, model, None, None)):
+        with pytest.raises(InputError, match="has not come to its end: run the cell with fit again"):
+            go_on()
+    assert not run.stage.finished
+    run.progress = no_progress
+    history = fit(model, sets, run)
+    assert save_results(run, model, history, evaluate(model, run))["n_test"] == 3500

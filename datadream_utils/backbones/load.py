@@ -85,6 +85,8 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
         # As diffusers would have set it; PEFT looks there for the vocabulary when an adapter is saved.
         text_encoder.name_or_path = str(Path(pipe.unet.config._name_or_path).with_name("text_encoder"))
         _check_tokenizer(pipe.tokenizer, text_encoder.config.vocab_size)
+        if (kind := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+            raise ValueError(f"its U-Net predicts {kind!r}, and only 'epsilon' and 'v_prediction' can be trained")
         for name in ("unet", "vae"):  # diffusers leaves what the files lack on the "meta" device, without numbers
             if lacking := [key for key, weight in getattr(pipe, name).named_parameters() if weight.is_meta]:
                 raise ValueError(f"the files of its {name} lack or misfit {len(lacking)} tensors, such as {lacking[0]}")

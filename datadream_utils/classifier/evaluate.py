@@ -14,6 +14,7 @@ from datadream_utils.classifier.pictures import evaluation_pictures, evaluation_
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.generate import read_generated
+from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest, write_json
 from datadream_utils.runs.device import advise_on_memory
 
@@ -51,6 +52,7 @@ def evaluate(classifier, run):
     """
     if run.stage.finished:
         return read_results(run.stage)[1]
+    _check_trained(run)
     files = run.data.files[evaluation_split(run)]
     with advise_on_memory(run.params, "eval_batch_size"):
         predictions = predict(classifier, files, run.params)
@@ -61,10 +63,11 @@ def save_results(run, classifier, history, predictions):
     """Write the classifier and its results, and finish the stage; returns the metrics (accuracies in percent).
 
     The files are ``classifier/``, ``predictions.parquet``, ``history.csv``, ``metrics.json`` and ``shots.txt``. A
-    stage that is finished already is left as it is.
+    stage that is finished already is left as it is. InputError when ``fit`` has not come to its end.
     """
     if run.stage.finished:
         return read_results(run.stage)[0]
+    _check_trained(run)
     p, data = run.params, run.data
     if p.setting != "none":
         classifier.save(run.folder / "classifier")
@@ -94,6 +97,12 @@ def read_results(stage):
         pd.read_parquet(stage.folder / "predictions.parquet"),
         pd.read_csv(history) if history.exists() else None,
     )
+
+
+def _check_trained(run):
+    """InputError when the training was interrupted or not begun: half-trained weights never become a result."""
+    if not run.trained:
+        raise InputError(f"the training of {run.folder} has not come to its end: run the cell with fit again.")
 
 
 def wilson_interval(n_correct, n):

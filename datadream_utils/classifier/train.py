@@ -34,9 +34,9 @@ def fit(classifier, sets, run):
         if run.params.setting != "none":
             classifier.load(run.folder / "classifier")
         return read_results(run.stage)[2]
+    run.trained = not sets  # without training there is nothing to wait for
     if not sets:
         return None
-    classifier.load_state_dict(make_classifier(run).state_dict())
     p, published = run.params, run.params.protocol == "published"
     split = evaluation_split(run) if published else "val"
     watched = run.data.files.get(split)
@@ -44,6 +44,7 @@ def fit(classifier, sets, run):
     p = p.model_copy(update={"val_every": 1}) if published else p  # every epoch can be the best one
     lower = ("train_batch_size", "eval_batch_size", *(["gradient_checkpointing"] if p.classifier == "clip" else []))
     with advise_on_memory(p, *lower), run.progress(steps, f"training {p.setting}") as advance:
+        classifier.load_state_dict(make_classifier(run).state_dict())
         for row in train_classifier(classifier, sets, p, watched):
             if published and row["val_accuracy"] is not None and row["val_accuracy"] > best.get("accuracy", -1):
                 best = {"accuracy": row["val_accuracy"], "weights": deepcopy(classifier.state_dict())}
@@ -51,6 +52,7 @@ def fit(classifier, sets, run):
             advance()
     if best:
         classifier.load_state_dict(best["weights"])
+    run.trained = True
     return pd.DataFrame(history)
 
 

@@ -50,6 +50,7 @@ class Run:
     source: Stage | None = None
     shard: str = ""
     progress: Any = show_progress
+    trained: bool = False  # whether a classifier's training has come to its end in this process
     _started: tuple = (0.0, 0.0)  # ``_clocks`` when ``begin`` returned
     _resumed: bool = False  # whether the stage had been started before
     _earlier: dict = field(default_factory=dict)  # the seconds of a finished stage whose damage is being mended
@@ -110,6 +111,8 @@ class Run:
 
         A part of the work writes ``shards/<k>-of-<n>.json`` instead, without ``facts``.
         """
+        if not self._locks:
+            raise RuntimeError(f"{self.folder} was not begun: call begin first.")
         took = {name: now - then for name, now, then in zip(SECONDS, _clocks(), self._started, strict=True)}
         record = {"device": device_name(self.device), **peak_memory(self.device)}
         record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -120,6 +123,7 @@ class Run:
         else:
             write_json(self.folder / "manifest.json", self._manifest(took, record, facts))
         release(self._locks)
+        self._locks = []
 
     def _manifest(self, took, record, facts):
         fix = f"delete it and run {self.stage.notebook} again"

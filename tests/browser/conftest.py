@@ -84,6 +84,10 @@ def watch(browser):
 
 
 def violations(page, rules=("wcag2a", "wcag2aa"), within=None):
-    """What axe-core finds against WCAG 2 A and AA: ``["rule: text (selector)", ...]``."""
+    """What axe-core finds against WCAG 2 A and AA: ``["rule: text (selector) <its opening tag", ...]``."""
     found = Axe().run(page, context=within, options={"runOnly": list(rules)}).response["violations"]
-    return [f"{v['id']}: {v['help']} ({node['target'][0]})" for v in found for node in v["nodes"]]
+    return [
+        f"{v['id']}: {v['help']} ({node['target'][0]}) {node['html'].partition('>')[0]}"
+        for v in found
+        for node in v["nodes"]
+    ]

@@ -23,6 +23,7 @@ from datadream_utils.analysis.results import (
 from datadream_utils.analysis.tables import escape_latex, lay_out_results, to_latex, to_markdown, write_table
 from datadream_utils.catalogue import TABLES
 from datadream_utils.classifier.evaluate import save_results, wilson_interval
+from datadream_utils.classifier.train import fit
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
@@ -167,8 +168,7 @@ def test_results_come_back_from_disk(make_run):
     predictions = predictions.assign(file="test/0.png", probability=0.9)
     with pytest.raises(InputError, match="no finished classifier under"):
         load_results(output_root)
-    run.begin()
-    metrics = save_results(run, None, None, predictions)
+    metrics = save_results(run, None, fit(None, {}, run), predictions)
     assert metrics["accuracy"] == 80.0 and metrics["per_class"]["nine"] == 0.0
     runs, stages = load_results(output_root), load_stages(output_root)
     assert runs["accuracy"].tolist() == [80.0] and runs["folder"].tolist() == [run.folder]

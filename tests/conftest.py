@@ -139,3 +139,15 @@ def smoke(tmp_path_factory):
     """All four notebooks at smoke parameters: ``(folder, {stage: executed notebook})``. Read only."""
     folder = tmp_path_factory.mktemp("smoke")
     return folder, {stage: run_notebook(stage, folder) for stage in STAGES}
+
+
+SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
+
+
+def write_stage(root, run, stage, facts=None, **parameters):
+    """A finished stage of a run without files; ``facts``: what else its manifest notes."""
+    folder = root / run / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = {"seconds": 1.0, "shots": []} | (facts or {})
+    finish_stage(folder, stage=stage, parameters=SAME | parameters, **noted)
+    return folder

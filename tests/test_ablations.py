@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import finish_stage
+from conftest import SAME, write_stage
 
 from datadream_utils.analysis import ablations
 from datadream_utils.analysis.compare import Verdict
@@ -11,17 +11,6 @@ from datadream_utils.analysis.tables import to_markdown
 from datadream_utils.catalogue import ABLATIONS
 from datadream_utils.errors import InputError
 from datadream_utils.runs.stage import FORMAT
-
-SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
-
-
-def _write(root, run, stage, facts=None, **parameters):
-    """A finished stage of a run without files; ``facts``: what else its manifest notes."""
-    folder = root / run / stage
-    folder.mkdir(parents=True, exist_ok=True)
-    noted = {"seconds": 1.0, "shots": []} | (facts or {})
-    finish_stage(folder, stage=stage, parameters=SAME | parameters, **noted)
-    return folder
 
 
 def _study(root):
@@ -37,8 +26,8 @@ def _study(root):
     ):
         names = {"seed": seed, "variant": variant}
         values = {"lora_rank": 16, "lora_alpha": 16.0, "adapt_epochs": 3} | changed
-        _write(root, run, "adapt", {"shots": list("abcdefgh")}, **names, **values)
-        folder = _write(root, run, "train-S", setting="S", real_weight=0.8, **names)
+        write_stage(root, run, "adapt", {"shots": list("abcdefgh")}, **names, **values)
+        folder = write_stage(root, run, "train-S", setting="S", real_weight=0.8, **names)
         rows.append(dict(dataset="mine", method="datadream_cls", setting="S", n_shot=4, classifier="clip",
                          protocol="sound", folder=folder, accuracy=50.0 + len(rows), **names))  # fmt: skip
     return pd.DataFrame(rows)
@@ -69,16 +58,18 @@ def test_a_variant_is_known_by_what_it_changes(tmp_path):
 def test_all_generated_images_are_a_number_too(tmp_path):
     rows = []
     for run, variant, of_train in (("a", "", 0), ("b", "few", 12)):
-        _write(tmp_path, run, "generate", variant=variant, images_per_class=50)
-        folder = _write(tmp_path, run, "train-R+S", setting="R+S", variant=variant, images_per_class=50,
+        write_stage(tmp_path, run, "generate", variant=variant, images_per_class=50)
+        folder = write_stage(tmp_path, run, "train-R+S", setting="R+S", variant=variant, images_per_class=50,
                         synthetic_per_class=of_train)  # fmt: skip
         rows.append(SAME | dict(dataset="mine", setting="R+S", classifier="clip", protocol="sound", folder=folder,
                                 variant=variant, accuracy=60.0 + len(rows)))  # fmt: skip
     table = ablations.select_ablation(pd.DataFrame(rows), load_stages(tmp_path), "mine", 4, "synthetic_per_class")
     assert table.set_index("value")["accuracy"].to_dict() == {50: 60.0, 12: 61.0}
-    folder = _write(tmp_path, "c", "train-R", method="real", setting="R", images_per_class=50, synthetic_per_class=0)
+    folder = write_stage(
+        tmp_path, "c", "train-R", method="real", setting="R", images_per_class=50, synthetic_per_class=0
+    )
     real = rows[0] | dict(method="real", setting="R", folder=folder, accuracy=58.0)
-    loft = rows[0] | dict(method="loft", folder=_write(tmp_path, "d", "train-R+S", method="loft", setting="R+S",
+    loft = rows[0] | dict(method="loft", folder=write_stage(tmp_path, "d", "train-R+S", method="loft", setting="R+S",
                                                        images_per_class=50, synthetic_per_class=0))  # fmt: skip
     runs, stages = pd.DataFrame([*rows, real, loft]), load_stages(tmp_path)
     table = ablations.select_ablation(runs, stages, "mine", 4, "synthetic_per_class")  # LoFT has one value alone
@@ -111,7 +102,7 @@ def test_shots_are_compared_between_plain_runs(tmp_path):
 
 
 def test_images_of_another_split_are_not_measured(tmp_path):
-    _write(tmp_path, "run", "generate", split_file="elsewhere/coop.json")
+    write_stage(tmp_path, "run", "generate", split_file="elsewhere/coop.json")
     stages = load_stages(tmp_path)
     assert len(select_measured(stages, "mine", "/here/coop.json")) == 1
     with pytest.raises(
@@ -121,7 +112,7 @@ def test_images_of_another_split_are_not_measured(tmp_path):
 
 
 def test_a_broken_manifest_is_named(tmp_path):
-    folder = _write(tmp_path, "run", "adapt")
+    folder = write_stage(tmp_path, "run", "adapt")
     (folder / "manifest.json").write_text(f'{{"format": {FORMAT}}}')
     with pytest.raises(InputError, match="manifest.json cannot be read.*run its notebook again"):
         load_stages(tmp_path)
@@ -129,9 +120,9 @@ def test_a_broken_manifest_is_named(tmp_path):
 
 def test_seconds_of_a_cpu_are_the_processors(tmp_path):
     took = {"seconds": 90.0, "processor_seconds": 60.0}
-    _write(tmp_path, "a", "adapt", took | {"device": "cpu (a processor)"})
-    _write(tmp_path, "b", "adapt", took | {"device": "NVIDIA H100"})
-    _write(tmp_path, "c", "adapt", {"seconds": 90.0, "device": "cpu (before they were noted)"})
+    write_stage(tmp_path, "a", "adapt", took | {"device": "cpu (a processor)"})
+    write_stage(tmp_path, "b", "adapt", took | {"device": "NVIDIA H100"})
+    write_stage(tmp_path, "c", "adapt", {"seconds": 90.0, "device": "cpu (before they were noted)"})
     stages = load_stages(tmp_path).set_index("run")["seconds"]
     assert stages.to_dict() == {"a": 60.0, "b": 90.0, "c": 90.0}
 

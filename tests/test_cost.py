@@ -5,23 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from conftest import finish_stage
+from conftest import write_stage
 
 from datadream_utils.analysis import cost
 from datadream_utils.analysis.results import load_stages
 from datadream_utils.analysis.tables import to_markdown
 from datadream_utils.methods import METHODS
-
-SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}
-
-
-def _write(root, run, stage, facts=None, **parameters):
-    """A finished stage of a run without files; ``facts``: what else its manifest notes."""
-    folder = root / run / stage
-    folder.mkdir(parents=True, exist_ok=True)
-    noted = {"seconds": 1.0, "shots": []} | (facts or {})
-    finish_stage(folder, stage=stage, parameters=SAME | parameters, **noted)
-    return folder
 
 
 def test_operations_are_twice_the_multiplications():
@@ -50,13 +39,13 @@ def test_counting_changes_no_model(pipe, clip):
 
 
 def test_image_steps_by_hand(tmp_path):
-    adapted = _write(tmp_path, "run", "adapt", {"shots": ["x"] * 8}, adapt_epochs=5).parent
+    adapted = write_stage(tmp_path, "run", "adapt", {"shots": ["x"] * 8}, adapt_epochs=5).parent
     sampling = {"num_inference_steps": 20, "start_step": 5, "guidance_scale": 2.0}
-    images = _write(tmp_path, "run", "generate", **sampling) / "images"
+    images = write_stage(tmp_path, "run", "generate", **sampling) / "images"
     images.mkdir()
     (images / "metadata.jsonl").write_text('{"tries": 3}\n{}\n')
     training = {"train_epochs": 4, "images_per_class": 10, "train_batch_size": 7, "setting": "R+S"}
-    folder = _write(tmp_path, "run", "train-R+S", {"seconds": 3.0}, **training)
+    folder = write_stage(tmp_path, "run", "train-R+S", {"seconds": 3.0}, **training)
     stages = load_stages(tmp_path).set_index("stage", drop=False)
     assert cost.count_image_steps(stages.loc["adapt"], 2) == 40
     assert cost.count_image_steps(stages.loc["generate"], 2) == (3 + 1) * 20 * 2

@@ -58,13 +58,13 @@ nothing else. Licence: Apache-2.0.
 {sums}
 ```
 """
-STEPS = {"clip": 4500, "vae": 2500, "unet": 4000}
-COSINE = {"clip": 6500, "vae": 2500, "unet": 4000}  # steps of the cosine that the learning rate follows
+STEPS = {"clip": 4500, "vae": 2500, "unet": 6000}
+COSINE = {"clip": 6500, "vae": 2500, "unet": 6000}  # steps of the cosine that the learning rate follows
 BATCH = {"clip": 128, "vae": 32, "unet": 64}
 LEARNING_RATE = {"clip": 1e-3, "vae": 1e-3, "unet": 1.5e-3}
 WEIGHT_DECAY = {"clip": 0.05, "vae": 0.01, "unet": 0.01}
 KIND = {"clip": "bent", "vae": "wild", "unet": "print"}  # of pictures, see typeset.KINDS
-EASY = {"clip": 3250, "vae": 0, "unet": 2000}  # steps during which the pictures are bent more and more
+EASY = {"clip": 3250, "vae": 0, "unet": 3000}  # steps during which the pictures are bent more and more
 FOLDERS = {"clip": "tiny-clip", "vae": "tiny-stable-diffusion/vae", "unet": "tiny-stable-diffusion/unet"}
 FRESH, KEPT = 16, 16384  # U-Net: pictures drawn for a step, and how many past ones the rest of its batch comes from
 SAVE_EVERY = 500  # steps
@@ -318,7 +318,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--scale-steps", type=float, default=1.0, help="train longer or shorter by this factor")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; other numbers may make other bytes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)

@@ -62,10 +62,10 @@ def test_a_data_set_has_the_split_that_the_study_gives_it():
 
 
 def test_a_sweep_of_what_a_method_has_no_use_for_makes_no_run():
-    sweep = {"start_step": [0], "filter_tries": [9], "captioner": ["mine"]}
+    sweep = {"start_noise": [0.5], "filter_tries": [9], "captioner": ["mine"]}
     study = make_study(SMALL | {"methods": ["datadream_cls", "issynth", "disef"], "seeds": [0], "sweep": sweep})
     changes = {(run.method, run.change[0]) for run in study.runs().values() if run.change}
-    assert changes == {("issynth", "start_step"), *(("disef", name) for name in sweep)}
+    assert changes == {("issynth", "start_noise"), *(("disef", name) for name in sweep)}
 
 
 def test_stages_that_a_change_does_not_touch_are_made_once():

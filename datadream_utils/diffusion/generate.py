@@ -15,6 +15,7 @@ from datadream_utils.backbones.load import load_clip, model_identity
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import centre_square, read_image, write_png
 from datadream_utils.diffusion.captions import read_captions
+from datadream_utils.diffusion.denoising import noise_scheduler
 from datadream_utils.diffusion.lora import WEIGHTS, fused_lora
 from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.diffusion.stacked import per_image_adapters
@@ -59,7 +60,9 @@ def generate(pipe, recipe, run):
                         rows[label] |= _draw_block(pipe, recipe, run, label, block, judge)
                         _write_rows(_rows_file(run, label), rows[label])
                         advance()
-        facts = {"model": model_identity(p.sd_model, p.sd_revision)}
+        noise = p.start_noise if run.method.start == "shot" else None
+        passes = count_passes(pipe, p.num_inference_steps, noise) * (2 if p.guidance_scale > 1 else 1)
+        facts = {"model": model_identity(p.sd_model, p.sd_revision), "passes_per_image": passes}
         if not run.shard:
             _write_rows(run.folder / "images" / "metadata.jsonl", *rows.values())
             weights = sorted(recipe.adapters.glob(f"*/{WEIGHTS}")) if recipe.adapters else []
@@ -98,11 +101,11 @@ def read_generated_by_method(run):
 
 
 @torch.no_grad()
-def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution, starts=None, start_step=0):
+def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution, starts=None, start_noise=None):
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
-    starts: square PIL pictures to start from, None: noise. Each is noised to the time of step ``start_step``, and the
+    starts: square PIL pictures to start from, None: noise. Each is noised to the amplitude ``start_noise``, and the
     steps before it are skipped (Meng et al. 2022). DPM-Solver++ then replaces PNDM, if that is the model's sampler.
     """
     options = dict(
@@ -112,13 +115,35 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     )
     if starts is None:
         return pipe(list(prompts), height=resolution, width=resolution, **options).images
-    parts = dict(pipe.components)
-    if isinstance(pipe.scheduler, PNDMScheduler):  # it repeats its second step, so it cannot begin at a later one
-        parts["scheduler"] = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    scheduler, first = _schedule(pipe, num_inference_steps, start_noise)
+    parts = pipe.components | {"scheduler": scheduler}
     from_image = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     from_image.set_progress_bar_config(disable=True)
-    strength = (num_inference_steps - start_step + 0.5) / num_inference_steps  # half a step against rounding down
+    strength = (num_inference_steps - first + 0.5) / num_inference_steps  # half a step against rounding down
     return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
+
+
+def count_passes(pipe, num_inference_steps, start_noise=None):
+    """U-Net passes of ``sample`` per image, without guidance, which doubles them. PNDM repeats its second step."""
+    scheduler, first = _schedule(pipe, num_inference_steps, start_noise)
+    return len(scheduler.timesteps) - first * scheduler.order
+
+
+def _schedule(pipe, num_inference_steps, start_noise):
+    """``(scheduler, first step)``: the step whose noise amplitude sqrt(1 - abar_t) is nearest to ``start_noise``.
+
+    Without ``start_noise``: the first one, of the model's own sampler.
+    """
+    kind = type(pipe.scheduler)
+    if start_noise is not None and kind is PNDMScheduler:  # it repeats its second step, so it cannot begin later
+        kind = DPMSolverMultistepScheduler
+    scheduler = kind.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(num_inference_steps)
+    if start_noise is None:
+        return scheduler, 0
+    times = scheduler.timesteps[:: scheduler.order].long()
+    amplitudes = (1 - noise_scheduler(pipe).alphas_cumprod[times]).sqrt()
+    return scheduler, int((amplitudes - start_noise).abs().argmin())
 
 
 def sample_draws(pipe, recipe, draws, params, **changes):
@@ -130,7 +155,7 @@ def sample_draws(pipe, recipe, draws, params, **changes):
     options = {name: getattr(params, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
     if draws[0].start is not None:
         options["starts"] = [start_picture(draw.start, params.resolution) for draw in draws]
-        options["start_step"] = params.start_step
+        options["start_noise"] = params.start_noise
     own = recipe.method.adapter == "image" and recipe.adapters
     with per_image_adapters(pipe, [draw.adapters for draw in draws]) if own else nullcontext():
         prompts, seeds = [draw.prompt for draw in draws], [draw.seed for draw in draws]

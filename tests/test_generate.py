@@ -208,6 +208,21 @@ def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, 
     assert np.abs(_pixels(again[1]) - _pixels(Image.open(run.folder / "images" / rows[4]["file_name"]))).max() <= 1
 
 
+def test_a_class_has_as_many_draws_as_its_images_have_tries(pipe, make_run, monkeypatch):
+    changes = {**SMALL, "images_per_class": 5, "filter_tries": 2, "n_shot": 1}  # 10 draws, in blocks of 2, 2, 1
+    monkeypatch.setattr(generating, "load_filter", lambda run: lambda images: [0] * len(images))
+    run = make_run("generate", method="issynth", keep="clip", variant="filtered", **changes)
+    _generate(pipe, run)
+    rows = read_metadata(run.stage)
+    assert [row["tries"] for row in rows] == [1] * 5 + [3, 3, 1, 1, 2] * 9  # 10 each
+    assert [row["kept"] for row in rows] == ["clip"] * 5 + ["gave up"] * 45
+    run.folder.joinpath("manifest.json").unlink()
+    run.folder.joinpath("images", "4", "00003.png").unlink()
+    again = make_run("generate", method="issynth", keep="clip", variant="filtered", **changes)
+    _generate(pipe, again)
+    assert read_metadata(again.stage) == rows
+
+
 def test_the_judge_is_zero_shot_clip(clip, mnist, make_params):
     one_per_class = [files[:1] for files in mnist.files["val"]]
     expected = predict(ClipClassifier(*clip, mnist), one_per_class, make_params("train", eval_batch_size=4))

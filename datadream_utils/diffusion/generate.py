@@ -57,7 +57,8 @@ def generate(pipe, recipe, run):
             for label, of_class in itertools.groupby(missing, lambda block: block[0]):
                 with class_adapter(pipe, recipe, label):
                     for _, block in of_class:
-                        rows[label] |= _draw_block(pipe, recipe, run, label, block, judge)
+                        tried = sum(rows[label][index]["tries"] for index in range(block.start)) if judge else 0
+                        rows[label] |= _draw_block(pipe, recipe, run, label, block, judge, tried)
                         _write_rows(_rows_file(run, label), rows[label])
                         advance()
         noise = p.start_noise if run.method.start == "shot" else None
@@ -220,29 +221,30 @@ def _is_drawn(run, rows, label, block):
     return all(index in rows[label] and _image_path(run, label, index).exists() for index in block)
 
 
-def _draw_block(pipe, recipe, run, label, block, judge):
+def _draw_block(pipe, recipe, run, label, block, judge, tried):
     """Draw a block of images; returns their rows of ``metadata.jsonl``, ``{index: row}``.
 
-    An image that the judge assigns to another class is drawn again, up to ``filter_tries`` times in all; then it is
-    kept as it is.
+    An image that the judge assigns to another class is drawn again while its class has draws left, ``filter_tries`` per
+    image; then it is kept as it is. tried: draws of the class for the blocks before; each image after gets one.
     """
-    pending, rows, tries = list(block), {}, run.params.filter_tries if judge else 1
-    for attempt in range(tries):
+    count = run.params.images_per_class
+    pending, rows, left = list(block), {}, run.params.filter_tries * count - tried - (count - block.stop)
+    for attempt in itertools.count():
         draws = [recipe.draw(label, index, attempt) for index in pending]
         images = sample_draws(pipe, recipe, draws, run.params)
         agrees = [judged == label for judged in judge(images)] if judge else [True] * len(images)
-        accepted = {}
+        left -= len(pending)
+        gives_up, accepted = agrees.count(False) > left, {}
         for index, draw, image, agree in zip(pending, draws, images, agrees, strict=True):
-            if agree or attempt == tries - 1:
+            if agree or gives_up:
                 accepted[_image_path(run, label, index)] = image
                 note = {"tries": attempt + 1, "kept": "clip" if agree else "gave up"} if judge else {}
                 rows[index] = _row(run, label, index, draw) | note
         with ThreadPoolExecutor() as pool:  # compressing a picture releases Python's global lock
             list(pool.map(write_png, accepted.keys(), accepted.values()))
-        pending = [index for index, agree in zip(pending, agrees, strict=True) if not agree]
+        pending = [index for index in pending if index not in rows]
         if not pending:
-            break
-    return {index: rows[index] for index in block}
+            return {index: rows[index] for index in block}
 
 
 def _row(run, label, index, draw):

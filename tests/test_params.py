@@ -48,11 +48,19 @@ PUBLISHED = {
         lora_rank=16, lora_alpha=16.0, adapt_epochs=200, adapt_batch_size=8, adapt_lr=1e-4, adapt_warmup_steps=100
     ),
     "loft": dict(
-        lora_rank=2, lora_alpha=2.0, train_text_encoder=False, adapt_epochs=600, adapt_batch_size=1, adapt_lr=1e-3
+        lora_rank=2,
+        lora_alpha=2.0,
+        train_text_encoder=False,
+        adapt_epochs=600,
+        adapt_batch_size=1,
+        adapt_lr=1e-3,
+        train_epochs=60,
+        train_batch_size=256,
+        train_warmup_epochs=6.0,
     ),
     "issynth": dict(guidance_scale=3.0, num_inference_steps=100, start_noise=0.231),
     "disef": dict(guidance_scale=8.0, num_inference_steps=20, start_noise=0.971, filter_tries=13),
-    "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500),
+    "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500, train_epochs=10),
     "real": dict(setting="R", clip_lora_rank=16, clip_lora_alpha=32.0, real_weight=0.8, train_lr=1e-4),
 }
 

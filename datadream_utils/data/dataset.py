@@ -10,8 +10,8 @@ also have a ``dataset.yaml``, every key of which is optional:
     definitions: {zero: a round digit} # definition of one class, by class name
     example: seven                     # class name of the example figure
 
-The tiny world's ``mnist5k`` and ``uci_digits`` are written in this form when they are first loaded. The paper's data sets
-are known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.
+The tiny world's ``mnist5k`` and ``uci_digits`` are written in this form when they are first loaded. The paper's data
+sets are known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.
 """
 
 import os
@@ -82,9 +82,9 @@ def load_dataset(dataset, data_root="data", split_file=""):
 
     dataset: "mnist5k", "uci_digits", a known name (``known_names()``), the name of a folder under ``data_root``, or the
     path of any folder. A known data set is read from ``data_root`` (its original archive, exported folders or parquet
-    files); if it is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns each picture
-    to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if the classes
-    of its splits differ.
+    files); if it is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns
+    each picture to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if
+    the classes of its splits differ.
     """
     dataset = os.path.expanduser(dataset)
     known = read_known(Path(dataset).name)

@@ -1,6 +1,7 @@
 """The figures: the numbers that are drawn and that findings name, not the pixels; words, colours and files."""
 
 import html
+import io
 import re
 from itertools import combinations, pairwise
 
@@ -556,3 +557,16 @@ def test_drawn_pictures_are_those_of_the_runs(monkeypatch):
     drawn = pictures.drawn_pictures(stages, "mine", ["datadream_cls"], [4, 16], 1, 1, 3)
     assert drawn == {("datadream_cls", 4): [(1, 1, 3)]}
     assert results.select_generated and results.list_pictures
+
+
+def test_letters_that_no_font_has_are_one_hint(monkeypatch, capsys, recwarn):
+    monkeypatch.setitem(style.rcParams, "font.family", ["DejaVu Sans"])
+    figure, (ax,) = style.panels(1, style.COLUMN, 1)
+    style.label_axes(ax, "猫犬鳥", "café", "Ελλάδα, Москва")
+    assert style.text_width("猫", 9) > 0
+    figure.savefig(io.BytesIO(), format="png")
+    assert capsys.readouterr().out.count("Noto Sans CJK") == 1
+    assert not [warning for warning in recwarn if "missing" in str(warning.message)]
+    ax.set_xlabel("cat")
+    figure.savefig(io.BytesIO(), format="png")
+    assert not capsys.readouterr().out

@@ -18,7 +18,7 @@ from datadream_utils.data.shots import few_shot
 NEAREST, PROBE = "Nearest neighbour on pixels", "Linear probe of frozen CLIP"
 TRAINED = {"clip": "Real-finetune of CLIP", "resnet": "ResNet from scratch"}  # on the same shots, by classifier
 COLUMNS = ("dataset", "baseline", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std")
-STRENGTH = 1.0  # of the probe: inverse of its L2 penalty
+STRENGTH = 1.0  # inverse of the probe's L2 penalty; of 0.01 to 10 the best on validation images (seeds 100, 101)
 
 
 def predict_nearest(shots, shot_labels, images):

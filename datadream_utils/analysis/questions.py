@@ -1,4 +1,4 @@
-"""The questions of the committed study, and what its runs answer (``params/questions.yaml``, which states the rule).
+"""The questions of the committed study, and what its runs answer (``params/questions/tiny.yaml``, which states the rule).
 
 A comparison has one interval. Two things are random in it: the seed, which draws the shots and everything after them,
 and the test images. Their variances add.
@@ -20,7 +20,7 @@ from datadream_utils.files import read_yaml
 from datadream_utils.methods import METHODS, SETTINGS, classifier_name, get_method
 from datadream_utils.params import ROOT
 
-FILE = ROOT / "params" / "questions.yaml"
+FILE = ROOT / "params" / "questions" / "tiny.yaml"
 ANSWERS = ("yes", "reversed", "no difference that matters", "cannot tell", "one seed", "not run")
 CLASSIFIERS = {"clip": "CLIP", "resnet": "ResNet"}
 MEAN = "mean"  # of all numbers of shots
@@ -45,7 +45,7 @@ class Question(BaseModel):
 
 
 class Questions(BaseModel):
-    """The content of ``params/questions.yaml``. smallest: the smallest difference that matters, in points."""
+    """The content of ``params/questions/tiny.yaml``. smallest: the smallest difference that matters, in points."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     datasets: Annotated[list[str], Field(min_length=1)]

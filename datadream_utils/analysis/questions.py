@@ -1,4 +1,4 @@
-"""The questions of the committed study, and what its runs answer (``params/questions/tiny.yaml``, which states the rule).
+"""The questions of the committed study, and what its runs answer; ``params/questions/tiny.yaml`` states the rule.
 
 A comparison has one interval. Two things are random in it: the seed, which draws the shots and everything after them,
 and the test images. Their variances add.

@@ -119,7 +119,8 @@ def check_prompts(tokenizer, prompts, class_names, reader):
             seen = tokenizer.decode(tokens, skip_special_tokens=True)
             raise InputError(
                 f"{reader} cannot tell class {first[tuple(tokens)]!r} from {name!r}: of both prompts it reads {seen!r} "
-                f"({len(tokens)} tokens), and no more. Give them names in dataset.yaml that differ earlier."
+                f"({len(tokens)} tokens), and no more. Give them names in dataset.yaml that differ "
+                "earlier, or choose a model that reads more tokens."
             )
         first[tuple(tokens)] = name
         if len(all_tokens) > len(tokens):

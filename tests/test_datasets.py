@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
+from sklearn.datasets import load_digits
 
 from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import check_images, read_image
@@ -523,3 +524,16 @@ def test_deep_grey_values_are_scaled_by_their_depth(tmp_path, depth):
 def test_real_numbers_up_to_one_are_shares_of_white(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)).save(tmp_path / "it.tif")
     assert [read_image(tmp_path / "it.tif").getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
+
+
+def test_uci_digits_are_scikit_learns_enlarged_and_no_picture_is_in_two_splits(tmp_path):
+    data = load_dataset("uci_digits", tmp_path)
+    digits = load_digits()
+    assert data.class_names[7] == "seven" and {len(files) for files in data.files["train"]} == {60}
+    rows = [int(path.stem) for classes in data.files.values() for files in classes for path in files]
+    assert sorted(rows) == list(range(1797))
+    path = data.files["test"][4][0]
+    picture = np.asarray(Image.open(path), float)
+    assert picture.shape == (32, 32) and digits.target[int(path.stem)] == 4
+    means = picture.reshape(8, 4, 8, 4).mean((1, 3)) * 16 / 255  # of each enlarged pixel
+    assert np.corrcoef(means.ravel(), digits.images[int(path.stem)].ravel())[0, 1] > 0.95

@@ -82,15 +82,15 @@ def select_n_shot(runs, dataset, n_shot):
     return chosen
 
 
-def load_predictions(runs, dataset, n_shot, classifier="clip"):
+def load_predictions(runs, dataset, n_shot, classifier="clip", variant=""):
     """``{(method, setting): {seed: table}}``, in the order of the main table; a table has a row per test image.
 
-    runs: ``load_results``; variants and the published protocol are left out. The columns are ``PREDICTION_COLUMNS``.
-    All tables have the same images in the same order. InputError if predictions cannot be read, or if two runs were
-    tested on different images or in a different order.
+    runs: ``load_results``; other variants and the published protocol are left out. The columns are
+    ``PREDICTION_COLUMNS``. All tables have the same images in the same order. InputError if predictions cannot be read,
+    or if two runs were tested on different images or in a different order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
-    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")]
+    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == variant)]
     ordered = plain.sort_values(["setting", "method", "seed"], key=_rank, kind="stable")
     predictions, first = {}, None
     for row in ordered.itertuples():

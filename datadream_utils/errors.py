@@ -16,10 +16,11 @@ class InputError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped a long computation; the message says how far it was."""
+    """The user stopped a computation; the message says how far it was, "at step 3 of 10", or is empty."""
 
     def _render_traceback_(self):
-        return box(f"Interrupted {self}. What is finished is kept: run this cell again to go on.")
+        where = f" {self}" if str(self) else ""
+        return box(f"Interrupted{where}. What is finished is kept: run this cell again to go on.")
 
 
 def box(text):

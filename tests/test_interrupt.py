@@ -13,8 +13,9 @@ from datadream_utils.params import ROOT
 
 CELLS = """
 from datadream_utils.errors import InputError
-from datadream_utils.runs.progress import quiet_libraries, show_progress
+from datadream_utils.runs.progress import calm_interruptions, quiet_libraries, show_progress
 quiet_libraries()
+calm_interruptions()
 ---
 raise InputError("photo.jpg cannot be read: replace it, or take its name out of the list, where it stands under heron.")
 ---
@@ -23,6 +24,9 @@ with show_progress(1200, "steps") as advance:
     for _ in range(1200):
         time.sleep(0.01)
         advance()
+---
+print("loading a model")
+time.sleep(60)
 ---
 1 / 0
 ---
@@ -47,7 +51,7 @@ def _run_cell(client, source, when_shown=None):
 
 def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on():
     manager, client = start_new_kernel(kernel_name="python3", cwd=ROOT, startup_timeout=120)
-    setup, mistake, long, bug, simple = CELLS.split("---")
+    setup, mistake, long, loading, bug, simple = CELLS.split("---")
     try:
         assert _run_cell(client, setup) == ([], "ok")
         (error,), status = _run_cell(client, mistake)
@@ -60,6 +64,9 @@ def test_a_mistake_and_an_interrupt_are_one_sentence_each_and_the_kernel_goes_on
         assert status == "error" and error["ename"] == "Interrupted" and len(error["traceback"]) == 3
         assert error["traceback"][1].count("\n") == 1 and "Interrupted at step " in error["traceback"][1]
         assert " of 1200. What is finished" in error["traceback"][1]
+        (_, error), status = _run_cell(client, loading, when_shown=manager.interrupt_kernel)
+        assert status == "error" and error["ename"] == "Interrupted" and len(error["traceback"]) == 3
+        assert "Interrupted. What is finished is kept: run this cell again" in error["traceback"][1]
         (error,), _ = _run_cell(client, bug)
         assert error["ename"] == "ZeroDivisionError" and len("\n".join(error["traceback"])) > 300  # bugs in full
         (result,), status = _run_cell(client, simple)

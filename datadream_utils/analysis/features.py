@@ -24,6 +24,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest
 from datadream_utils.params import resolve
 from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.plausible import check_finite
 
 BATCH = 256
 MOST = 20_000  # pictures of one set that are encoded, equally many of each class, but at least ``LEAST`` of each
@@ -141,6 +142,7 @@ def _compute(encoder, paths, place):
     device = next(encoder.clip.parameters()).device
     batches = torch.utils.data.DataLoader(pictures, BATCH, generator=torch.Generator())
     features = torch.cat([image_features(encoder.clip, batch.to(device)).float().cpu() for batch in batches]).numpy()
+    check_finite(features, paths, "The CLIP features", "set clip_model to a model whose weights are whole")
     with atomic_write(place) as temporary:
         save_file({"features": features}, temporary)
     return features
@@ -154,4 +156,5 @@ def _read(place, n):
         raise InputError(f"{place} cannot be read ({error}): delete it, it is made again.") from None
     if features.ndim != 2 or len(features) != n:
         raise InputError(f"{place} holds {features.shape}, not the features of {n} pictures: delete it.")
+    check_finite(features, [f"picture {i}" for i in range(n)], f"{place}: the features", "delete it, it is made again")
     return features

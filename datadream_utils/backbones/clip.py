@@ -7,6 +7,7 @@ from peft.utils import load_peft_weights
 
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
+from datadream_utils.runs.plausible import check_finite, check_prompts
 
 CLIP_TARGETS = ("q_proj", "v_proj")  # of both towers, all blocks, as in the authors' code
 
@@ -51,12 +52,14 @@ def attach_clip_lora(clip, rank, alpha, dropout, seed):
 class ClipClassifier(torch.nn.Module):
     """CLIP as a classifier of a data set's classes; the weight of a class is its sentence's features.
 
-    ``processor``: its preprocessing; ``image_size``: the side of its square input in pixels.
+    ``processor``: its preprocessing; ``image_size``: the side of its square input in pixels. InputError for two classes
+    whose sentences are the same to its tokenizer.
     """
 
     def __init__(self, clip, tokenizer, processor, data):
         super().__init__()
         prompts = [class_prompt(name, data.domain) for name in data.class_names]
+        check_prompts(tokenizer, prompts, data.class_names, "CLIP")
         self.clip, self.tokens = clip, tokenize(tokenizer, prompts, next(clip.parameters()).device)
         self.processor, self.image_size = processor, clip.config.vision_config.image_size
 
@@ -92,7 +95,10 @@ def clip_judge(clip, tokenizer, processor, data):
     @torch.inference_mode()
     def judge(images):
         pixels = torch.stack([torch.from_numpy(processor(images=image).pixel_values[0]) for image in images])
-        return classifier(pixels.to(clip.device), weights).argmax(-1).tolist()
+        logits = classifier(pixels.to(clip.device), weights)
+        names = [f"image {i}" for i in range(len(images))]
+        check_finite(logits, names, "CLIP's logits", "set filter_model to a model whose weights are whole")
+        return logits.argmax(-1).tolist()
 
     with torch.inference_mode():
         weights = classifier.class_weights()

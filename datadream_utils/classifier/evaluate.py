@@ -17,6 +17,7 @@ from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest, write_json
 from datadream_utils.runs.device import advise_on_memory
+from datadream_utils.runs.plausible import check_finite
 
 
 @torch.inference_mode()
@@ -24,6 +25,7 @@ def class_probabilities(classifier, paths, params):
     """The class probabilities of the pictures ``paths``, a tensor (pictures, classes).
 
     The class weights are computed once, not once per batch. The classifier's mode (train or eval) is left as it was.
+    InputError for logits that are not finite: an accuracy of them would mean nothing.
     """
     was_training = classifier.training
     classifier.eval()
@@ -33,6 +35,8 @@ def class_probabilities(classifier, paths, params):
     batches = load_batches(pictures, params, batch_size=params.eval_batch_size)
     logits = torch.cat([classifier(pixels.to(device), weights).cpu() for pixels in batches])
     classifier.train(was_training)
+    fix = "the classifier's weights cannot be used; train it again with another train_lr or clip_model"
+    check_finite(logits, pictures.paths, "The logits", fix)
     return logits.float().softmax(-1)
 
 

@@ -12,6 +12,7 @@ from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import centre_square, check_images, read_image, to_tensor
 from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
+from datadream_utils.runs.plausible import check_pictures
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
@@ -80,12 +81,14 @@ def training_sets(run, image_size):
     """``{"real": (pictures, labels), "synthetic": ...}`` of the run's setting; {} without training.
 
     pictures: ``Pictures``; labels: (n,). Every image that the stage reads is checked first, also the test images.
-    InputError for one that cannot be read, and for too few generated images.
+    InputError for one that cannot be read, for generated images that cannot be right, and for too few of them.
     """
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     tested = [run.data.files.get("val", []), run.data.files[evaluation_split(run)]]
     for files in (*tested, synthetic):
         check_images(flatten(files)[0])
+    for paths, name in zip(synthetic, run.data.class_names if synthetic else (), strict=True):
+        check_pictures(paths, name, f"delete {run.source.folder} and run {run.source.notebook} again")
     return make_sets(run.params, run.shots, synthetic, image_size)
 
 

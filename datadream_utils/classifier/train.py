@@ -16,6 +16,7 @@ from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
 from datadream_utils.classifier.pictures import evaluation_split, load_batches
 from datadream_utils.runs.device import DTYPES, advise_on_memory
+from datadream_utils.runs.plausible import check_loss, check_skipped, check_weights
 from datadream_utils.seeds import stable_seed
 
 MIN_LR = 1e-8  # the learning rate at which the warm-up starts and the cosine ends
@@ -29,6 +30,8 @@ def fit(classifier, sets, run):
 
     protocol "sound": a fixed schedule; validation accuracy is recorded but chooses nothing. protocol "published": as in
     the authors' released code, for comparison only: the epoch that is best *on the test images* is kept.
+
+    InputError for a training that fails: a loss or weights that are not finite, or most steps skipped in fp16.
     """
     if not run.begin():
         if run.params.setting != "none":
@@ -52,6 +55,7 @@ def fit(classifier, sets, run):
             advance()
     if best:
         classifier.load_state_dict(best["weights"])
+    check_weights(classifier.state_dict().values(), "the classifier", p)
     run.trained = True
     return pd.DataFrame(history)
 
@@ -68,7 +72,7 @@ def train_classifier(classifier, sets, params, watched=None):
     torch.manual_seed(stable_seed("train", params.seed, params.setting))
     augment = Augment(params, classifier.image_size, processor.image_mean, processor.image_std, device)
     optimizer = torch.optim.AdamW(parameters, lr=params.train_lr, weight_decay=params.train_weight_decay)
-    per_epoch, _ = train_steps(params, n_classes)
+    per_epoch, steps = train_steps(params, n_classes)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params, per_epoch))
     dtype = DTYPES[params.mixed_precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -92,6 +96,8 @@ def train_classifier(classifier, sets, params, watched=None):
         scaler.update()
         row = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "val_accuracy": None}
         schedule.step()
+        check_loss([row["loss"]], ["the classifier"], step, params)
+        check_skipped(optimizer, step + 1, steps, params)
         epoch, within_epoch = divmod(step + 1, per_epoch)
         if watched and not within_epoch and (epoch % params.val_every == 0 or epoch == params.train_epochs):
             row["val_accuracy"] = predict(classifier, watched, params)["correct"].mean()

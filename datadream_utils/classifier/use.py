@@ -14,6 +14,7 @@ from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.params import resolve
 from datadream_utils.runs.device import choose_device
+from datadream_utils.runs.plausible import check_finite
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.run import Run, params_of
 from datadream_utils.runs.stage import Stage
@@ -67,7 +68,10 @@ def classify_folder(classifier, class_names, folder, progress=no_progress):
                     row["problem"] = str(error)
             if batch:
                 pixels = torch.stack(preprocess(images)).to(device)
-                best = classifier(pixels, weights).float().softmax(-1).max(-1)
+                logits = classifier(pixels, weights).float()
+                fix = "this classifier cannot be used; train it again"
+                check_finite(logits, [row["file"] for row in batch], "The logits", fix)
+                best = logits.softmax(-1).max(-1)
                 for row, value, label in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
                     row |= {"class": class_names[label], "probability": round(value, 4)}
             advance(len(paths[start : start + BATCH]))

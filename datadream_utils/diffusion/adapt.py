@@ -30,6 +30,7 @@ from datadream_utils.diffusion.stacked import stacked_lora
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import DTYPES, advise_on_memory, free_memory, is_out_of_memory
+from datadream_utils.runs.plausible import check_loss, check_prompts, check_skipped, check_weights
 from datadream_utils.runs.shards import part_of
 
 
@@ -74,8 +75,12 @@ def adapt(pipe, adapters, run, team=None):
     ``adapters_together`` adapters are trained at once, in fixed groups, so resuming changes no result. An interrupted
     group continues from its last checkpoint. A group that does not fit into memory is halved, which changes results
     only by rounding. ``team`` (``workflow.scripts.launch.Team``): processes that share every batch; its leader writes.
+    InputError for what ``runs.plausible`` refuses: a training that fails, and classes with the same prompt.
     """
     p, leads = run.params, team is None or team.leads
+    if adapters:
+        prompts = [class_prompt(name, run.data.domain) for name in run.data.class_names]
+        check_prompts(pipe.tokenizer, prompts, run.data.class_names, "Stable Diffusion")
     if team.begin(run) if team else run.begin():
         groups = part_of(_group(adapters, p), run.shard)
         missing = [group for group in groups if not all(_is_saved(run, adapter) for adapter in group)]
@@ -113,16 +118,20 @@ class Training:
 
     def __init__(self, pipe, adapters, parameters, params, team=None):
         self.pipe, self.parameters, self.params, self.team, self.rows = pipe, parameters, params, team, []
+        self.names = [f"adapter {adapter.name!r}" for adapter in adapters]
         share = {"share": team.share} if team else {}
         self.batches = [Batches(pipe, adapter, params, **share) for adapter in adapters]
         self.scheduler = noise_scheduler(pipe)
         self.optimizer = torch.optim.AdamW(parameters, lr=params.adapt_lr, weight_decay=params.adapt_weight_decay)
-        steps = adapter_steps(params, len(adapters[0].paths))
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, params.adapt_warmup_steps, steps)
+        self.steps = adapter_steps(params, len(adapters[0].paths))
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, params.adapt_warmup_steps, self.steps)
         self.scaler = torch.amp.GradScaler(pipe.device.type, enabled=params.mixed_precision == "fp16")
 
     def run(self, checkpoint=None, advance=lambda n: None):
-        """Train to the end; returns ``rows``. ``checkpoint``: where to continue from and where to save, or None."""
+        """Train to the end; returns ``rows``. ``checkpoint``: where to continue from and where to save, or None.
+
+        InputError for losses or weights that are not finite, and when fp16 skips most steps.
+        """
         if checkpoint:
             checkpoint.load(self)
             advance(len(self.batches) * len(self.rows))
@@ -137,6 +146,7 @@ class Training:
                 advance(len(self.batches))
         finally:
             self.pipe.unet.eval(), self.pipe.text_encoder.eval()
+        check_weights(self.parameters, ", ".join(self.names), self.params)
         return self.rows
 
     def _step(self, batch):
@@ -154,6 +164,8 @@ class Training:
         self.scaler.update()
         self.rows.append((len(self.rows), losses.tolist(), self.schedule.get_last_lr()[0]))
         self.schedule.step()
+        check_loss(losses.flatten().tolist(), self.names, len(self.rows) - 1, self.params)
+        check_skipped(self.optimizer, len(self.rows), self.steps, self.params)
 
 
 class SingleTraining(Training):

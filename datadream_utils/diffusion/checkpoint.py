@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from datadream_utils.files import atomic_write
+from datadream_utils.runs.plausible import are_finite
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Checkpoint:
     every: int
 
     def save_if_due(self, training):
-        """Write the state after every ``every`` steps."""
-        if not self.every or len(training.rows) % self.every:
+        """Write the state after every ``every`` steps, unless its weights are not finite: the next step stops then."""
+        if not self.every or len(training.rows) % self.every or not are_finite(training.parameters):
             return
         tensors = {f"parameters.{i}": parameter for i, parameter in enumerate(training.parameters)}
         for i, of_parameter in training.optimizer.state_dict()["state"].items():
@@ -55,6 +56,8 @@ class Checkpoint:
             saved = [tensors[f"parameters.{i}"] for i in range(len(training.parameters))]
             if [tensor.shape for tensor in saved] != [parameter.shape for parameter in training.parameters]:
                 raise ValueError("its matrices have other shapes")
+            if not are_finite(saved):
+                raise ValueError("its weights are not finite")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             print(f"{self.path} is not used ({error}): its training starts anew.")
             return

@@ -19,9 +19,11 @@ from datadream_utils.diffusion.denoising import noise_scheduler
 from datadream_utils.diffusion.lora import WEIGHTS, fused_lora
 from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.diffusion.stacked import per_image_adapters
+from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest, join_inside, read_json
 from datadream_utils.methods import METHODS
 from datadream_utils.runs.device import advise_on_memory
+from datadream_utils.runs.plausible import check_drawn, check_pictures, check_prompts
 from datadream_utils.runs.shards import part_of
 from datadream_utils.runs.stage import Stage
 
@@ -43,9 +45,12 @@ def generate(pipe, recipe, run):
     """Draw every image that is not on disk yet; returns ``images[label]``, the paths in order.
 
     ``datasets.load_dataset("imagefolder", data_dir=...)`` reads the folder ``images/`` as it is. Batches are fixed
-    blocks of indices, so a resumed run makes the same images as an uninterrupted one.
+    blocks of indices, so a resumed run makes the same images as an uninterrupted one. InputError for what
+    ``runs.plausible`` refuses: classes with the same prompt, and images that cannot be right.
     """
     p = run.params
+    if run.method.generates and run.method.prompt != "caption":
+        check_prompts(pipe.tokenizer, recipe.class_prompts, run.data.class_names, "Stable Diffusion")
     if run.begin():
         labels = part_of(range(len(recipe.shots)), run.shard)
         rows = {label: _read_rows(run, label) for label in labels}
@@ -59,6 +64,7 @@ def generate(pipe, recipe, run):
                     for _, block in of_class:
                         tried = sum(rows[label][index]["tries"] for index in range(block.start)) if judge else 0
                         rows[label] |= _draw_block(pipe, recipe, run, label, block, judge, tried)
+                        _check_class(run, label)
                         _write_rows(_rows_file(run, label), rows[label])
                         advance()
         noise = p.start_noise if run.method.start == "shot" else None
@@ -106,6 +112,7 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
+    InputError for a picture that is not finite or that a safety checker has blacked out.
     starts: square PIL pictures to start from, None: noise. Each is noised to the amplitude ``start_noise``, and the
     steps before it are skipped (Meng et al. 2022). DPM-Solver++ then replaces PNDM, if that is the model's sampler.
     """
@@ -113,15 +120,23 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps,
+        output_type="np",
     )
     if starts is None:
-        return pipe(list(prompts), height=resolution, width=resolution, **options).images
+        return _as_pictures(pipe, prompts, pipe(list(prompts), height=resolution, width=resolution, **options))
     scheduler, first = _schedule(pipe, num_inference_steps, start_noise)
     parts = pipe.components | {"scheduler": scheduler}
     from_image = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     from_image.set_progress_bar_config(disable=True)
     strength = (num_inference_steps - first + 0.5) / num_inference_steps  # half a step against rounding down
-    return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
+    drawn = from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options)
+    return _as_pictures(pipe, prompts, drawn)
+
+
+def _as_pictures(pipe, prompts, drawn):
+    """A pipeline's output as PIL images, after ``check_drawn``."""
+    check_drawn(drawn.images, drawn.nsfw_content_detected, prompts)
+    return pipe.image_processor.numpy_to_pil(drawn.images)
 
 
 def count_passes(pipe, num_inference_steps, start_noise=None):
@@ -245,6 +260,29 @@ def _draw_block(pipe, recipe, run, label, block, judge, tried):
         pending = [index for index in pending if index not in rows]
         if not pending:
             return {index: rows[index] for index in block}
+
+
+def _check_class(run, label):
+    """Refuse a class whose images are all on disk and cannot be right; all of them are then drawn again next time."""
+    paths = [_image_path(run, label, index) for index in range(run.params.images_per_class)]
+    if not all(path.exists() for path in paths):
+        return
+    try:
+        check_pictures(paths, run.data.class_names[label], _other_images(run))
+    except InputError:
+        _rows_file(run, label).unlink(missing_ok=True)
+        raise
+
+
+def _other_images(run):
+    """What can give other images, as the end of a sentence."""
+    p, changes = run.params, []
+    if p.mixed_precision == "fp16":
+        changes.append("set mixed_precision to 'bf16' or 'no' instead of 'fp16'")
+    if run.method.adapts:
+        changes.append("train the adapters again with a lower adapt_lr")
+    changes.append(f"lower guidance_scale ({p.guidance_scale:g}) or change sd_model")
+    return f"{', or '.join(changes)}, and set 'variant' to a word of your own or delete {run.folder}"
 
 
 def _row(run, label, index, draw):

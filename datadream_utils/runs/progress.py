@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import diffusers
 import transformers
+from IPython import get_ipython
 from IPython.display import display
 
 from datadream_utils.errors import Interrupted
@@ -19,6 +20,17 @@ def quiet_libraries():
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers|peft")
+
+
+def calm_interruptions():
+    """In a notebook: show an interruption of any cell as ``Interrupted``, also where there is no line of progress."""
+    if shell := get_ipython():
+        shell.set_custom_exc((KeyboardInterrupt,), _show_interruption)
+
+
+def _show_interruption(shell, kind, error, trace, tb_offset=None):
+    error = error if isinstance(error, Interrupted) else Interrupted()
+    shell.showtraceback((type(error), error, trace))
 
 
 @contextmanager

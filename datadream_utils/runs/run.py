@@ -25,7 +25,7 @@ from datadream_utils.params import MACHINE, STAGES, RunParams, make_params, reso
 from datadream_utils.runs.checksums import LIST, torn_files, write_checksums
 from datadream_utils.runs.device import choose_device, device_name, peak_memory, set_threads, weight_dtype
 from datadream_utils.runs.locks import lock, release
-from datadream_utils.runs.progress import quiet_libraries, show_progress
+from datadream_utils.runs.progress import calm_interruptions, quiet_libraries, show_progress
 from datadream_utils.runs.shards import check_shard
 from datadream_utils.runs.stage import FORMAT, Stage, finished_stage, git_commit, stage_of
 
@@ -192,6 +192,7 @@ def start_run(stage, namespace):
 def open_run(params, shard="", progress=show_progress):
     """A ``Run`` of checked parameters; see ``start_run``. ``shard``: the part of the work to do, "2/4"; "" for all."""
     quiet_libraries()
+    calm_interruptions()
     check_shard(shard)
     data = load_dataset(params.dataset, params.data_root, params.split_file)
     shots = few_shot(data, params.n_shot, params.seed, params.shots_file)

@@ -125,3 +125,5 @@ if __name__ == "__main__":
         run_stage(*read_command(sys.argv[1:]))
     except InputError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. What is finished is kept: give the same command again to go on.")

@@ -10,16 +10,18 @@ A value may depend on the method: ``{"default": 2.0, "issynth": 3.0}`` is 3.0 fo
 
 import ast
 import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import check_plain, read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
+from datadream_utils.values import explain, read_value
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
 
@@ -49,8 +51,9 @@ Precision = Literal["no", "fp16", "bf16"]
 
 
 def resolve(path):
-    """An absolute path: as given, or relative to the project's folder."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    """An absolute path: as given, below the home folder ("~/photos"), or relative to the project's folder."""
+    path = Path(os.path.expanduser(path))
+    return path if path.is_absolute() else ROOT / path
 
 
 def run_name(dataset, method, n_shot, seed, variant=""):
@@ -84,9 +87,11 @@ class Parameters(BaseModel):
     def make(cls, **values):
         """Check ``values``; of a ``PerMethod`` mapping the entry for ``method`` counts.
 
+        Each is kept in the form of its type (see ``values.read_value``), so that "1e-4" and 0.0001 make the same run.
         InputError with every problem that pydantic finds.
         """
         values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
+        values = {name: as_parameter(name, value, cls) for name, value in values.items()}
         for name, value in values.items():
             if isinstance(value, str):
                 check_plain(value, f"parameter {name!r}", limit=4000)
@@ -113,13 +118,20 @@ class RunParams(Parameters):
     method: str
     n_shot: Count
     seed: Seed
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9.=-]*$", max_length=60)]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=-]*$", max_length=60)]
     split_file: str
     shots_file: str
     output_root: Annotated[str, MACHINE]
     data_root: Annotated[str, MACHINE]
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MACHINE]
+    device: Annotated[str, MACHINE]
     num_threads: Annotated[int, Field(ge=0), MACHINE]
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_one(cls, device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
+            raise ValueError(f"device {device!r} is none: write auto, cpu, cuda, cuda:1 (the second GPU) or mps")
+        return device
 
     @model_validator(mode="after")
     def _changed_method_has_a_name(self):
@@ -311,6 +323,12 @@ def parameter_names():
     return sorted({name for stage in STAGES.values() for name in stage.model_fields})
 
 
+def as_parameter(name, value, *stages):
+    """``value`` in the form of parameter ``name``'s type in one of the ``stages`` (default: any), if it has one."""
+    fields = [stage.model_fields[name] for stage in stages or STAGES.values() if name in stage.model_fields]
+    return read_value(value, fields[0].annotation) if fields else value
+
+
 def read_params_file(path):
     """A parameter file as a dict; InputError names the file for a bad one or an unknown key."""
     values = read_yaml(path) or {}
@@ -382,4 +400,4 @@ def _sentence(error):
         return f"parameter {where!r} is not set"
     if error["type"] == "value_error":
         return message
-    return f"parameter {where!r} is {error['input']!r}: {message}"
+    return f"parameter {where!r} is {error['input']!r}: {explain(error)}"

@@ -50,6 +50,19 @@ def test_device_is_chosen_and_can_be_overridden(monkeypatch, cuda, mps, chosen):
                 choose_device(device)
 
 
+def test_one_of_several_gpus(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == "cuda:1" and current == [1]
+    with pytest.raises(InputError, match="device 'cuda:2' is not available here.* cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device 'cuda:1' is not available here: use 'auto' or 'cpu'"):
+        choose_device("cuda:1")
+
+
 def test_half_precision_by_name():
     assert weight_dtype("bf16", "cpu") == torch.bfloat16 and weight_dtype("fp16", "cuda") == torch.float16
     with pytest.raises(InputError, match="mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16'"):

@@ -52,6 +52,24 @@ def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
     assert study.classifiers(study.runs()[names[3]]) == ["train-R+S"]  # nothing else has a weight
 
 
+def test_values_are_read_as_the_notebooks_read_them():
+    written = {"methods": "real", "seeds": ["0", 1.0], "n_shots": "2", "shards": "1"}
+    assert make_study(SMALL | written).runs().keys() == make_study(SMALL | {"methods": ["real"]}).runs().keys()
+    sweep = {"train_lr": ["1e-4", 1], "real_weight": ["0.5"], "mixed_precision": [False, "bf16"]}
+    study = make_study(SMALL | {"seeds": 0, "sweep": sweep})
+    changes = {run.variant: run.change[1] for run in study.runs().values() if run.change and run.method == "real"}
+    assert changes == {"train-lr=0.0001": 0.0001, "train-lr=1.0": 1.0, "mixed-precision=bf16": "bf16"}
+    run = next(run for run in study.runs().values() if run.change == ("real_weight", 0.5))
+    assert study.params(run, "train-R+S").real_weight == 0.5
+
+
+def test_the_unchanged_value_is_known_however_the_file_writes_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train_lr: 1e-4\n")
+    files = ["params/smoke.yaml", str(tmp_path / "mine.yaml")]
+    study = make_study(SMALL | {"parameters": files, "sweep": {"train_lr": [0.0001, 0.002]}})
+    assert {run.variant for run in study.runs().values()} == {"", "train-lr=0.002"}
+
+
 def test_a_data_set_has_the_split_that_the_study_gives_it():
     study = make_study(SMALL | {"split_files": {"mnist5k": "lists/coop.json"}, "sweep": {"guidance_scale": [4.0]}})
     for run in study.runs().values():
@@ -89,8 +107,10 @@ def test_stages_that_a_change_does_not_touch_are_made_once():
         ({"methods": ["datadreamcls"]}, "Did you mean 'datadream_cls'"),
         ({"datasets": ["eurosatt"]}, "neither known nor a folder. Did you mean 'eurosat'"),
         ({"settings": ["SR"]}, "setting 'SR' is not known"),
-        ({"n_shots": [0]}, "n_shots.0"),
-        ({"seeds": []}, "seeds"),
+        ({"n_shots": [0]}, "'n_shots.0' is 0: write 1 or more"),
+        ({"n_shots": ["few"]}, "'n_shots.0' is 'few': write a whole number"),
+        ({"seeds": []}, "'seeds' is []: list one or more"),
+        ({"seeds": {"first": 0}}, "'seeds' is {'first': 0}: write a list"),
         ({"seeds": [0, 0]}, "two runs called 'mnist5k_real_2shot_seed0'"),
         ({"sweep": {"seed": [1]}}, "sweep cannot change 'seed'"),
         ({"sweep": {"guidance": [1.0]}}, "Did you mean 'guidance_scale'"),

@@ -20,20 +20,27 @@ OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC
 def choose_device(device):
     """``device`` itself, or for "auto" the first available of "cuda", "mps" (Apple) and "cpu".
 
-    InputError for a device that is not available.
+    Of several GPUs one is named by its number, "cuda:1", and becomes torch's current one. InputError for a device that
+    is not available.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name in available if available[name])
-    if not available[device]:
+    kind, _, number = device.partition(":")
+    if not available[kind]:
         raise InputError(f"device {device!r} is not available here: use 'auto' or 'cpu'.")
+    if number:
+        if int(number) >= (count := torch.cuda.device_count()):
+            seen = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise InputError(f"device {device!r} is not available here: CUDA_VISIBLE_DEVICES and torch leave {seen}.")
+        torch.cuda.set_device(int(number))
     return device
 
 
 def device_name(device):
     """The model of the device. Two devices with the same name round alike, so they make the same bytes."""
     if str(device).startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     return f"{device} ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
@@ -55,7 +62,7 @@ def peak_memory(device):
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
     peak = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
     if str(device).startswith("cuda"):
-        peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
+        peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
     return peak
 
 

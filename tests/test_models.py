@@ -18,12 +18,42 @@ from transformers import CLIPTextModel
 
 from datadream_utils.backbones.load import ROLES, load_clip, load_stable_diffusion, model_identity
 from datadream_utils.errors import InputError
+from datadream_utils.libraries import OPTIONAL
 from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.runs.device import choose_device, weight_dtype
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 DATE = "2024-07-24T00:00:00.000Z"
+
+
+BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"  # built for another torch
+FOREIGN = """
+import datadream_utils.diffusion.captions, datadream_utils.diffusion.generate, datadream_utils.classifier.build
+from datadream_utils.backbones.clip import attach_clip_lora
+from datadream_utils.backbones.load import load_clip, load_stable_diffusion
+from transformers.utils.import_utils import is_torchvision_available
+load_stable_diffusion("models/tiny-stable-diffusion")
+model, _, processor = load_clip("models/tiny-clip")
+attach_clip_lora(model, 2, 4.0, 0.0, 0)
+print(type(processor).__name__, is_torchvision_available())
+"""
+
+
+@pytest.mark.parametrize("content", [BROKEN, "__version__ = '0.9'"], ids=["broken", "version"])
+def test_optional_packages_of_another_environment_are_left_alone(tmp_path, content):
+    for name in OPTIONAL:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(content)
+        (tmp_path / f"{name}-0.9.dist-info").mkdir()
+        (tmp_path / f"{name}-0.9.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 0.9\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    found = "import torchvision; print(torchvision.__version__)" if content != BROKEN else "print('none')"
+    command = [sys.executable, "-c", FOREIGN + found]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    shown = ["CLIPImageProcessorPil", "False", "none" if content == BROKEN else "0.9"]
+    assert run.stdout.split() == shown and "torchvision" not in run.stderr
 
 
 @pytest.fixture(scope="module")

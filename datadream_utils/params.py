@@ -12,6 +12,7 @@ import ast
 import json
 import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
@@ -157,6 +158,24 @@ class RunParams(Parameters):
         return resolve(self.output_root) / self.run_name
 
 
+def _check_resolution(params):
+    """ValueError for a ``resolution`` that ``sd_model`` cannot halve as often as it must, with the nearest ones.
+
+    The VAE of Stable Diffusion 1 and 2 halves three times, and diffusers asks for multiples of 8 of any other too. That
+    of a folder may halve more often; a hub page is not read for it.
+    """
+    step, config = 8, resolve(params.sd_model) / "vae" / "config.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong with the folder is said when it is loaded
+        step = max(step, 2 ** (len(json.loads(config.read_text(encoding="utf-8"))["block_out_channels"]) - 1))
+    if params.resolution % step:
+        lower = params.resolution // step * step
+        nearest = f"{lower} or {lower + step}" if lower else step
+        raise ValueError(
+            f"resolution={params.resolution} is no multiple of {step}, as sd_model needs it: use {nearest}"
+        )
+    return params
+
+
 class AdaptParams(RunParams):
     """Stage 1: few-shot adaptation of Stable Diffusion (paper, section 3.2)."""
 
@@ -182,6 +201,8 @@ class AdaptParams(RunParams):
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
     num_inference_steps: Annotated[Count, PICTURES]
+
+    _resolution = model_validator(mode="after")(_check_resolution)
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +235,8 @@ class GenerateParams(RunParams):
     filter_tries: Annotated[Count, OnlyIf("keep", "clip")]
     generate_batch_size: Count
     mixed_precision: Precision
+
+    _resolution = model_validator(mode="after")(_check_resolution)
 
     @model_validator(mode="after")
     def _steps_are_left(self):

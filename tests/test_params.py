@@ -219,6 +219,21 @@ def test_a_switch_as_papermill_gives_it(word, meant):
         assert read_value(given, bool) is meant
 
 
+@pytest.mark.parametrize("stage", ["adapt", "generate"])
+def test_a_resolution_that_the_model_cannot_halve(make_params, tmp_path, stage):
+    assert make_params(stage, resolution=512).resolution == 512
+    for model in ("models/tiny-stable-diffusion", "someone/on-the-hub"):
+        with pytest.raises(InputError, match="resolution=500 is no multiple of 8, .* use 496 or 504"):
+            make_params(stage, resolution=500, sd_model=model)
+    with pytest.raises(InputError, match="resolution=4 is no multiple of 8, .* use 8"):
+        make_params(stage, resolution=4)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8, 8, 8]}')  # halves four times
+    assert make_params(stage, resolution=48, sd_model=str(tmp_path)).resolution == 48
+    with pytest.raises(InputError, match="resolution=40 is no multiple of 16, .* use 32 or 48"):
+        make_params(stage, resolution=40, sd_model=str(tmp_path))
+
+
 def test_a_home_folder_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/photos") == tmp_path / "photos" and resolve("photos") == ROOT / "photos"

@@ -12,7 +12,7 @@ SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason
 	--show-failed-logs -s workflow/Snakefile --cores $(CORES)
 
 SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
-PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar
+PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
 .PHONY: demo test lab site site-notebooks browser results pretrain lint
 .DEFAULT_GOAL := demo

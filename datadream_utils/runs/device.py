@@ -1,5 +1,6 @@
 """The device that computes: choosing it, CPU threads, numerical precision, and memory that may run out."""
 
+import os
 import resource
 import sys
 import traceback
@@ -28,11 +29,13 @@ def choose_device(device):
         return next(name for name in available if available[name])
     kind, _, number = device.partition(":")
     if not available[kind]:
-        raise InputError(f"device {device!r} is not available here: use 'auto' or 'cpu'.")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if kind == "cuda" and visible is not None else ""
+        raise InputError(f"device {device!r} is not available here{seen}: use 'auto' or 'cpu'.")
     if number:
         if int(number) >= (count := torch.cuda.device_count()):
             seen = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-            raise InputError(f"device {device!r} is not available here: CUDA_VISIBLE_DEVICES and torch leave {seen}.")
+            raise InputError(f"device {device!r} is not available here: this process sees {seen}.")
         torch.cuda.set_device(int(number))
     return device
 

@@ -64,7 +64,8 @@ def make_again(stage, output_root):
     with atomic_write(file) as temporary:
         temporary.write_text(yaml.safe_dump(manifest["parameters"] | machine, allow_unicode=True), encoding="utf-8")
     source = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-f", file, source, executed]
+    execute = ROOT / "workflow" / "scripts" / "execute.py"
+    command = [sys.executable, execute, "-k", "python3", "--no-progress-bar", "-f", file, source, executed]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise InputError(f"{stage.notebook} failed with the parameters of {stage.folder}:\n{done.stderr[-2000:]}")

@@ -85,6 +85,15 @@ def test_nothing_is_pickled_or_trusted():
     assert not [path for kind in ("bin", "pt", "pth", "ckpt", "pkl") for path in (ROOT / "models").rglob(f"*.{kind}")]
 
 
+def test_text_files_are_opened_with_their_encoding():
+    """ruff's PLW1514 does not know of every variable that it is a path."""
+    scripts = [path for folder in ("benchmarks", "docs") for path in (ROOT / folder).glob("*.py")]
+    for name, source in _modules().items() | {(path.stem, path.read_text(encoding="utf-8")) for path in scripts}:
+        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", "") in ("read_text", "write_text"):
+                assert "encoding" in {keyword.arg for keyword in call.keywords}, (name, ast.unparse(call))
+
+
 def test_every_module_is_in_a_room():
     everywhere = {path for top in ("datadream_utils", "workflow", "models") for path in (ROOT / top).rglob("*.py")}
     everywhere -= {ROOT / "workflow" / "__init__.py"}  # only rooms have modules

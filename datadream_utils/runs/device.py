@@ -1,16 +1,21 @@
 """The device that computes: choosing it, CPU threads, numerical precision, and memory that may run out."""
 
 import os
-import resource
 import sys
 import traceback
 from contextlib import contextmanager
 
+import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
 
 from datadream_utils.errors import InputError
 from datadream_utils.runs.stage import cpu_name
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,8 +67,12 @@ def weight_dtype(mixed_precision, device):
 
 def peak_memory(device):
     """``{"peak_memory_mb": ..., "peak_gpu_memory_mb": ...}`` (10^6 bytes) of this process; the second on CUDA only."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
-    peak = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
+    if resource is None:
+        peak_bytes = psutil.Process().memory_info().peak_wset
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = {"peak_memory_mb": round(peak_bytes / 1e6)}
     if str(device).startswith("cuda"):
         peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
     return peak

@@ -196,7 +196,7 @@ class Meter:
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):  # only Linux has this; elsewhere the peak is that of the process so far
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def _read_peak(self):
         """Peak bytes that torch has reserved on the GPU, or else of the process."""

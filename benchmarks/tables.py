@@ -187,10 +187,8 @@ TABLES = {
 
 def write_readme():
     """Put every table between its marks; one that has no result says "not measured"."""
-    text, paths = (
-        (FOLDER / "README.md").read_text(encoding="utf-8"),
-        {name: FOLDER / "results" / f"{name}.json" for name in TABLES},
-    )
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    paths = {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
     results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
     made = {name: TABLES[name](results[name]) if name in results else ["*not measured*"] for name in TABLES}
     for name, lines in (made | {"targets": target_table(results)}).items():

@@ -45,8 +45,8 @@ def check_plain(text, what, limit=200):
     """
     if not text.isascii() and (encoding := sys.getfilesystemencoding()).lower() != "utf-8":
         raise InputError(
-            f"{what} is {text[:limit]!a}, and Python reads file names as {encoding} here, not as UTF-8: set PYTHONUTF8=1 "
-            "in the environment, and start Python or Jupyter again."
+            f"{what} is {text[:limit]!a}, and Python reads file names as {encoding} here, not as UTF-8: set "
+            "PYTHONUTF8=1 in the environment, and start Python or Jupyter again."
         )
     if unprinted := _UNPRINTED.search(text):
         raise InputError(f"{what} is {text[:limit]!r}: take the character {unprinted[0]!r} out of it.")

@@ -25,6 +25,11 @@ from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_met
 from datadream_utils.values import explain, read_value
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
+if not (ROOT / "notebooks").is_dir() or not (ROOT / "params").is_dir():
+    raise InputError(
+        f"{ROOT} has the package alone, without notebooks, parameter files and tiny models: clone the repository and "
+        "install it from there with: pip install -c constraints.txt -e ."
+    )
 
 Value = TypeVar("Value")
 PerMethod = Value | dict[str, Value]  # one value, or one per method: {"default": 16, "loft": 2}

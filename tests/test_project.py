@@ -3,6 +3,10 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from graphlib import TopologicalSorter
 from itertools import chain
@@ -39,6 +43,14 @@ def test_these_tests_run_on_the_pinned_versions():
     for name in ("torch", "diffusers", "transformers", "peft", "papermill", "kornia"):
         assert importlib.metadata.version(name).split("+")[0] == PINS[name]
     assert importlib.util.find_spec("torchvision") is None
+
+
+def test_the_package_without_its_clone_says_what_is_missing(tmp_path):
+    shutil.copytree(ROOT / "datadream_utils", tmp_path / "datadream_utils")  # as from a wheel
+    command = [sys.executable, "-c", "import datadream_utils.data.dataset"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert f"{tmp_path} has the package alone" in run.stderr and "clone the repository" in run.stderr
 
 
 # From the bottom: a module imports from its own room and from rooms on lower floors.

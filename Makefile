@@ -3,7 +3,7 @@
 # make lab      JupyterLab on the notebooks (elsewhere: make lab FLAGS="--no-browser --port 8889", as root --allow-root)
 # make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: not those of make demo)
 # make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
-# make results  the committed results: three seeds of every method, and the ablations
+# make results  the committed results: a night of two cores; goes on where it was (STUDIES=tiny: the main table alone)
 # make pretrain the tiny base models, again from the beginning
 PYTHON ?= python3
 CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -11,6 +11,7 @@ BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason --logger rich \
 	--show-failed-logs -s workflow/Snakefile --cores $(CORES)
 
+STUDIES := tiny tiny_shots tiny_ablations tiny_images
 SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
@@ -58,9 +59,9 @@ lab: .venv/installed
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_adapt_sd.ipynb $(FLAGS)
 
 results: .venv/installed
-	for study in tiny_shots tiny_ablations tiny_images; do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done
+	for study in $(STUDIES); do $(SNAKEMAKE) runs --configfile params/studies/$$study.yaml || exit; done
 	$(SNAKEMAKE) --forcerun analysis beyond --configfile params/studies/tiny.yaml
-	mkdir -p figures/tiny && cp outputs/tiny/figures/* figures/tiny/
+	$(BIN)/python -m workflow.scripts.collect outputs/tiny figures/tiny
 	@cat figures/tiny/main_results.md
 
 pretrain: .venv/installed

@@ -14,7 +14,7 @@ from benchmarks.clock import timed
 from benchmarks.reference_pictures import PictureAugment
 from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.classifier.augment import Mix
+from datadream_utils.classifier.augment import mix
 from datadream_utils.classifier.train import learning_rate_factor, train_steps
 from datadream_utils.data.dataset import flatten
 from datadream_utils.prompts import class_prompt
@@ -76,7 +76,7 @@ def fit(classifier, files, augment, p, n_classes):
     labels, device = torch.tensor(labels), classifier.clip.device
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     torch.manual_seed(stable_seed("train", p.seed, p.setting))
-    order, mix = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting)), Mix(p.mix_share, n_classes)
+    order = torch.Generator().manual_seed(stable_seed("batches", p.seed, p.setting))
     optimizer = torch.optim.AdamW(parameters, lr=p.train_lr, weight_decay=p.train_weight_decay)
     per_epoch, _ = train_steps(p, n_classes)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, p, per_epoch))
@@ -92,9 +92,12 @@ def fit(classifier, files, augment, p, n_classes):
             generator=torch.Generator(),
         )
         for pictures, batch in zip(loader, batches, strict=True):
+            mixing = torch.rand(()) < p.mix_share
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 weights = classifier.class_weights()
-                pictures, targets = mix(pictures.to(device), labels[batch].to(device))
+                pictures, targets = pictures.to(device), F.one_hot(labels[batch].to(device), n_classes).float()
+                if mixing:
+                    pictures, targets = mix(pictures, targets)
                 loss = F.cross_entropy(classifier(pictures, weights), targets)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

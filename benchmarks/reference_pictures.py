@@ -1,6 +1,6 @@
 """The classifier's augmentations one picture at a time with PIL, as a DataLoader applies them; for the reference.
 
-The operations and strengths of the authors' chain: crop, flip, RandAugment, colour jitter, greyscale, blur, solarise.
+The operations and strengths of the authors' chain: RandAugment, crop, flip, colour jitter, greyscale, blur, solarise.
 PIL is what such chains run on for pictures from disk, and it is fast at one picture: a batch library called for every
 picture would make the reference look slower than it is.
 """
@@ -24,11 +24,11 @@ class PictureAugment:
 
     def __call__(self, image):
         p, chance = self.p, self.random.random
+        for _ in range(p.rand_augment_ops):
+            image = self._rand_augment(image, p.rand_augment_magnitude / BINS)
         image = self._crop(image)
         if chance() < p.flip:
             image = ImageOps.mirror(image)
-        for _ in range(p.rand_augment_ops):
-            image = self._rand_augment(image, p.rand_augment_magnitude / BINS)
         if chance() < p.color_jitter:
             image = self._jitter(image)
         if chance() < p.grayscale:
@@ -63,7 +63,7 @@ class PictureAugment:
     def _rand_augment(self, image, strength):
         """One of fourteen operations (Cubuk et al. 2020), with a random sign where it has one."""
         sign = self.random.choice((-1, 1))
-        shear, shift, factor = 0.3 * strength * sign, 0.45 * strength * sign * self.side, 1 + 0.9 * strength * sign
+        shear, shift, factor = 0.3 * strength * sign, 0.45 * strength * sign * image.width, 1 + 0.9 * strength * sign
         affine = lambda *matrix: image.transform(image.size, Image.Transform.AFFINE, matrix)  # noqa: E731
         operations = (
             lambda: image,

@@ -64,6 +64,12 @@ FIGURES = {
         "broad interval: 95 % over test images; thin interval: 95 % over seeds; dots: single seeds; open diamond: the "
         "published difference.",
     ),
+    "gain_by_shots": _figure(
+        PAPER,
+        "What generated images bring, by number of shots",
+        "Accuracy of R+S minus that of Real-finetune, on the same shots and test images: mean over data sets, with its "
+        "95 % interval over seeds and test images. Dots: single data sets.",
+    ),
     "qualitative": _figure(
         PAPER,
         "Images from more and more shots",
@@ -262,6 +268,20 @@ TABLES = {
         "Means over seeds. Seconds are those of the machine that made the runs: of its processors on a CPU, by the "
         "clock on a GPU. Image-steps and operations are those of the networks that are trained or sampled. Memory is "
         "the GPU's, else the whole process's.",
+    ),
+    "answers": _table(
+        BEYOND,
+        "Questions and answers",
+        "Every comparison that params/questions/tiny.yaml lists; that file, which also states the rule, was written "
+        "before the runs. Difference: first minus second (points), mean over data sets. Interval: 95 % over seeds and "
+        "test images. Visible: the size of difference that these runs could have shown.",
+        always=False,
+    ),
+    "baselines": _table(
+        BEYOND,
+        "Plain baselines",
+        "Top-1 accuracy (%) from the same shots, by number of shots per class: mean ± sample standard deviation over "
+        "seeds.",
     ),
     "conclusion": _table(PAPER, "In short", "The results in a few sentences.", formats=("md",)),
     "gallery": _table(PAPER, "Gallery of the paper's figures", "Every figure of 04_analysis.", formats=("md",)),

@@ -34,6 +34,8 @@ if not (ROOT / "notebooks").is_dir() or not (ROOT / "params").is_dir():
 Value = TypeVar("Value")
 PerMethod = Value | dict[str, Value]  # one value, or one per method: {"default": 16, "loft": 2}
 FloatOrRank = float | Literal["rank"]  # lora_alpha: a number, or as large as lora_rank
+FloatOrShots = float | Literal["n_shot"]  # start_noise: a number, or IsSynth's for this n_shot
+ISSYNTH_NOISE = {16: 0.231, 8: 0.308, 4: 0.521, 2: 0.587, 1: 0.706}  # {n_shot: start_noise}, see GenerateParams
 
 
 class OnlyIf(NamedTuple):
@@ -218,7 +220,13 @@ class AdaptParams(RunParams):
 
 
 class GenerateParams(RunParams):
-    """Stage 2: sampling a labelled data set (paper, section 3.3)."""
+    """Stage 2: sampling a labelled data set (paper, section 3.3).
+
+    start_noise is the noise amplitude sqrt(1 - abar_t) that a shot is given before the model draws on: a step's number
+    means other noise on another model's schedule. "n_shot" becomes IsSynth's (``ISSYNTH_NOISE``; for other numbers of
+    shots, that of the next smaller one). IsSynth's code (He et al. 2023) begins at step 15, 20, 35, 40, 50 from the end
+    of 100 for 16, 8, 4, 2, 1 shots; the amplitudes are those of these steps on GLIDE's cosine schedule.
+    """
 
     stage: ClassVar[str] = "generate"
 
@@ -232,7 +240,7 @@ class GenerateParams(RunParams):
     images_per_class: Count
     guidance_scale: NonNegative
     num_inference_steps: Count
-    start_step: Annotated[Steps, OnlyIf("start", "shot")]
+    start_noise: Annotated[float, Field(gt=0, le=1), OnlyIf("start", "shot")]
     captioner: Annotated[str, OnlyIf("prompt", "caption")]
     captioner_revision: Annotated[str, OnlyIf("prompt", "caption")]
     filter_model: Annotated[str, OnlyIf("keep", "clip")]
@@ -243,13 +251,13 @@ class GenerateParams(RunParams):
 
     _resolution = model_validator(mode="after")(_check_resolution)
 
-    @model_validator(mode="after")
-    def _steps_are_left(self):
-        if self.system.start == "shot" and self.start_step >= self.num_inference_steps:
-            raise ValueError(
-                f"start_step={self.start_step} leaves nothing of {self.num_inference_steps} steps: lower it"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _noise_may_follow_the_shots(cls, values):
+        n_shot = values.get("n_shot")
+        if values.get("start_noise") != "n_shot" or type(n_shot) is not int or n_shot < 1:
+            return values
+        return values | {"start_noise": ISSYNTH_NOISE[max(n for n in ISSYNTH_NOISE if n <= n_shot)]}
 
 
 class TrainParams(RunParams):

@@ -148,6 +148,6 @@ def write_stage(root, run, stage, facts=None, **parameters):
     """A finished stage of a run without files; ``facts``: what else its manifest notes."""
     folder = root / run / stage
     folder.mkdir(parents=True, exist_ok=True)
-    noted = {"seconds": 1.0, "shots": []} | (facts or {})
+    noted = {"seconds": 1.0, "shots": [], "passes_per_image": 24} | (facts or {})
     finish_stage(folder, stage=stage, parameters=SAME | parameters, **noted)
     return folder

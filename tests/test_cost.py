@@ -10,7 +10,6 @@ from conftest import write_stage
 from datadream_utils.analysis import cost
 from datadream_utils.analysis.results import load_stages
 from datadream_utils.analysis.tables import to_markdown
-from datadream_utils.methods import METHODS
 
 
 def test_operations_are_twice_the_multiplications():
@@ -40,8 +39,7 @@ def test_counting_changes_no_model(pipe, clip):
 
 def test_image_steps_by_hand(tmp_path):
     adapted = write_stage(tmp_path, "run", "adapt", {"shots": ["x"] * 8}, adapt_epochs=5).parent
-    sampling = {"num_inference_steps": 20, "start_step": 5, "guidance_scale": 2.0}
-    images = write_stage(tmp_path, "run", "generate", **sampling) / "images"
+    images = write_stage(tmp_path, "run", "generate", {"passes_per_image": 40}) / "images"
     images.mkdir()
     (images / "metadata.jsonl").write_text('{"tries": 3}\n{}\n')
     training = {"train_epochs": 4, "images_per_class": 10, "train_batch_size": 7, "setting": "R+S"}
@@ -50,8 +48,6 @@ def test_image_steps_by_hand(tmp_path):
     assert cost.count_image_steps(stages.loc["adapt"], 2) == 40
     assert cost.count_image_steps(stages.loc["generate"], 2) == (3 + 1) * 20 * 2
     assert cost.count_image_steps(stages.loc["train-R+S"], 2) == 4 * 10 * 2 * 2
-    assert cost.unet_passes(sampling, METHODS["issynth"]) == 30
-    assert cost.unet_passes(sampling | {"guidance_scale": 1.0}, METHODS["fakeit"]) == 20
     run = dict(method="datadream_cls", setting="R+S", n_shot=4, seed=0, variant="", classifier="clip", accuracy=70.0)
     lora = {"lora_rank": 16, "train_text_encoder": True}
     rows = load_stages(tmp_path)

@@ -9,6 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
+from sklearn.datasets import load_digits
 
 from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import check_images, read_image
@@ -542,3 +543,16 @@ def test_accents_in_a_locale_without_them(folder_dataset):
     assert usual.returncode == 0 and ascii("crème brûlée") in usual.stdout, usual.stderr
     legacy = _load_in_locale(folder_dataset, PYTHONUTF8="0")
     assert "InputError" in legacy.stderr and "set PYTHONUTF8=1 in the environment" in legacy.stderr
+
+
+def test_uci_digits_are_scikit_learns_enlarged_and_no_picture_is_in_two_splits(tmp_path):
+    data = load_dataset("uci_digits", tmp_path)
+    digits = load_digits()
+    assert data.class_names[7] == "seven" and {len(files) for files in data.files["train"]} == {60}
+    rows = [int(path.stem) for classes in data.files.values() for files in classes for path in files]
+    assert sorted(rows) == list(range(1797))
+    path = data.files["test"][4][0]
+    picture = np.asarray(Image.open(path), float)
+    assert picture.shape == (32, 32) and digits.target[int(path.stem)] == 4
+    means = picture.reshape(8, 4, 8, 4).mean((1, 3)) * 16 / 255  # of each enlarged pixel
+    assert np.corrcoef(means.ravel(), digits.images[int(path.stem)].ravel())[0, 1] > 0.95

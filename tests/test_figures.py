@@ -1,6 +1,7 @@
 """The figures: the numbers that are drawn and that findings name, not the pixels; words, colours and files."""
 
 import html
+import io
 import re
 from itertools import combinations, pairwise
 
@@ -23,7 +24,7 @@ from datadream_utils.plots import diagram, gallery, pictures, style, training
 from datadream_utils.plots.ablations import ablation_lines, compute_lines
 from datadream_utils.plots.alignment import alignment_scatter, fidelity_diversity
 from datadream_utils.plots.per_class import confusion_change_heatmap, gain_heatmap, reliability_curves
-from datadream_utils.plots.results import accuracy_bars, forest, pareto, teaser
+from datadream_utils.plots.results import accuracy_bars, forest, gain_by_shots, pareto, teaser
 
 # One of each catalogue name. ----------------------------------------------------------------------------------------
 
@@ -104,6 +105,16 @@ def _results():
     return compare.add_verdicts(table, {"d": pairs}), pairs
 
 
+def _gains_by_shots():
+    """``questions.gains_by_shots`` of two classifiers."""
+    rows = [
+        {"classifier": classifier, "method": method, "n_shot": n_shot, "difference": 3.0 - n_shot / 8, "low": 1.0,
+         "high": 5.0, "p": 0.01, "per_dataset": {"a": 4.0, "b": 2.0}, "n_seeds": 5}
+        for classifier in ("clip", "resnet") for method in ("datadream_cls", "datadream_dset") for n_shot in (1, 16)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def _near(paths):
     return pd.DataFrame({"path": paths[:4], "feature": [0.1, 0.2, 0.3, 0.4], "feature_shot": paths[4:8]})
 
@@ -122,6 +133,7 @@ def _draw_all(folder):
         "teaser": lambda: teaser(rows, "seven", "mnist5k"),
         "accuracy_bars": lambda: accuracy_bars(table, "d"),
         "order": lambda: forest(compare.compare_order(pairs, "d"), "d"),
+        "gain_by_shots": lambda: gain_by_shots(_gains_by_shots()),
         "qualitative": lambda: pictures.qualitative(paths, drawn, "cost $5 or $6", "mine"),
         "diagram": lambda: diagram.method_diagram(["zero", "one $2$"], [paths[:3], paths[3:6]]),
         "ablation_n_shot": lambda: ablation_lines(_ablation(), "n_shot", 77.0),
@@ -545,3 +557,16 @@ def test_drawn_pictures_are_those_of_the_runs(monkeypatch):
     drawn = pictures.drawn_pictures(stages, "mine", ["datadream_cls"], [4, 16], 1, 1, 3)
     assert drawn == {("datadream_cls", 4): [(1, 1, 3)]}
     assert results.select_generated and results.list_pictures
+
+
+def test_letters_that_no_font_has_are_one_hint(monkeypatch, capsys, recwarn):
+    monkeypatch.setitem(style.rcParams, "font.family", ["DejaVu Sans"])
+    figure, (ax,) = style.panels(1, style.COLUMN, 1)
+    style.label_axes(ax, "猫犬鳥", "café", "Ελλάδα, Москва")
+    assert style.text_width("猫", 9) > 0
+    figure.savefig(io.BytesIO(), format="png")
+    assert capsys.readouterr().out.count("Noto Sans CJK") == 1
+    assert not [warning for warning in recwarn if "missing" in str(warning.message)]
+    ax.set_xlabel("cat")
+    figure.savefig(io.BytesIO(), format="png")
+    assert not capsys.readouterr().out

@@ -19,8 +19,10 @@ from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import generate as generating
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
+from datadream_utils.diffusion.denoising import noise_scheduler
 from datadream_utils.diffusion.generate import (
     class_adapter,
+    count_passes,
     draw_examples,
     generate,
     make_recipe,
@@ -49,28 +51,43 @@ def test_an_image_is_the_same_alone_and_in_a_batch(pipe):
     assert np.abs(_pixels(batch[0]) - _pixels(batch[1])).mean() > 3
 
 
-def test_the_fewer_steps_are_skipped_the_less_is_left_of_the_shot(pipe, mnist):
+def test_the_more_noise_the_less_is_left_of_the_shot(pipe, mnist):
     shot = start_picture(mnist.files["train"][7][0], 32)
     assert shot.size == (32, 32)
 
-    def distance(start_step):
-        images = sample(pipe, ["a photo of a seven"] * 4, [1, 2, 3, 4], 2.0, 20, 32, [shot] * 4, start_step)
+    def distance(noise):
+        images = sample(pipe, ["a photo of a seven"] * 4, [1, 2, 3, 4], 2.0, 20, 32, [shot] * 4, noise)
         return np.mean([np.abs(_pixels(image) - _pixels(shot)).mean() for image in images])
 
-    distances = [distance(k) for k in (19, 14, 8, 1)]
+    distances = [distance(noise) for noise in (0.23, 0.66, 0.93, 1.0)]
     assert distances == sorted(distances) and distances[0] < 20 and distances[-1] > 2 * distances[0]
 
 
-def test_image_to_image_takes_the_number_of_steps_that_are_left(pipe, mnist):
-    shot, calls = start_picture(mnist.files["train"][7][0], 32), []
-    hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+def test_image_to_image_begins_at_the_step_whose_noise_is_nearest(pipe, mnist):
+    shot, times = start_picture(mnist.files["train"][7][0], 32), []
+    amplitudes = (1 - noise_scheduler(pipe).alphas_cumprod).sqrt()
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: times.append(int(inputs[1])))
     try:
-        for steps, start_step in [(20, k) for k in range(20)] + [(50, 29), (50, 49), (100, 85), (100, 86)]:
-            calls.clear()
-            sample(pipe, ["x"], [0], 1.0, steps, 32, [shot], start_step)
-            assert len(calls) == steps - start_step
+        sample(pipe, ["x"], [0], 1.0, 20, 32)
+        all_times = times[:]
+        for noise in (0.01, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0):
+            times.clear()
+            sample(pipe, ["x"], [0], 1.0, 20, 32, [shot], noise)
+            assert times[0] == min(all_times, key=lambda t, noise=noise: abs(amplitudes[t] - noise))
+            assert times == all_times[-len(times) :] and len(times) == count_passes(pipe, 20, noise)
     finally:
         hook.remove()
+
+
+def test_published_noise_is_reached_at_these_steps_of_stable_diffusion(monkeypatch, pipe, make_params):
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    for n_shot, skipped in {16: 95, 8: 91, 4: 78, 2: 74, 1: 65}.items():
+        noise = make_params("generate", method="issynth", n_shot=n_shot).start_noise
+        assert 100 - count_passes(pipe, 100, noise) == skipped
+    assert 20 - count_passes(pipe, 20, make_params("generate", method="disef").start_noise) == 5
 
 
 def test_every_image_has_its_own_seed():
@@ -82,7 +99,9 @@ def _generate(pipe, run):
     return generate(pipe, make_recipe(run), run)
 
 
-SMALL = dict(images_per_class=3, generate_batch_size=2, num_inference_steps=2, start_step=1, filter_tries=3, n_shot=3)
+SMALL = dict(
+    images_per_class=3, generate_batch_size=2, num_inference_steps=2, start_noise=0.7, filter_tries=3, n_shot=3
+)
 
 
 @pytest.mark.parametrize("method", ["fakeit", "disef"])
@@ -185,8 +204,23 @@ def test_the_filter_draws_again_and_gives_up_when_it_said_it_would(pipe, mnist, 
     assert [row["kept"] for row in rows] == ["gave up"] * 3 + ["clip"] * 27
     assert all(row["seed"] == image_seed(0, str(row["label"]), i % 3, row["tries"] - 1) for i, row in enumerate(rows))
     again = sample(pipe, [rows[4]["prompt"]] * 3, [row["seed"] for row in rows[3:6]], 3.0, 2, 32,
-                   [start_picture(mnist.root / row["start"], 32) for row in rows[3:6]], 1)  # fmt: skip
+                   [start_picture(mnist.root / row["start"], 32) for row in rows[3:6]], 0.7)  # fmt: skip
     assert np.abs(_pixels(again[1]) - _pixels(Image.open(run.folder / "images" / rows[4]["file_name"]))).max() <= 1
+
+
+def test_a_class_has_as_many_draws_as_its_images_have_tries(pipe, make_run, monkeypatch):
+    changes = {**SMALL, "images_per_class": 5, "filter_tries": 2, "n_shot": 1}  # 10 draws, in blocks of 2, 2, 1
+    monkeypatch.setattr(generating, "load_filter", lambda run: lambda images: [0] * len(images))
+    run = make_run("generate", method="issynth", keep="clip", variant="filtered", **changes)
+    _generate(pipe, run)
+    rows = read_metadata(run.stage)
+    assert [row["tries"] for row in rows] == [1] * 5 + [3, 3, 1, 1, 2] * 9  # 10 each
+    assert [row["kept"] for row in rows] == ["clip"] * 5 + ["gave up"] * 45
+    run.folder.joinpath("manifest.json").unlink()
+    (run.folder / "images" / rows[23]["file_name"]).unlink()
+    again = make_run("generate", method="issynth", keep="clip", variant="filtered", **changes)
+    _generate(pipe, again)
+    assert read_metadata(again.stage) == rows
 
 
 def test_the_judge_is_zero_shot_clip(clip, mnist, make_params):
@@ -238,10 +272,15 @@ def test_pndm_does_not_start_in_the_middle(pipe, mnist, monkeypatch):
     times, shot = [], start_picture(few_shot(mnist, 1, 0)[7][0], 32)
     hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: times.append(int(inputs[1])))
     try:
-        sample(pipe, ["a photo of a seven"], [0], 2.0, 20, 32, [shot], 5)
+        sample(pipe, ["a photo of a seven"], [0], 2.0, 20, 32, [shot], 0.7)
+        from_shot = times[:]
+        times.clear()
+        sample(pipe, ["a photo of a seven"], [0], 2.0, 50, 32)
     finally:
         hook.remove()
-    assert len(times) == 15 and all(later < earlier for earlier, later in pairwise(times))
+    assert 0 < len(from_shot) == count_passes(pipe, 20, 0.7) < 20
+    assert all(later < earlier for earlier, later in pairwise(from_shot))
+    assert len(times) == count_passes(pipe, 50) == 51
     assert pipe.scheduler is scheduler
 
 

@@ -165,7 +165,7 @@ def test_gradient_checkpointing_changes_no_gradient(pipe):
 RUNS = {
     "sd21-base": {"method": "datadream_cls", "setting": "R+S"},
     "sd21-v": {"method": "datadream_dset", "setting": "S", "mixed_precision": "bf16", "gradient_checkpointing": True},
-    "sd15": {"method": "disef", "setting": "R+S", "start_step": 1, "filter_tries": 2},
+    "sd15": {"method": "disef", "setting": "R+S", "start_noise": 0.7, "filter_tries": 2},
 }
 EVERY_SHAPE = [pytest.param(shape, marks=[pytest.mark.slow] if i else []) for i, shape in enumerate(RUNS)]
 

@@ -1,6 +1,8 @@
 """Parameters: the notebooks' defaults are valid, files use known names, mistakes are explained."""
 
 import datetime
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +54,19 @@ PUBLISHED = {
         lora_rank=16, lora_alpha=16.0, adapt_epochs=200, adapt_batch_size=8, adapt_lr=1e-4, adapt_warmup_steps=100
     ),
     "loft": dict(
-        lora_rank=2, lora_alpha=2.0, train_text_encoder=False, adapt_epochs=600, adapt_batch_size=1, adapt_lr=1e-3
+        lora_rank=2,
+        lora_alpha=2.0,
+        train_text_encoder=False,
+        adapt_epochs=600,
+        adapt_batch_size=1,
+        adapt_lr=1e-3,
+        train_epochs=60,
+        train_batch_size=256,
+        train_warmup_epochs=6.0,
     ),
-    "issynth": dict(guidance_scale=3.0, num_inference_steps=100, start_step=85),
-    "disef": dict(guidance_scale=8.0, num_inference_steps=20, start_step=5, filter_tries=100),
-    "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500),
+    "issynth": dict(guidance_scale=3.0, num_inference_steps=100, start_noise=0.231),
+    "disef": dict(guidance_scale=8.0, num_inference_steps=20, start_noise=0.971, filter_tries=13),
+    "datadream_dset": dict(guidance_scale=2.0, num_inference_steps=50, images_per_class=500, train_epochs=10),
     "real": dict(setting="R", clip_lora_rank=16, clip_lora_alpha=32.0, real_weight=0.8, train_lr=1e-4),
 }
 
@@ -80,8 +90,26 @@ def test_a_value_may_depend_on_the_method(make_params):
         make_params("generate", guidance_scale={"loft": 5.0})
     with pytest.raises(InputError, match="parameter 'guidance_scale' is 'x'"):
         make_params("generate", guidance_scale={"default": "x"})
-    with pytest.raises(InputError, match="start_step=12 leaves nothing of 12 steps"):
-        make_params("generate", method="disef", start_step=12)
+
+
+def test_noise_follows_the_shots_or_is_a_number(make_params):
+    """He et al.'s steps from the end of 100, as noise amplitudes of GLIDE's cosine schedule (betas at most 0.999)."""
+    kept = {16: 15, 8: 20, 4: 35, 2: 40, 1: 50}
+    signal = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
+    left = np.cumprod([1 - min(1 - after / before, 0.999) for before, after in pairwise(signal)])
+    of_100 = np.sqrt(1 - left[[round(k * 999 / 99) for k in range(100)]])
+    for n_shot, steps in kept.items():
+        p = make_params("generate", method="issynth", n_shot=n_shot)
+        assert p.start_noise == pytest.approx(of_100[steps - 1], abs=0.0005)
+    for n_shot, as_with in {3: 2, 15: 8, 64: 16}.items():
+        p = make_params("generate", method="issynth", n_shot=n_shot)
+        assert p.start_noise == make_params("generate", method="issynth", n_shot=as_with).start_noise
+    assert make_params("generate", method="issynth", start_noise=0.5).start_noise == 0.5
+    for wrong in (0.0, 1.5, "shots", 0):
+        with pytest.raises(InputError, match="parameter 'start_noise' is "):
+            make_params("generate", method="disef", start_noise=wrong)
+    with pytest.raises(InputError, match="parameter 'n_shot' is "):
+        make_params("generate", method="issynth", n_shot=0)
 
 
 def test_alpha_follows_the_rank_or_is_a_number(make_params):
@@ -127,7 +155,7 @@ def test_what_only_shows_or_computes_decides_nothing(make_params):
     [
         ("lora_rank", {"datadream_cls", "datadream_dset", "loft"}),
         ("guidance_scale", {"fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"}),
-        ("start_step", {"issynth", "disef"}),
+        ("start_noise", {"issynth", "disef"}),
         ("filter_tries", {"disef"}),
         ("captioner", {"disef"}),
         ("real_weight", {"fakeit", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"}),

@@ -216,7 +216,7 @@ def _write_pictures(root, method, seed, variant=""):
     lines = [json.dumps({"file_name": name, "label": int(name[0])}) for name in names]
     (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
     parameters = dict(dataset="d", method=method, n_shot=16, seed=seed, variant=variant)
-    finish_stage(folder, stage="generate", parameters=parameters, seconds=1.0)
+    finish_stage(folder, stage="generate", parameters=parameters, seconds=1.0, passes_per_image=2)
     return folder
 
 

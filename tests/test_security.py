@@ -285,7 +285,7 @@ def _generated(folder, file_name):
     row = {"file_name": file_name, "label": 0}
     (folder / "generate" / "images" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     parameters = dict(dataset="d", method="fakeit", n_shot=1, seed=0, variant="")
-    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0)
+    finish_stage(folder / "generate", stage="generate", parameters=parameters, seconds=1.0, passes_per_image=2)
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,13 @@ def test_cars(tmp_path, inside):
     assert sizes(data) == {"train": 4 * 196, "val": 196, "test": 2 * 196}
     assert [path.name for path in data.files["test"][0]] == ["00010.jpg", "00011.jpg"]
     assert data.class_names[0] == "AM General Hummer SUV 2000"
+    for prefix in ("cars_", ""):  # CoOp's list, and the CSV copy of it
+        rows = [f"{s},{prefix}{s}/{label * 10:05d}.jpg" for s in ("train", "test") for label in range(1, 197)]
+        (tmp_path / "split.csv").write_text("\n".join(["split,filename", *rows, f"val,{prefix}train/00011.jpg"]))
+        listed = load_dataset("cars", str(tmp_path), str(tmp_path / "split.csv"))
+        assert sizes(listed) == {"train": 196, "val": 1, "test": 196}
+        assert listed.files["test"][4] == [root / "cars_test" / "00050.jpg"]
+        assert listed.files["val"][0] == [root / "cars_train" / "00011.jpg"]
 
 
 @pytest.mark.parametrize("name, at", [("imagenet_100", "."), ("imagenet", "images")])

@@ -32,9 +32,9 @@ def test_every_study_of_the_project_is_valid(path):
 def test_the_tiny_study_has_the_runs_and_stages_of_the_committed_tables():
     study = read_study(ROOT / "params" / "studies" / "tiny.yaml")
     stages = Counter(stage for run in study.runs().values() for stage in study.stages(run))
-    assert len(study.runs()) == 1 + 7 * 3
-    assert stages == {"adapt": 9, "generate": 18, "train-S": 18, "train-R+S": 18, "train-S-resnet": 18, "train-R": 3,
-                      "train-R-resnet": 3, "train-none": 1}  # fmt: skip
+    assert len(study.runs()) == 2 * (1 + 7 * 5)
+    assert stages == {"adapt": 30, "generate": 60, "train-S": 60, "train-R+S": 60, "train-S-resnet": 60, "train-R": 10,
+                      "train-R-resnet": 10, "train-none": 2}  # fmt: skip
 
 
 def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
@@ -81,10 +81,10 @@ def test_a_data_set_has_the_split_that_the_study_gives_it():
 
 
 def test_a_sweep_of_what_a_method_has_no_use_for_makes_no_run():
-    sweep = {"start_step": [0], "filter_tries": [9], "captioner": ["mine"]}
+    sweep = {"start_noise": [0.5], "filter_tries": [9], "captioner": ["mine"]}
     study = make_study(SMALL | {"methods": ["datadream_cls", "issynth", "disef"], "seeds": [0], "sweep": sweep})
     changes = {(run.method, run.change[0]) for run in study.runs().values() if run.change}
-    assert changes == {("issynth", "start_step"), *(("disef", name) for name in sweep)}
+    assert changes == {("issynth", "start_noise"), *(("disef", name) for name in sweep)}
 
 
 def test_stages_that_a_change_does_not_touch_are_made_once():

@@ -23,7 +23,6 @@ from datadream_utils.backbones.load import load_clip
 from datadream_utils.classifier import evaluate as evaluate_module
 from datadream_utils.classifier import pictures as pictures_module
 from datadream_utils.classifier import train
-from datadream_utils.classifier.augment import Augment, Mix
 from datadream_utils.classifier.build import ResNetClassifier, load_classifier, make_classifier, resnet_config
 from datadream_utils.classifier.evaluate import evaluate, predict, read_results, save_results
 from datadream_utils.classifier.pictures import (
@@ -112,37 +111,6 @@ def test_losses_on_hand_made_logits():
     assert mixed_loss(*only("real"), 0.8).item() == pytest.approx(real)
     assert mixed_loss(*only("synthetic"), 0.8).item() == pytest.approx(synthetic)
     assert mixed_loss(logits, targets, 0.8).item() == pytest.approx(0.8 * real + 0.2 * synthetic)
-
-
-def test_soft_targets_match_what_was_mixed():
-    torch.manual_seed(0)
-    pictures = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # channel = class
-    mixed, targets = Mix(share=1.0, n_classes=6)(pictures, torch.arange(6))
-    torch.testing.assert_close(targets.sum(1), torch.ones(6))
-    torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
-    same, hard = Mix(share=0.0, n_classes=6)(pictures, torch.arange(6))
-    assert torch.equal(same, pictures) and torch.equal(hard, torch.eye(6))
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_cutmix_and_mixup_both_keep_shares(seed):
-    torch.manual_seed(seed)
-    pictures = torch.eye(6)[:, :, None, None].expand(6, 6, 16, 16).contiguous()
-    mixed, targets = Mix(share=1.0, n_classes=6)(pictures, torch.arange(6))
-    torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
-
-
-def test_augmentation_keeps_shape_and_range(make_params):
-    torch.manual_seed(0)
-    pictures = torch.randint(0, 256, (20, 3, 36, 36), dtype=torch.uint8)
-    augmented = Augment(make_params("train"), 32, [0.0] * 3, [1.0] * 3, "cpu")(pictures)
-    assert augmented.shape == (20, 3, 32, 32) and augmented.min() >= -1e-3 and augmented.max() <= 1 + 1e-3
-    off = dict(crop_scale_min=1.0, rand_augment_ops=0, color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
-    plain = Augment(make_params("train", **off), 36, [0.5] * 3, [0.5] * 3, "cpu")(pictures[:, :, :, :])
-    assert plain.shape == (20, 3, 36, 36)
-    flat = torch.full((4, 3, 36, 36), 128, dtype=torch.uint8)
-    still = Augment(make_params("train", **off), 32, [0.5] * 3, [0.5] * 3, "cpu")(flat)
-    torch.testing.assert_close(still, torch.full_like(still, (128 / 255 - 0.5) / 0.5), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("setting, kinds", [("R", {"real"}), ("S", {"synthetic"}), ("R+S", {"real", "synthetic"})])
@@ -337,6 +305,7 @@ def test_evaluation_counts_every_test_picture_once(mnist, make_run, make_params)
 
 def test_the_authors_protocol_takes_the_best_epoch_on_its_test_images(few, make_run):
     changes = dict(method="real", n_shot=2, images_per_class=4, train_epochs=5, train_batch_size=40, val_every=2)
+    changes |= dict(train_lr=0.1, train_warmup_epochs=2.0)  # too much: later epochs are worse
     accuracy = {}
     for protocol in ("sound", "published"):
         run = make_run("train", data=few, protocol=protocol, **changes)

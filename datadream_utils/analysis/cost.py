@@ -18,7 +18,6 @@ from datadream_utils.diffusion.denoising import denoising_loss, noise_scheduler,
 from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.diffusion.lora import attached_lora
 from datadream_utils.errors import InputError
-from datadream_utils.methods import METHODS
 from datadream_utils.prompts import class_prompt
 
 STAGE_NAMES = ("adapt", "generate", "train")
@@ -85,15 +84,6 @@ def clip_flops(clip, tokenizer, data, clip_lora_rank):
         adapted.unload()
 
 
-def unet_passes(parameters, method):
-    """U-Net passes per generated image: guidance takes two per step; starting from a shot leaves steps out.
-
-    A PNDM sampler from noise repeats its second step; that pass is not counted (2 % of 50 steps).
-    """
-    skipped = parameters["start_step"] if method.start == "shot" else 0
-    return (parameters["num_inference_steps"] - skipped) * (2 if parameters["guidance_scale"] > 1 else 1)
-
-
 def count_image_steps(stage, n_classes):
     """Images through a network in a stage (a row of ``results.load_stages``), one per image and step.
 
@@ -104,7 +94,7 @@ def count_image_steps(stage, n_classes):
     if stage.stage == "adapt":
         return stage.n_real * p["adapt_epochs"]
     if stage.stage == "generate":
-        return count_drawn(stage) * unet_passes(p, METHODS[stage.method])
+        return count_drawn(stage) * stage.passes
     if p["setting"] == "none":
         return 0
     return p["train_epochs"] * p["images_per_class"] * n_classes * len(p["setting"].split("+"))

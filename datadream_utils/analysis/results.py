@@ -18,7 +18,7 @@ from datadream_utils.runs.stage import Stage
 RUN_KEYS = ("dataset", "method", "setting", "n_shot", "seed", "variant", "classifier", "protocol")
 RESULT_COLUMNS = ("dataset", "method", "setting", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std", "n_test")
 STAGE_COLUMNS = ("run", "stage", "dataset", "method", "n_shot", "seed", "variant", "seconds", "peak_memory_mb",
-                 "n_real", "parameters", "digest", "folder")  # fmt: skip
+                 "n_real", "passes", "parameters", "digest", "folder")  # fmt: skip
 BLOCKS = {"none": "zero-shot", "S": "synthetic", "R": "real", "R+S": "real"}  # of the paper's table, by setting
 RANKS = {
     "setting": {name: rank for rank, name in enumerate(BLOCKS)},
@@ -82,15 +82,15 @@ def select_n_shot(runs, dataset, n_shot):
     return chosen
 
 
-def load_predictions(runs, dataset, n_shot, classifier="clip"):
+def load_predictions(runs, dataset, n_shot, classifier="clip", variant=""):
     """``{(method, setting): {seed: table}}``, in the order of the main table; a table has a row per test image.
 
-    runs: ``load_results``; variants and the published protocol are left out. The columns are ``PREDICTION_COLUMNS``.
-    All tables have the same images in the same order. InputError if predictions cannot be read, or if two runs were
-    tested on different images or in a different order.
+    runs: ``load_results``; other variants and the published protocol are left out. The columns are
+    ``PREDICTION_COLUMNS``. All tables have the same images in the same order. InputError if predictions cannot be read,
+    or if two runs were tested on different images or in a different order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
-    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == "")]
+    plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == variant)]
     ordered = plain.sort_values(["setting", "method", "seed"], key=_rank, kind="stable")
     predictions, first = {}, None
     for row in ordered.itertuples():
@@ -163,10 +163,11 @@ def compute_all_results(runs):
 def load_stages(output_root):
     """A row per finished stage under ``output_root`` (``STAGE_COLUMNS``), read from its manifest.
 
-    n_real: few-shot images of all classes (adapt; else 0). digest: the checksum of the generated images (generate; else
-    ""). seconds: processor seconds for a stage on a CPU, because other work on the machine slows the clock; else clock
-    seconds. peak_memory_mb: the GPU's, else the process's; missing if it was not recorded. A stage that runs share by a
-    link is listed once, for the run that made it. InputError names a manifest that cannot be read.
+    n_real: few-shot images of all classes (adapt; else 0). passes: of the U-Net per image (generate; else 0). digest:
+    the checksum of the generated images (generate; else ""). seconds: processor seconds for a stage on a CPU, because
+    other work on the machine slows the clock; else clock seconds. peak_memory_mb: the GPU's, else the process's;
+    missing if it was not recorded. A stage that runs share by a link is listed once, for the run that made it.
+    InputError names a manifest that cannot be read.
     """
     paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
     rows = [_read_stage(path) for path in paths if not path.parent.is_symlink()]
@@ -186,6 +187,7 @@ def _read_stage(path):
             "seconds": manifest.get("processor_seconds", manifest["seconds"]) if on_cpu else manifest["seconds"],
             "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
             "n_real": len(manifest["shots"]) if manifest["stage"] == "adapt" else 0,
+            "passes": manifest["passes_per_image"] if manifest["stage"] == "generate" else 0,
             "parameters": parameters,
             "digest": manifest.get("images_sha256", ""),
             "folder": path.parent,

@@ -82,6 +82,8 @@ def save_results(run, classifier, history, predictions):
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     run.finish(
         model=model_identity(p.clip_model, p.clip_revision),
+        class_names=list(data.class_names),  # with them the classifier can be used without the data set
+        domain=data.domain,
         evaluated_on=split,
         evaluated_sha256=digest(flatten(data.files[split])[0]),
         synthetic_sha256=digest(flatten(synthetic)[0]),

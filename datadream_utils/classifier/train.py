@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from datadream_utils.classifier.augment import Augment, Mix
+from datadream_utils.classifier.augment import Augment, mix
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
 from datadream_utils.classifier.pictures import evaluation_split, load_batches
@@ -67,7 +67,6 @@ def train_classifier(classifier, sets, params, watched=None):
     processor = classifier.processor
     torch.manual_seed(stable_seed("train", params.seed, params.setting))
     augment = Augment(params, classifier.image_size, processor.image_mean, processor.image_std, device)
-    mix = Mix(params.mix_share, n_classes)
     optimizer = torch.optim.AdamW(parameters, lr=params.train_lr, weight_decay=params.train_weight_decay)
     per_epoch, _ = train_steps(params, n_classes)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params, per_epoch))
@@ -78,10 +77,13 @@ def train_classifier(classifier, sets, params, watched=None):
     classifier.train()
     for step, batch in enumerate(_batches(sets, params, per_epoch)):
         logits, targets = {}, {}
+        mixing = torch.rand(()) < params.mix_share  # for both kinds, each then with its own operation
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             weights = classifier.class_weights()
             for kind, (pictures, labels) in batch.items():
-                pixels, targets[kind] = mix(augment(pictures), labels.to(device))
+                pixels, targets[kind] = augment(pictures), F.one_hot(labels.to(device), n_classes).float()
+                if mixing:
+                    pixels, targets[kind] = mix(pixels, targets[kind])
                 logits[kind] = classifier(pixels, weights)
             loss = mixed_loss(logits, targets, params.real_weight)
         optimizer.zero_grad(set_to_none=True)

@@ -10,8 +10,8 @@ also have a ``dataset.yaml``, every key of which is optional:
     definitions: {zero: a round digit} # definition of one class, by class name
     example: seven                     # class name of the example figure
 
-``mnist5k``, the data set of the tiny world, is written in this form when it is first loaded. The paper's data sets are
-known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.
+The tiny world's ``mnist5k`` and ``uci_digits`` are written in this form when they are first loaded. The paper's data
+sets are known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.
 """
 
 import os
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from datadream_utils.data.archives import find_archive, read_archive
 from datadream_utils.data.classes import name_classes, read_info
+from datadream_utils.data.digits import WRITERS
 from datadream_utils.data.folders import (
     class_folders,
     count_unread,
@@ -32,7 +33,6 @@ from datadream_utils.data.folders import (
 )
 from datadream_utils.data.hub import export_hub, export_parquet, has_parquet
 from datadream_utils.data.known import known_names, read_known
-from datadream_utils.data.mnist import write_mnist5k
 from datadream_utils.data.splits import (
     HELD_OUT,
     OWN_SPLIT,
@@ -80,11 +80,11 @@ class Dataset:
 def load_dataset(dataset, data_root="data", split_file=""):
     """Find a data set by name or folder and list its files.
 
-    dataset: "mnist5k", a known name (``known_names()``), the name of a folder under ``data_root``, or the path of any
-    folder. A known data set is read from ``data_root`` (its original archive, exported folders or parquet files); if it
-    is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns each picture
-    to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if the classes
-    of its splits differ.
+    dataset: "mnist5k", "uci_digits", a known name (``known_names()``), the name of a folder under ``data_root``, or the
+    path of any folder. A known data set is read from ``data_root`` (its original archive, exported folders or parquet
+    files); if it is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns
+    each picture to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if
+    the classes of its splits differ.
     """
     dataset = os.path.expanduser(dataset)
     known = read_known(Path(dataset).name)
@@ -113,16 +113,16 @@ def load_dataset(dataset, data_root="data", split_file=""):
 
 
 def _find_root(dataset, known, data_root):
-    """The data set's folder, under ``data_root`` or anywhere; mnist5k and known sets are written there when missing."""
+    """The data set's folder, under ``data_root`` or anywhere; digits and known sets are written there when missing."""
     base = resolve(data_root)
     places = (base / dataset, resolve(dataset)) if dataset.strip() else ()
     root = next((place for place in places if os.path.isdir(place)), None)
-    if root is None and dataset == "mnist5k":
-        return write_mnist5k(base / "mnist5k")
+    if root is None and dataset in WRITERS:
+        return WRITERS[dataset](base / dataset)
     if root is None and (known is None or dataset != known.name):
         if any(os.path.isfile(place) for place in places):
             raise InputError(f"data set {dataset!r} is a file: unpack it and give the folder that holds its classes.")
-        names = {"mnist5k", *known_names(), *(subfolders(base) if os.path.isdir(base) else ())}
+        names = {*WRITERS, *known_names(), *(subfolders(base) if os.path.isdir(base) else ())}
         raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(names))}")
     if root is None or (known and not any(root.iterdir())):
         return export_hub(known, root or base / known.name)

@@ -83,6 +83,15 @@ def list_pictures(directory):
     return [directory / check_plain(name, f"a file in {directory}", 255) for name in sorted(e.name for e in pictures)]
 
 
+def walk_pictures(directory):
+    """The paths of all pictures in a folder and the folders below it, sorted; hidden files and ``JUNK`` are left out.
+
+    InputError when the folder cannot be read.
+    """
+    names = [name for name in subfolders(directory) if not (directory / name).is_symlink()]
+    return list_pictures(directory) + [path for name in names for path in walk_pictures(directory / name)]
+
+
 def list_class(directory):
     """The pictures of one class, as ``list_pictures``; InputError, with what is there instead, when there are none."""
     if paths := list_pictures(directory):

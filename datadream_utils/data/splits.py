@@ -177,7 +177,11 @@ def apply_split(split_file, images, folders, files):
 
 
 class PictureIndex:
-    """Finds pictures by name: by the path from the folder ``root``, or by ``<class folder>/<file>``."""
+    """Finds pictures by name: by the path from the folder ``root``, or by ``<class folder>/<file>``.
+
+    ``train/<file>`` also finds one in a folder ``<any>_train``: CoOp's list of Stanford Cars says
+    ``cars_train/05266.jpg``, the CSV copy of it ``train/05266.jpg``.
+    """
 
     def __init__(self, root, folders, files):
         """files: ``{any split: [[path, ...] per class of folders]}``."""
@@ -185,7 +189,9 @@ class PictureIndex:
         for classes in files.values():
             for label, (folder, paths) in enumerate(zip(folders, classes, strict=True)):
                 for path in paths:
-                    for name in {Path(str(path)[start:]).as_posix(), f"{folder}/{path.name}"}:
+                    _, joint, split = path.parent.name.rpartition("_")
+                    names = {Path(str(path)[start:]).as_posix(), f"{folder}/{path.name}"}
+                    for name in names | ({f"{split}/{path.name}"} if joint and split in SPLITS else set()):
                         self._by_name[name] = None if name in self._by_name else (path, label)
         for name, picture in [(n, p) for n, p in self._by_name.items() if not n.isascii()]:
             self._by_name.setdefault(compose_name(name), picture)

@@ -15,6 +15,7 @@ from datadream_utils.backbones.load import load_clip, model_identity
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import centre_square, read_image, write_png
 from datadream_utils.diffusion.captions import read_captions
+from datadream_utils.diffusion.denoising import noise_scheduler
 from datadream_utils.diffusion.lora import WEIGHTS, fused_lora
 from datadream_utils.diffusion.recipe import Recipe
 from datadream_utils.diffusion.stacked import per_image_adapters
@@ -56,10 +57,13 @@ def generate(pipe, recipe, run):
             for label, of_class in itertools.groupby(missing, lambda block: block[0]):
                 with class_adapter(pipe, recipe, label):
                     for _, block in of_class:
-                        rows[label] |= _draw_block(pipe, recipe, run, label, block, judge)
+                        tried = sum(rows[label][index]["tries"] for index in range(block.start)) if judge else 0
+                        rows[label] |= _draw_block(pipe, recipe, run, label, block, judge, tried)
                         _write_rows(_rows_file(run, label), rows[label])
                         advance()
-        facts = {"model": model_identity(p.sd_model, p.sd_revision)}
+        noise = p.start_noise if run.method.start == "shot" else None
+        passes = count_passes(pipe, p.num_inference_steps, noise) * (2 if p.guidance_scale > 1 else 1)
+        facts = {"model": model_identity(p.sd_model, p.sd_revision), "passes_per_image": passes}
         if not run.shard:
             _write_rows(run.folder / "images" / "metadata.jsonl", *rows.values())
             weights = sorted(recipe.adapters.glob(f"*/{WEIGHTS}")) if recipe.adapters else []
@@ -98,11 +102,11 @@ def read_generated_by_method(run):
 
 
 @torch.no_grad()
-def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution, starts=None, start_step=0):
+def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution, starts=None, start_noise=None):
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
     Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
-    starts: square PIL pictures to start from, None: noise. Each is noised to the time of step ``start_step``, and the
+    starts: square PIL pictures to start from, None: noise. Each is noised to the amplitude ``start_noise``, and the
     steps before it are skipped (Meng et al. 2022). DPM-Solver++ then replaces PNDM, if that is the model's sampler.
     """
     options = dict(
@@ -112,13 +116,35 @@ def sample(pipe, prompts, seeds, guidance_scale, num_inference_steps, resolution
     )
     if starts is None:
         return pipe(list(prompts), height=resolution, width=resolution, **options).images
-    parts = dict(pipe.components)
-    if isinstance(pipe.scheduler, PNDMScheduler):  # it repeats its second step, so it cannot begin at a later one
-        parts["scheduler"] = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    scheduler, first = _schedule(pipe, num_inference_steps, start_noise)
+    parts = pipe.components | {"scheduler": scheduler}
     from_image = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     from_image.set_progress_bar_config(disable=True)
-    strength = (num_inference_steps - start_step + 0.5) / num_inference_steps  # half a step against rounding down
+    strength = (num_inference_steps - first + 0.5) / num_inference_steps  # half a step against rounding down
     return from_image(list(prompts), image=list(starts), strength=min(1.0, strength), **options).images
+
+
+def count_passes(pipe, num_inference_steps, start_noise=None):
+    """U-Net passes of ``sample`` per image, without guidance, which doubles them. PNDM repeats its second step."""
+    scheduler, first = _schedule(pipe, num_inference_steps, start_noise)
+    return len(scheduler.timesteps) - first * scheduler.order
+
+
+def _schedule(pipe, num_inference_steps, start_noise):
+    """``(scheduler, first step)``: the step whose noise amplitude sqrt(1 - abar_t) is nearest to ``start_noise``.
+
+    Without ``start_noise``: the first one, of the model's own sampler.
+    """
+    kind = type(pipe.scheduler)
+    if start_noise is not None and kind is PNDMScheduler:  # it repeats its second step, so it cannot begin later
+        kind = DPMSolverMultistepScheduler
+    scheduler = kind.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(num_inference_steps)
+    if start_noise is None:
+        return scheduler, 0
+    times = scheduler.timesteps[:: scheduler.order].long()
+    amplitudes = (1 - noise_scheduler(pipe).alphas_cumprod[times]).sqrt()
+    return scheduler, int((amplitudes - start_noise).abs().argmin())
 
 
 def sample_draws(pipe, recipe, draws, params, **changes):
@@ -130,7 +156,7 @@ def sample_draws(pipe, recipe, draws, params, **changes):
     options = {name: getattr(params, name) for name in ("guidance_scale", "num_inference_steps", "resolution")}
     if draws[0].start is not None:
         options["starts"] = [start_picture(draw.start, params.resolution) for draw in draws]
-        options["start_step"] = params.start_step
+        options["start_noise"] = params.start_noise
     own = recipe.method.adapter == "image" and recipe.adapters
     with per_image_adapters(pipe, [draw.adapters for draw in draws]) if own else nullcontext():
         prompts, seeds = [draw.prompt for draw in draws], [draw.seed for draw in draws]
@@ -195,29 +221,30 @@ def _is_drawn(run, rows, label, block):
     return all(index in rows[label] and _image_path(run, label, index).exists() for index in block)
 
 
-def _draw_block(pipe, recipe, run, label, block, judge):
+def _draw_block(pipe, recipe, run, label, block, judge, tried):
     """Draw a block of images; returns their rows of ``metadata.jsonl``, ``{index: row}``.
 
-    An image that the judge assigns to another class is drawn again, up to ``filter_tries`` times in all; then it is
-    kept as it is.
+    An image that the judge assigns to another class is drawn again while its class has draws left, ``filter_tries`` per
+    image; then it is kept as it is. tried: draws of the class for the blocks before; each image after gets one.
     """
-    pending, rows, tries = list(block), {}, run.params.filter_tries if judge else 1
-    for attempt in range(tries):
+    count = run.params.images_per_class
+    pending, rows, left = list(block), {}, run.params.filter_tries * count - tried - (count - block.stop)
+    for attempt in itertools.count():
         draws = [recipe.draw(label, index, attempt) for index in pending]
         images = sample_draws(pipe, recipe, draws, run.params)
         agrees = [judged == label for judged in judge(images)] if judge else [True] * len(images)
-        accepted = {}
+        left -= len(pending)
+        gives_up, accepted = agrees.count(False) > left, {}
         for index, draw, image, agree in zip(pending, draws, images, agrees, strict=True):
-            if agree or attempt == tries - 1:
+            if agree or gives_up:
                 accepted[_image_path(run, label, index)] = image
                 note = {"tries": attempt + 1, "kept": "clip" if agree else "gave up"} if judge else {}
                 rows[index] = _row(run, label, index, draw) | note
         with ThreadPoolExecutor() as pool:  # compressing a picture releases Python's global lock
             list(pool.map(write_png, accepted.keys(), accepted.values()))
-        pending = [index for index, agree in zip(pending, agrees, strict=True) if not agree]
+        pending = [index for index in pending if index not in rows]
         if not pending:
-            break
-    return {index: rows[index] for index in block}
+            return {index: rows[index] for index in block}
 
 
 def _row(run, label, index, draw):

@@ -5,12 +5,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from datadream_utils.analysis.ablations import STUDY
+from datadream_utils.analysis.ablations import STUDY, study_command
 from datadream_utils.analysis.compare import Verdict
 from datadream_utils.analysis.cost import COSTS, pareto_front
 from datadream_utils.analysis.published import published_order
+from datadream_utils.analysis.questions import CLASSIFIERS
 from datadream_utils.analysis.results import BLOCKS
-from datadream_utils.methods import METHODS, classifier_name
+from datadream_utils.catalogue import ABLATIONS
+from datadream_utils.methods import METHODS, classifier_name, short_label
 from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.style import (
     BLUE,
@@ -18,9 +20,11 @@ from datadream_utils.plots.style import (
     COLOURS,
     COLUMN,
     ORANGE,
+    WHISKERS,
     can_compare,
     describe,
     empty_figure,
+    in_table_order,
     label_axes,
     legend,
     literal,
@@ -121,6 +125,39 @@ def forest(order, dataset):
     finding = f"Of {len(order)} published orders {count[0]} hold, {count[1]} are reversed, {count[2]} are not decided."
     alt = "Lines with intervals: our paired differences in accuracy, and the published ones."
     return describe(figure, alt, finding, "order", len(order) == total)
+
+
+def gain_by_shots(table):
+    """R+S minus Real-finetune against the number of shots, a panel per classifier.
+
+    table: ``questions.gains_by_shots``.
+    """
+    name = "gain_by_shots"
+    if table.empty:
+        return empty_figure(name, f"No method was trained with R+S beside Real-finetune: {study_command('n_shot')}")
+    classifiers = [key for key in CLASSIFIERS if key in set(table["classifier"])]
+    figure, axes = panels(len(classifiers), BOTH if len(classifiers) > 1 else COLUMN, 2.6)
+    shots = sorted(set(table["n_shot"]))
+    for ax, classifier in zip(axes, classifiers, strict=True):
+        rows = table[table["classifier"] == classifier]
+        methods = in_table_order(set(rows["method"]))
+        ax.axhline(0, color=COLOURS["real"], ls="--", lw=1, label=short_label("real"))
+        for i, method in enumerate(methods):
+            of_method, shift = rows[rows["method"] == method], 0.12 * (i - (len(methods) - 1) / 2)
+            places, style = [shots.index(n_shot) + shift for n_shot in of_method["n_shot"]], marker_style(method)
+            whiskers = [of_method["difference"] - of_method["low"], of_method["high"] - of_method["difference"]]
+            ax.errorbar(places, of_method["difference"], whiskers, label=short_label(method), **style, **WHISKERS)
+            for x, points in zip(places, of_method["per_dataset"], strict=True):
+                ax.plot([x] * len(points), points.values(), ls="", ms=2.5, alpha=0.6, **style)
+        ax.set_xticks(range(len(shots)), shots)
+        label_axes(ax, ABLATIONS["n_shot"], "R+S minus Real-finetune (points)", CLASSIFIERS[classifier])
+    legend(figure, axes)
+    several = table[table["n_seeds"] > 1]
+    above, below = int((several["low"] > 0).sum()), int((several["high"] < 0).sum())
+    finding = f"Of {len(several)} gains, {above} intervals lie above 0 and {below} below." if len(several) else ""
+    finding = finding or "One seed: the intervals are over test images alone."
+    alt = "Lines: what generated images bring beside the real ones, against the number of shots."
+    return describe(figure, alt, finding, name, len(shots) > 1)
 
 
 def pareto(table, cost="seconds"):

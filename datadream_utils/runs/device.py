@@ -33,12 +33,12 @@ def choose_device(device):
     if device == "auto":
         return next(name for name in available if available[name])
     kind, _, number = device.partition(":")
-    if not available[kind]:
+    if not available.get(kind):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if kind == "cuda" and visible is not None else ""
         raise InputError(f"device {device!r} is not available here{seen}: use 'auto' or 'cpu'.")
     if number:
-        if int(number) >= (count := torch.cuda.device_count()):
+        if not number.isdigit() or int(number) >= (count := torch.cuda.device_count()):
             seen = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
             raise InputError(f"device {device!r} is not available here: this process sees {seen}.")
         torch.cuda.set_device(int(number))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from datadream_utils.analysis.baselines import predict_nearest, predict_probe
 from datadream_utils.backbones.clip import ClipClassifier, image_features
 from datadream_utils.backbones.load import load_clip, load_stable_diffusion
 from datadream_utils.classifier.build import make_classifier
@@ -52,31 +52,12 @@ def compute_features(models, paths):
     clip, _, processor = load_models_clip(models)
     pictures = evaluation_pictures(paths, processor)
     pixels = torch.stack(pictures.__getitems__(range(len(paths))))
-    return image_features(clip, pixels), pixels.flatten(1)
-
-
-def linear_probe(shots, shot_labels, images, steps=300, weight_decay=1e-2):
-    """Predictions of multinomial logistic regression on features that are scaled to the shots' mean and spread."""
-    mean, spread = shots.mean(0), shots.std(0) + 1e-6
-    shots, images = (shots - mean) / spread, (images - mean) / spread
-    weight = torch.zeros(int(shot_labels.max()) + 1, shots.shape[1] + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(shots, weight[:, :-1], weight[:, -1]), shot_labels)
-        value = value + weight_decay / 2 * weight[:, :-1].pow(2).sum() / len(weight)
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return F.linear(images, weight[:, :-1], weight[:, -1]).argmax(1)
+    return image_features(clip, pixels).numpy(), pixels.flatten(1).numpy()
 
 
 def evaluate_features(models, data, seed):
     """``{what: accuracy (%)}`` of zero-shot CLIP, of linear probes and of nearest neighbours on pixels."""
     paths, labels = flatten(data.files["val"])
-    labels = torch.tensor(labels)
     images, pixels = compute_features(models, paths)
     params = make_params("train", dict(method="clip_zeroshot", setting="none"))
     classifier = ClipClassifier(*load_models_clip(models), data).eval()
@@ -84,13 +65,12 @@ def evaluate_features(models, data, seed):
     for n_shot in SHOTS:
         shot_paths, shot_labels = flatten(few_shot(data, n_shot, seed))
         shots, shot_pixels = compute_features(models, shot_paths)
-        shot_labels = torch.tensor(shot_labels)
         predictions = {
-            "linear probe": linear_probe(shots, shot_labels, images),
-            "nearest neighbour on pixels": shot_labels[torch.cdist(pixels, shot_pixels).argmin(1)],
+            "linear probe": predict_probe(shots, shot_labels, images),
+            "nearest neighbour on pixels": predict_nearest(shot_pixels, shot_labels, pixels),
         }
         for name, predicted in predictions.items():
-            accuracies[f"{name}, {_shots(n_shot)}"] = (predicted == labels).float().mean().item() * 100
+            accuracies[f"{name}, {_shots(n_shot)}"] = (predicted == labels).mean() * 100
     return accuracies
 
 

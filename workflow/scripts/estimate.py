@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.digits import WRITERS
 from datadream_utils.data.images import read_image
 from datadream_utils.data.known import read_known
 from datadream_utils.errors import InputError
@@ -83,7 +84,7 @@ def read_size(dataset, data_root="data", split_file=""):
     InputError for a data set that is neither.
     """
     known = read_known(Path(dataset).name)
-    if dataset == "mnist5k" or (resolve(data_root) / dataset).is_dir() or resolve(dataset).is_dir():
+    if dataset in WRITERS or (resolve(data_root) / dataset).is_dir() or resolve(dataset).is_dir():
         data = load_dataset(dataset, data_root, split_file)
         count = {split: sum(map(len, files)) for split, files in data.files.items()}
         picture = read_image(data.files["train"][0][0]).size

@@ -25,6 +25,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from datadream_utils.data.digits import WRITERS
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
@@ -235,7 +236,7 @@ def _check(study):
 
 def _check_dataset(dataset, data_root):
     """InputError for a data set that is neither known nor a folder; nothing is read or downloaded."""
-    known = {"mnist5k", *(path.stem for path in (ROOT / "params" / "datasets").glob("*.yaml"))}
+    known = {*WRITERS, *(path.stem for path in (ROOT / "params" / "datasets").glob("*.yaml"))}
     if dataset not in known and not (resolve(data_root) / dataset).is_dir() and not resolve(dataset).is_dir():
         raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(known))}")
 

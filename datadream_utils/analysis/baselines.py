@@ -1,0 +1,66 @@
+"""Plain baselines on the same shots: what is reached without a generator and without training a network.
+
+Nearest neighbour: the class of the shot that is nearest by pixels. Linear probe: logistic regression on the frozen
+features of CLIP, each scaled by the shots' mean and spread.
+"""
+
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from datadream_utils.analysis.copies import load_pixels
+from datadream_utils.analysis.features import encode_real
+from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.shots import few_shot
+
+NEAREST, PROBE = "Nearest neighbour on pixels", "Linear probe of frozen CLIP"
+TRAINED = {"clip": "Real-finetune of CLIP", "resnet": "ResNet from scratch"}  # on the same shots, by classifier
+COLUMNS = ("dataset", "baseline", "n_shot", "n_seeds", "accuracy_mean", "accuracy_std")
+STRENGTH = 1.0  # inverse of the probe's L2 penalty; of 0.01 to 10 the best on validation images (seeds 100, 101)
+
+
+def predict_nearest(shots, shot_labels, images):
+    """The label of the nearest row of ``shots`` (n, d) for each row of ``images`` (m, d): (m,)."""
+    return KNeighborsClassifier(1, algorithm="brute").fit(shots, shot_labels).predict(images)
+
+
+def predict_probe(shots, shot_labels, images):
+    """Predictions (m,) of logistic regression, from features of shots (n, d) and of images (m, d)."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
+    return probe.fit(shots, shot_labels).predict(images)
+
+
+def measure_baselines(encoder, data, shots, output_root, split="test"):
+    """``{baseline: accuracy (%)}`` of the shots ``shots[label]`` (paths) on a split of ``data``."""
+    images = encode_real(encoder, data.files[split], output_root, every=True)
+    shots = encode_real(encoder, shots, output_root, every=True)
+    predictions = {
+        NEAREST: predict_nearest(load_pixels(shots.paths), shots.labels, load_pixels(images.paths)),
+        PROBE: predict_probe(shots.features, shots.labels, images.features),
+    }
+    return {name: 100 * float((predicted == images.labels).mean()) for name, predicted in predictions.items()}
+
+
+def compare_baselines(encoder, runs, data_root, output_root):
+    """Accuracy (%) of the baselines on the shots of Real-finetune's runs, and of those runs: a row of ``COLUMNS`` each.
+
+    encoder: of CLIP without training, or None: then nothing is measured. runs: ``results.load_results``. InputError
+    for a data set of the runs that is not under ``data_root``.
+    """
+    real = runs[(runs["method"] == "real") & (runs["variant"] == "") & (runs["protocol"] == "sound")]
+    rows = [(run.dataset, TRAINED[run.classifier], run.n_shot, run.seed, run.accuracy) for run in real.itertuples()]
+    for run in real.drop_duplicates(["dataset", "n_shot", "seed"]).itertuples() if encoder else ():
+        p = run.parameters
+        data = load_dataset(p["dataset"], data_root, p["split_file"])
+        shots = few_shot(data, run.n_shot, run.seed, p["shots_file"])
+        measured = measure_baselines(encoder, data, shots, output_root)
+        rows += [(run.dataset, name, run.n_shot, run.seed, accuracy) for name, accuracy in measured.items()]
+    table = pd.DataFrame(rows, columns=["dataset", "baseline", "n_shot", "seed", "accuracy"])
+    table = table.groupby(["dataset", "baseline", "n_shot"], as_index=False).agg(
+        n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std")
+    )
+    rank = {name: place for place, name in enumerate([NEAREST, PROBE, *TRAINED.values()])}
+    table = table.sort_values("baseline", key=lambda names: names.map(rank), kind="stable")
+    return table.sort_values("dataset", kind="stable", ignore_index=True)[list(COLUMNS)]

@@ -1,0 +1,40 @@
+"""Classify a folder of new pictures with a finished run.
+
+    python -m workflow.scripts.classify outputs/mnist5k_datadream_cls_16shot_seed0/train-R+S ~/new --output new.csv
+
+The CSV has a row per picture: file, class, probability, problem. A file that cannot be read has its problem there, and
+the others are classified. The data set that the run learnt from is not needed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from datadream_utils.classifier.use import classify_folder, open_classifier
+from datadream_utils.errors import InputError
+from datadream_utils.files import atomic_write
+from datadream_utils.runs.progress import quiet_libraries
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("classifier", type=Path, help="the folder of a finished train stage")
+    parser.add_argument("folder", type=Path, help="the folder of pictures")
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    args = parser.parse_args()
+    quiet_libraries()
+    try:
+        classifier, class_names = open_classifier(args.classifier.expanduser().absolute(), args.device)
+        table = classify_folder(classifier, class_names, args.folder)
+        with atomic_write(args.output) as temporary:
+            table.to_csv(temporary, index=False)
+    except InputError as error:
+        sys.exit(str(error))
+    unread = int((table["problem"] != "").sum())
+    print(f"{len(table) - unread} pictures classified, {unread} could not be read: {args.output}")
+    print(table.loc[table["problem"] == "", "class"].value_counts().to_string(header=False))
+
+
+if __name__ == "__main__":
+    main()

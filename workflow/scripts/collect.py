@@ -1,0 +1,77 @@
+"""Copy the tables and figures of a study to where results are kept, with a note of how they were made.
+
+    python -m workflow.scripts.collect outputs/tiny figures/tiny
+
+``made.json`` beside them has the state of the code, the dates, the hours, the machine and the library versions.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from datadream_utils.analysis.results import load_stages
+from datadream_utils.errors import InputError
+from datadream_utils.files import read_json, write_json
+from datadream_utils.params import resolve
+
+
+def describe_making(output_root):
+    """How the finished stages under ``output_root`` were made; lists where they differ.
+
+    notebook_hours: the executed notebooks' clock times, added up; processor_hours: of the stages alone.
+    """
+    stages = load_stages(output_root)
+    if stages.empty:
+        raise InputError(f"{resolve(output_root)} has no finished stage: run the study first.")
+    manifests = [read_json(folder / "manifest.json", f"delete {folder}") for folder in stages["folder"]]
+    durations = [_duration(path) for path in sorted(resolve(output_root).rglob("0*.ipynb"))]
+    finished = sorted(manifest["finished"] for manifest in manifests)
+    return {
+        "code": sorted({str(manifest["git"]) for manifest in manifests}),
+        "first_stage": finished[0],
+        "last_stage": finished[-1],
+        "stages": len(manifests),
+        "resumed_stages": sum(manifest["resumed"] for manifest in manifests),
+        "processor_hours": round(sum(manifest["processor_seconds"] for manifest in manifests) / 3600, 2),
+        "notebook_hours": round(sum(durations) / 3600, 2),
+        "devices": sorted({manifest["device"] for manifest in manifests}),
+        "versions": sorted({f"{name} {v}" for manifest in manifests for name, v in manifest["versions"].items()}),
+    }
+
+
+def _duration(notebook):
+    """The clock seconds of an executed notebook, which papermill notes; 0 for one that has not ended."""
+    metadata = read_json(notebook, "delete it").get("metadata", {})
+    return metadata.get("papermill", {}).get("duration") or 0
+
+
+def collect(output_root, folder):
+    """Copy ``figures/`` of ``output_root`` into ``folder``, whose earlier files go, and write ``made.json``."""
+    made, figures = describe_making(output_root), resolve(output_root) / "figures"
+    if not (figures / "main_results.csv").is_file():
+        raise InputError(f"{figures} has no main_results.csv: run 04_analysis first.")
+    folder = resolve(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for path in sorted(figures.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    write_json(folder / "made.json", made)
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output_root", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    try:
+        made = collect(args.output_root, args.folder)
+    except InputError as error:
+        sys.exit(str(error))
+    print(f"{made['stages']} stages, {made['notebook_hours']} notebook hours: {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,13 +13,13 @@ SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason
 
 STUDIES := tiny tiny_shots tiny_ablations tiny_images
 SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
-PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar
+PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
 .PHONY: demo test lab site site-notebooks browser results pretrain lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'

@@ -53,7 +53,7 @@ class Step:
         name = f"{self.method}-{self.stage}"
         paths = [ROOT / "notebooks" / f"{NOTEBOOKS[self.stage]}.ipynb", logs / f"{name}.ipynb"]
         command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", *paths]
-        with open(logs / f"{name}.log", "a") as log:
+        with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
             return subprocess.Popen([*command, "-f", ROOT / "params" / "smoke.yaml", *options], stderr=log, cwd=ROOT)
 
     def begun(self, root, since):

@@ -42,13 +42,13 @@ def _copy_stage(stage, folder, seed):
         shutil.copytree(stage / "images", folder / "images")
     for name in ("metrics.json", "parameters.json", "manifest.json"):  # the manifest last: it notes the checksums
         if (stage / name).exists():
-            values = json.loads((stage / name).read_text())
+            values = json.loads((stage / name).read_text(encoding="utf-8"))
             for holder in (values, values.get("parameters", {})):
                 if "seed" in holder:
                     holder["seed"] = seed
             if name == "manifest.json":
                 values["checksums"] = write_checksums(folder)
-            (folder / name).write_text(json.dumps(values, indent=1))
+            (folder / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def timed(work):
@@ -81,7 +81,7 @@ def main():
         for name, work in works.items():
             seconds, processor = timed(work)
             print(f"{name:<14} {seconds:6.1f} s, {processor:.1f} s of processor time")
-        cells = json.loads((Path(folder) / "04_analysis.ipynb").read_text())["cells"]
+        cells = json.loads((Path(folder) / "04_analysis.ipynb").read_text(encoding="utf-8"))["cells"]
         took = {c["id"]: c["metadata"]["papermill"]["duration"] for c in cells if c["cell_type"] == "code"}
         print("slowest cells:", sorted(took.items(), key=lambda item: -item[1])[:4])
 

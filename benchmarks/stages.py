@@ -123,7 +123,9 @@ def difference(stage, theirs, ours):
         distance, largest = np.mean([x.mean() for x in levels]), max(x.max() for x in levels)
         words = f"pixels: mean difference {distance:.4f}, largest {largest} of 255"
     else:
-        labels = [np.array(json.loads((side / "predictions.json").read_text())) for side in (theirs, ours)]
+        labels = [
+            np.array(json.loads((side / "predictions.json").read_text(encoding="utf-8"))) for side in (theirs, ours)
+        ]
         distance = (labels[0] != labels[1]).mean()
         words = f"{(labels[0] != labels[1]).sum()} of {len(labels[0])} predictions differ"
     if distance > BOUNDS[stage]:
@@ -221,7 +223,7 @@ def write(world, stage, sides):
     """Put a stage's result among those of its world, a row for each ``--set``, and every table into the README."""
     path = ROOT / "benchmarks" / "results" / f"{world}.json"
     row = " ".join([stage, *(f"{name}={value}" for name, value in sides["set"].items())])
-    result = (json.loads(path.read_text()) if path.exists() else {}) | {row: sides}
+    result = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | {row: sides}
     write_json(path, dict(sorted(result.items(), key=lambda pair: STAGES.index(pair[0].split()[0]))))
     write_readme()
 

@@ -187,8 +187,9 @@ TABLES = {
 
 def write_readme():
     """Put every table between its marks; one that has no result says "not measured"."""
-    text, paths = (FOLDER / "README.md").read_text(), {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
-    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    paths = {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
+    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
     made = {name: TABLES[name](results[name]) if name in results else ["*not measured*"] for name in TABLES}
     for name, lines in (made | {"targets": target_table(results)}).items():
         block = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
@@ -196,4 +197,4 @@ def write_readme():
         if not found:
             raise ValueError(f"{FOLDER / 'README.md'} has no marks <!-- {name} --> ... <!-- /{name} -->")
     with atomic_write(FOLDER / "README.md") as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

@@ -40,7 +40,7 @@ def run(job):
     else:
         predictions = side.evaluate(opened, seconds, job["classifier"])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "predictions.json").write_text(json.dumps([int(x) for x in predictions]))
+        (folder / "predictions.json").write_text(json.dumps([int(x) for x in predictions]), encoding="utf-8")
     return seconds
 
 
@@ -50,7 +50,7 @@ def pictures(folder):
 
 
 def main(path):
-    job = json.loads(Path(path).read_text())
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
     if not job.get("inspect"):
         return run(job)
     p = make_params("train", job["changes"] | {"method": "datadream_cls"})

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -42,6 +43,11 @@ def check_plain(text, what, limit=200):
 
     what: the name of the text in the error, such as "parameter 'method'".
     """
+    if not text.isascii() and (encoding := sys.getfilesystemencoding()).lower() != "utf-8":
+        raise InputError(
+            f"{what} is {text[:limit]!a}, and Python reads file names as {encoding} here, not as UTF-8: set "
+            "PYTHONUTF8=1 in the environment, and start Python or Jupyter again."
+        )
     if unprinted := _UNPRINTED.search(text):
         raise InputError(f"{what} is {text[:limit]!r}: take the character {unprinted[0]!r} out of it.")
     if len(text) > limit:

@@ -10,18 +10,26 @@ A value may depend on the method: ``{"default": 2.0, "issynth": 3.0}`` is 3.0 fo
 
 import ast
 import json
+import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import check_plain, read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
+from datadream_utils.values import explain, read_value
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder: relative paths in parameters start here
+if not (ROOT / "notebooks").is_dir() or not (ROOT / "params").is_dir():
+    raise InputError(
+        f"{ROOT} has the package alone, without notebooks, parameter files and tiny models: clone the repository and "
+        "install it from there with: pip install -c constraints.txt -e ."
+    )
 
 Value = TypeVar("Value")
 PerMethod = Value | dict[str, Value]  # one value, or one per method: {"default": 16, "loft": 2}
@@ -51,8 +59,9 @@ Precision = Literal["no", "fp16", "bf16"]
 
 
 def resolve(path):
-    """An absolute path: as given, or relative to the project's folder."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    """An absolute path: as given, below the home folder ("~/photos"), or relative to the project's folder."""
+    path = Path(os.path.expanduser(path))
+    return path if path.is_absolute() else ROOT / path
 
 
 def run_name(dataset, method, n_shot, seed, variant=""):
@@ -86,9 +95,11 @@ class Parameters(BaseModel):
     def make(cls, **values):
         """Check ``values``; of a ``PerMethod`` mapping the entry for ``method`` counts.
 
+        Each is kept in the form of its type (see ``values.read_value``), so that "1e-4" and 0.0001 make the same run.
         InputError with every problem that pydantic finds.
         """
         values = {name: for_method(name, value, values.get("method")) for name, value in values.items()}
+        values = {name: as_parameter(name, value, cls) for name, value in values.items()}
         for name, value in values.items():
             if isinstance(value, str):
                 check_plain(value, f"parameter {name!r}", limit=4000)
@@ -115,13 +126,20 @@ class RunParams(Parameters):
     method: str
     n_shot: Count
     seed: Seed
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9.=-]*$", max_length=60)]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=-]*$", max_length=60)]
     split_file: str
     shots_file: str
     output_root: Annotated[str, MACHINE]
     data_root: Annotated[str, MACHINE]
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MACHINE]
+    device: Annotated[str, MACHINE]
     num_threads: Annotated[int, Field(ge=0), MACHINE]
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_one(cls, device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
+            raise ValueError(f"device {device!r} is none: write auto, cpu, cuda, cuda:1 (the second GPU) or mps")
+        return device
 
     @model_validator(mode="after")
     def _changed_method_has_a_name(self):
@@ -145,6 +163,24 @@ class RunParams(Parameters):
     def run_folder(self):
         """The run's folder."""
         return resolve(self.output_root) / self.run_name
+
+
+def _check_resolution(params):
+    """ValueError for a ``resolution`` that ``sd_model`` cannot halve as often as it must, with the nearest ones.
+
+    The VAE of Stable Diffusion 1 and 2 halves three times, and diffusers asks for multiples of 8 of any other too. That
+    of a folder may halve more often; a hub page is not read for it.
+    """
+    step, config = 8, resolve(params.sd_model) / "vae" / "config.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong with the folder is said when it is loaded
+        step = max(step, 2 ** (len(json.loads(config.read_text(encoding="utf-8"))["block_out_channels"]) - 1))
+    if params.resolution % step:
+        lower = params.resolution // step * step
+        nearest = f"{lower} or {lower + step}" if lower else step
+        raise ValueError(
+            f"resolution={params.resolution} is no multiple of {step}, as sd_model needs it: use {nearest}"
+        )
+    return params
 
 
 class AdaptParams(RunParams):
@@ -172,6 +208,8 @@ class AdaptParams(RunParams):
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
     num_inference_steps: Annotated[Count, PICTURES]
+
+    _resolution = model_validator(mode="after")(_check_resolution)
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +248,8 @@ class GenerateParams(RunParams):
     filter_tries: Annotated[Count, OnlyIf("keep", "clip")]
     generate_batch_size: Count
     mixed_precision: Precision
+
+    _resolution = model_validator(mode="after")(_check_resolution)
 
     @model_validator(mode="before")
     @classmethod
@@ -319,6 +359,12 @@ def parameter_names():
     return sorted({name for stage in STAGES.values() for name in stage.model_fields})
 
 
+def as_parameter(name, value, *stages):
+    """``value`` in the form of parameter ``name``'s type in one of the ``stages`` (default: any), if it has one."""
+    fields = [stage.model_fields[name] for stage in stages or STAGES.values() if name in stage.model_fields]
+    return read_value(value, fields[0].annotation) if fields else value
+
+
 def read_params_file(path):
     """A parameter file as a dict; InputError names the file for a bad one or an unknown key."""
     values = read_yaml(path) or {}
@@ -390,4 +436,4 @@ def _sentence(error):
         return f"parameter {where!r} is not set"
     if error["type"] == "value_error":
         return message
-    return f"parameter {where!r} is {error['input']!r}: {message}"
+    return f"parameter {where!r} is {error['input']!r}: {explain(error)}"

@@ -1,6 +1,9 @@
 """Data sets: nested shots, disjoint splits, a user's own folder, pictures of all kinds, and what can be wrong."""
 
+import os
 import struct
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
@@ -12,6 +15,7 @@ from datadream_utils.data.dataset import flatten, load_dataset
 from datadream_utils.data.images import check_images, read_image
 from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.errors import InputError
+from datadream_utils.params import ROOT
 from datadream_utils.seeds import stable_seed
 
 
@@ -524,6 +528,21 @@ def test_deep_grey_values_are_scaled_by_their_depth(tmp_path, depth):
 def test_real_numbers_up_to_one_are_shares_of_white(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)).save(tmp_path / "it.tif")
     assert [read_image(tmp_path / "it.tif").getpixel((x, 0))[0] for x in range(4)] == [0, 128, 255, 0]
+
+
+def _load_in_locale(folder, **variables):
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONUTF8", "LC_CTYPE", "LANG")}
+    code = f"from datadream_utils.data.dataset import *\nprint(ascii(load_dataset({str(folder)!a}).class_names))"
+    command = [sys.executable, "-c", code]
+    environment |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C"} | variables
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+
+
+def test_accents_in_a_locale_without_them(folder_dataset):
+    usual = _load_in_locale(folder_dataset)
+    assert usual.returncode == 0 and ascii("crème brûlée") in usual.stdout, usual.stderr
+    legacy = _load_in_locale(folder_dataset, PYTHONUTF8="0")
+    assert "InputError" in legacy.stderr and "set PYTHONUTF8=1 in the environment" in legacy.stderr
 
 
 def test_uci_digits_are_scikit_learns_enlarged_and_no_picture_is_in_two_splits(tmp_path):

@@ -18,12 +18,42 @@ from transformers import CLIPTextModel
 
 from datadream_utils.backbones.load import ROLES, load_clip, load_stable_diffusion, model_identity
 from datadream_utils.errors import InputError
+from datadream_utils.libraries import OPTIONAL
 from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.runs.device import choose_device, weight_dtype
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 DATE = "2024-07-24T00:00:00.000Z"
+
+
+BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"  # built for another torch
+FOREIGN = """
+import datadream_utils.diffusion.captions, datadream_utils.diffusion.generate, datadream_utils.classifier.build
+from datadream_utils.backbones.clip import attach_clip_lora
+from datadream_utils.backbones.load import load_clip, load_stable_diffusion
+from transformers.utils.import_utils import is_torchvision_available
+load_stable_diffusion("models/tiny-stable-diffusion")
+model, _, processor = load_clip("models/tiny-clip")
+attach_clip_lora(model, 2, 4.0, 0.0, 0)
+print(type(processor).__name__, is_torchvision_available())
+"""
+
+
+@pytest.mark.parametrize("content", [BROKEN, "__version__ = '0.9'"], ids=["broken", "version"])
+def test_optional_packages_of_another_environment_are_left_alone(tmp_path, content):
+    for name in OPTIONAL:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(content)
+        (tmp_path / f"{name}-0.9.dist-info").mkdir()
+        (tmp_path / f"{name}-0.9.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 0.9\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    found = "import torchvision; print(torchvision.__version__)" if content != BROKEN else "print('none')"
+    command = [sys.executable, "-c", FOREIGN + found]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    shown = ["CLIPImageProcessorPil", "False", "none" if content == BROKEN else "0.9"]
+    assert run.stdout.split() == shown and "torchvision" not in run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +80,19 @@ def test_device_is_chosen_and_can_be_overridden(monkeypatch, cuda, mps, chosen):
                 choose_device(device)
 
 
+def test_one_of_several_gpus(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == "cuda:1" and current == [1]
+    with pytest.raises(InputError, match="device 'cuda:2' is not available here.* cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device 'cuda:1' is not available here: use 'auto' or 'cpu'"):
+        choose_device("cuda:1")
+
+
 def test_half_precision_by_name():
     assert weight_dtype("bf16", "cpu") == torch.bfloat16 and weight_dtype("fp16", "cuda") == torch.float16
     with pytest.raises(InputError, match="mixed_precision 'fp16' needs a GPU: use 'no' or 'bf16'"):
@@ -73,6 +116,46 @@ def test_hub_shaped_folders_load_with_every_number_of_their_files(tmp_path, shap
     query = pipe.vae.get_parameter("encoder.mid_block.attentions.0.to_q.weight")
     assert torch.equal(query, vae["encoder.mid_block.attentions.0.query.weight"])
     assert not any(part.training for part in (pipe.unet, pipe.text_encoder, pipe.vae))
+
+
+def _keep_fp16_only(folder):
+    """Every weight in float16, in files that are named so."""
+    for path in [*folder.rglob("*.safetensors")]:
+        half = {
+            name: weight.half() if weight.is_floating_point() else weight for name, weight in load_file(path).items()
+        }
+        save_file(half, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        path.unlink()
+    return folder
+
+
+def test_folders_with_fp16_files_only(folders, tmp_path):
+    sd = _keep_fp16_only(shutil.copytree(folders["sd"], tmp_path / "sd"))
+    clip = _keep_fp16_only(shutil.copytree(folders["clip"], tmp_path / "clip"))
+    pipe, (model, *_) = load_stable_diffusion(str(sd)), load_clip(str(clip))
+    whole, (whole_clip, *_) = load_stable_diffusion(str(folders["sd"])), load_clip(str(folders["clip"]))
+    for ours, theirs in [(getattr(pipe, n), getattr(whole, n)) for n in ("unet", "vae", "text_encoder")] + [
+        (model, whole_clip)
+    ]:
+        pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+        assert all(a.dtype == torch.float32 and torch.equal(a, b.half().float()) for a, b in pairs)
+    assert model_identity(str(sd))["sha256"] != model_identity(str(folders["sd"]))["sha256"]
+
+
+def test_whole_precision_goes_before_half_precision(folders, tmp_path):
+    both = shutil.copytree(folders["clip"], tmp_path / "clip")
+    half = {name: weight.half() * 0 for name, weight in load_file(both / "model.safetensors").items()}
+    save_file(half, both / "model.fp16.safetensors", metadata={"format": "pt"})
+    assert load_clip(str(both))[0].logit_scale != 0
+
+
+def test_one_part_alone_in_fp16(folders, tmp_path):
+    mixed = shutil.copytree(folders["sd"], tmp_path / "sd")
+    _keep_fp16_only(mixed / "unet")
+    pipe, whole = load_stable_diffusion(str(mixed)), load_stable_diffusion(str(folders["sd"]))
+    name = "decoder.conv_in.weight"
+    assert torch.equal(pipe.vae.get_parameter(name), whole.vae.get_parameter(name))
+    assert torch.equal(pipe.unet.conv_in.weight, whole.unet.conv_in.weight.half().float())
 
 
 def test_half_precision_weights(folders):
@@ -292,10 +375,10 @@ calls = [(load_stable_diffusion, "tiny/sd", ""), (load_stable_diffusion, "tiny/s
 calls += [(load_clip, "tiny/clip", sys.argv[1])]
 calls += [(load_stable_diffusion, name, "") for name in ("tiny/gated", "tiny/missing", "tiny/clip")]
 calls += [(load_stable_diffusion, "tiny/sd", "v9"), (load_clip, "tiny/pickled", sys.argv[1])]
-calls += [(load_clip, "tiny/pickled", "")]
+calls += [(load_clip, "tiny/pickled", ""), (load_stable_diffusion, "tiny/half", ""), (load_clip, "tiny/half-clip", "")]
 answers = [attempt(*call) for call in calls]
 constants.HF_HUB_OFFLINE = True
-answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""), *calls[-2:])]
+answers += [attempt(*call) for call in (*calls[1:3], (load_stable_diffusion, "tiny/other", ""), *calls[-4:])]
 print(json.dumps(answers))
 """
 
@@ -304,6 +387,8 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     pickled = shutil.copytree(folders["clip"], tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     Hub.folders = {"tiny/sd": folders["sd"], "tiny/clip": folders["clip"], "tiny/pickled": pickled}
+    for name, of in {"tiny/half": "sd", "tiny/half-clip": "clip"}.items():
+        Hub.folders[name] = _keep_fp16_only(shutil.copytree(folders[of], tmp_path / name))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = os.environ | {
@@ -317,7 +402,8 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     )
     server.shutdown()
     assert run.returncode == 0, run.stderr
-    newest, pinned, clip, gated, missing, other, no_revision, no_weights, by_bot, *offline = json.loads(run.stdout)
+    newest, pinned, clip, gated, missing, other, no_revision, no_weights, by_bot, *rest = json.loads(run.stdout)
+    halves, offline = rest[:2], rest[2:]
     assert newest == pinned == {"hub": "tiny/sd", "commit": COMMIT} and clip == {"hub": "tiny/clip", "commit": COMMIT}
     assert "sd_model 'tiny/gated' cannot be had (its hub page asks you to accept its terms and to log in" in gated
     assert "(there is no such folder, and no such hub page that you may read): set sd_model to" in missing
@@ -325,7 +411,8 @@ def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     assert "(its hub page has no revision 'v9': sd_revision must be one of this page's, or empty for its" in no_revision
     assert "model.safetensors" in no_weights and "safe_serialization=True" in no_weights
     assert by_bot == {"hub": "tiny/pickled", "commit": COMMIT, "weights": CONVERTED}
-    assert offline[:2] == [pinned, clip]
+    assert halves == [{"hub": "tiny/half", "commit": COMMIT}, {"hub": "tiny/half-clip", "commit": COMMIT}]
+    assert offline[:2] == [pinned, clip] and offline[5:] == halves
     assert "model.safetensors" in offline[3] and offline[4] == by_bot  # what was fetched once loads without the hub
     assert "the hub cannot be reached, and no copy of it was downloaded before" in offline[2]
     for message in (gated, missing, other, no_revision, offline[2]):

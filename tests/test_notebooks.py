@@ -1,7 +1,10 @@
 """The notebooks: clean as stored, and run from first to last cell through papermill."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import nbformat
 import papermill
@@ -158,3 +161,24 @@ def test_methods_that_generate_nothing_go_through_all_four(tmp_path, warm_kernel
     for stage in STAGES:
         run_notebook(stage, tmp_path, warm_kernel, method=method, setting=setting)
     assert json.loads(next(tmp_path.glob(f"outputs/*/train-{setting}/metrics.json")).read_text())["n_test"] == 3500
+
+
+def test_kernels_of_a_study_choose_no_ports(tmp_path):
+    source = "import ipykernel, json\nprint(json.dumps(ipykernel.get_connection_info(unpack=True), default=str))"
+    cell = nbformat.v4.new_code_cell(source)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "in.ipynb")
+    command = [
+        sys.executable,
+        str(ROOT / "workflow" / "scripts" / "execute.py"),
+        "-k",
+        "python3",
+        "in.ipynb",
+        "out.ipynb",
+    ]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (output,) = nbformat.read(tmp_path / "out.ipynb", 4).cells[0].outputs
+    connection = json.loads(output["text"])
+    assert connection["transport"] == "ipc" and connection["ip"].startswith(str(tmp_path))
+    assert "encryption" not in done.stderr and not [*tmp_path.glob("kernel-*")]

@@ -1,10 +1,14 @@
 """Parameters: the notebooks' defaults are valid, files use known names, mistakes are explained."""
 
+import datetime
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from papermill.cli import _resolve_type
 
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS
@@ -16,7 +20,9 @@ from datadream_utils.params import (
     notebook_defaults,
     plays_a_part,
     read_params_file,
+    resolve,
 )
+from datadream_utils.values import read_value
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -174,17 +180,91 @@ def test_a_removed_line_is_named():
     "changes, message",
     [
         ({"method": "datadream_class"}, r"method 'datadream_class' is not known. Did you mean 'datadream_cls'\?"),
-        ({"n_shot": 0}, "parameter 'n_shot' is 0: Input should be greater than or equal to 1"),
-        ({"n_shot": "16"}, "parameter 'n_shot' is '16': Input should be a valid integer"),
-        ({"adapt_lr": -1.0}, "parameter 'adapt_lr' is -1.0"),
-        ({"device": "gpu"}, "parameter 'device' is 'gpu': Input should be 'auto', 'cpu', 'cuda' or 'mps'"),
-        ({"variant": "../x"}, "parameter 'variant' is '../x'"),
-        ({"seed": True}, "parameter 'seed' is True"),
+        ({"n_shot": 0}, "parameter 'n_shot' is 0: write 1 or more"),
+        ({"n_shot": "sixteen"}, "parameter 'n_shot' is 'sixteen': write a whole number"),
+        ({"n_shot": 16.5}, "parameter 'n_shot' is 16.5: write a whole number"),
+        ({"n_shot": 1e300}, "parameter 'n_shot' is 1000.*: write 1000000000 or less"),
+        ({"seed": True}, "parameter 'seed' is True: write a whole number"),
+        ({"adapt_lr": -1.0}, "parameter 'adapt_lr' is -1.0: write more than 0"),
+        ({"adapt_lr": "0,001"}, "parameter 'adapt_lr' is '0,001': write 0.001, with a point"),
+        ({"adapt_lr": "low"}, "parameter 'adapt_lr' is 'low': write a number, such as 0.5 or 1e-4"),
+        ({"adapt_lr": "nan"}, "parameter 'adapt_lr' is nan: write a finite number"),
+        ({"adapt_lr": 10**400}, "parameter 'adapt_lr' is 1000"),
+        ({"adapt_lr": True}, "parameter 'adapt_lr' is True: write a number"),
+        ({"train_text_encoder": "maybe"}, "parameter 'train_text_encoder' is 'maybe': write true or false"),
+        ({"train_text_encoder": 2}, "parameter 'train_text_encoder' is 2: write true or false"),
+        ({"dataset": None}, "parameter 'dataset' is None: write text"),
+        ({"dataset": True}, "parameter 'dataset' is True: write text, in a YAML file in quotes"),
+        ({"mixed_precision": "fp32"}, "parameter 'mixed_precision' is 'fp32': write 'no', 'fp16' or 'bf16'"),
+        ({"mixed_precision": True}, "parameter 'mixed_precision' is True: write 'no', 'fp16' or 'bf16'"),
+        ({"device": "gpu"}, "device 'gpu' is none: write auto, cpu, cuda, cuda:1"),
+        ({"device": "cuda:"}, "device 'cuda:' is none"),
+        ({"variant": "../x"}, "parameter 'variant' is '../x': use only letters without accents, digits and . = _ -"),
+        ({"variant": "x" * 61}, "parameter 'variant' is 'xxx.*: use 60 characters or fewer"),
     ],
 )
 def test_impossible_values(changes, message):
     with pytest.raises(InputError, match=message):
         _read(changes)
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    [
+        ({"adapt_lr": "1e-4"}, {"adapt_lr": 0.0001}),  # text, as YAML 1.1 reads it
+        ({"adapt_lr": 1}, {"adapt_lr": 1.0}),
+        ({"n_shot": "16", "seed": " 3 "}, {"n_shot": 16, "seed": 3}),
+        ({"n_shot": 16.0, "seed": "1e3"}, {"n_shot": 16, "seed": 1000}),
+        ({"n_shot": np.int64(4), "adapt_lr": np.float64(0.5)}, {"n_shot": 4, "adapt_lr": 0.5}),
+        ({"lora_rank": "4", "lora_alpha": "rank"}, {"lora_rank": 4, "lora_alpha": 4.0}),
+        ({"lora_alpha": "8"}, {"lora_alpha": 8.0}),
+        ({"train_text_encoder": "false"}, {"train_text_encoder": False}),
+        ({"train_text_encoder": "Yes"}, {"train_text_encoder": True}),
+        ({"train_text_encoder": 0}, {"train_text_encoder": False}),
+        ({"mixed_precision": False}, {"mixed_precision": "no"}),  # YAML 1.1 reads "no" as false
+        ({"mixed_precision": "BF16"}, {"mixed_precision": "bf16"}),
+        ({"variant": 4, "dataset": 101}, {"variant": "4", "dataset": "101"}),
+        ({"variant": 0.5}, {"variant": "0.5"}),
+        ({"variant": datetime.date(2024, 1, 31)}, {"variant": "2024-01-31"}),
+        ({"variant": "my_run"}, {"variant": "my_run"}),
+        ({"dataset": "file:///home/me/my%20photos"}, {"dataset": "/home/me/my photos"}),
+        ({"dataset": Path("/home/me/photos")}, {"dataset": "/home/me/photos"}),
+        ({"device": "cuda:11"}, {"device": "cuda:11"}),
+        ({"adapt_lr": {"default": "1e-4"}}, {"adapt_lr": 0.0001}),
+    ],
+    ids=str,
+)
+def test_what_can_only_mean_one_thing_is_that(make_params, written, meant):
+    params = make_params("adapt", **written)
+    read = {name: getattr(params, name) for name in meant}
+    assert read == meant and [*map(type, read.values())] == [*map(type, meant.values())]
+    assert params.identity() == make_params("adapt", **meant).identity()
+
+
+@pytest.mark.parametrize("word, meant", [("false", False), ("False", False), ("no", False), ("true", True)])
+def test_a_switch_as_papermill_gives_it(word, meant):
+    for given in (_resolve_type(word), yaml.safe_load(word), word):  # -p, -y, -r
+        assert read_value(given, bool) is meant
+
+
+@pytest.mark.parametrize("stage", ["adapt", "generate"])
+def test_a_resolution_that_the_model_cannot_halve(make_params, tmp_path, stage):
+    assert make_params(stage, resolution=512).resolution == 512
+    for model in ("models/tiny-stable-diffusion", "someone/on-the-hub"):
+        with pytest.raises(InputError, match="resolution=500 is no multiple of 8, .* use 496 or 504"):
+            make_params(stage, resolution=500, sd_model=model)
+    with pytest.raises(InputError, match="resolution=4 is no multiple of 8, .* use 8"):
+        make_params(stage, resolution=4)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8, 8, 8]}')  # halves four times
+    assert make_params(stage, resolution=48, sd_model=str(tmp_path)).resolution == 48
+    with pytest.raises(InputError, match="resolution=40 is no multiple of 16, .* use 32 or 48"):
+        make_params(stage, resolution=40, sd_model=str(tmp_path))
+
+
+def test_a_home_folder_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/photos") == tmp_path / "photos" and resolve("photos") == ROOT / "photos"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from graphlib import TopologicalSorter
 from itertools import chain
@@ -39,6 +43,14 @@ def test_these_tests_run_on_the_pinned_versions():
     for name in ("torch", "diffusers", "transformers", "peft", "papermill", "kornia"):
         assert importlib.metadata.version(name).split("+")[0] == PINS[name]
     assert importlib.util.find_spec("torchvision") is None
+
+
+def test_the_package_without_its_clone_says_what_is_missing(tmp_path):
+    shutil.copytree(ROOT / "datadream_utils", tmp_path / "datadream_utils")  # as from a wheel
+    command = [sys.executable, "-c", "import datadream_utils.data.dataset"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert f"{tmp_path} has the package alone" in run.stderr and "clone the repository" in run.stderr
 
 
 # From the bottom: a module imports from its own room and from rooms on lower floors.
@@ -83,6 +95,15 @@ def test_nothing_is_pickled_or_trusted():
         for word in ("pickle", "torch.load", "torch.save", "yaml.load(", "trust_remote_code", "eval(", "exec("):
             assert word not in source.replace(".eval(", "").replace("literal_eval(", ""), (name, word)
     assert not [path for kind in ("bin", "pt", "pth", "ckpt", "pkl") for path in (ROOT / "models").rglob(f"*.{kind}")]
+
+
+def test_text_files_are_opened_with_their_encoding():
+    """ruff's PLW1514 does not know of every variable that it is a path."""
+    scripts = [path for folder in ("benchmarks", "docs") for path in (ROOT / folder).glob("*.py")]
+    for name, source in _modules().items() | {(path.stem, path.read_text(encoding="utf-8")) for path in scripts}:
+        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", "") in ("read_text", "write_text"):
+                assert "encoding" in {keyword.arg for keyword in call.keywords}, (name, ast.unparse(call))
 
 
 def test_every_module_is_in_a_room():

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import weakref
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +22,9 @@ from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.diffusion.lora import WEIGHTS
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, sha256
-from datadream_utils.runs import locks
+from datadream_utils.runs import device, locks
 from datadream_utils.runs.checksums import LIST, changed_files, made_files
-from datadream_utils.runs.device import advise_on_memory
+from datadream_utils.runs.device import advise_on_memory, peak_memory
 from datadream_utils.runs.progress import no_progress
 from datadream_utils.runs.stage import finished_stage
 
@@ -51,6 +53,13 @@ def _held_by_another(folder, part=""):
             yield other
         finally:
             other.kill()
+
+
+def test_peak_memory_without_the_module_resource(monkeypatch):
+    assert 10 < peak_memory("cpu")["peak_memory_mb"] < 10**6
+    monkeypatch.setattr(device, "resource", None)  # as on Windows
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=123_400_000))
+    assert peak_memory("cpu") == {"peak_memory_mb": 123}
 
 
 def test_of_two_processes_the_second_stops_and_names_the_first(make_run):
@@ -155,7 +164,7 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(finished):
     precious = finished.folder.parent / "precious"
     precious.write_text("x")
     (finished.folder / "manifest.json").unlink()
-    with open(finished.folder / LIST, "a") as file:
+    with open(finished.folder / LIST, "a", encoding="utf-8") as file:
         file.write(f"{'0' * 64}  ../precious\n")
     with pytest.raises(InputError, match="'../precious' is no file below"):
         finished.begin()

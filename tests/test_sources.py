@@ -202,7 +202,7 @@ def test_pets_keep_the_official_test(tmp_path):
     assert data.split.startswith("official trainval and test lists; val is 20 %")
     for label, paths in enumerate(data.files["test"]):
         assert {path.name for path in paths} == {f"{data.folders[label]}_{i}.jpg" for i in (11, 12)}
-    with open(tmp_path / "pets" / "annotations" / "test.txt", "a") as stream:
+    with open(tmp_path / "pets" / "annotations" / "test.txt", "a", encoding="utf-8") as stream:
         stream.write("\nunicorn_1 38 1 1\n")
     with pytest.raises(InputError, match=r"test.txt, line 76: 'unicorn' is not a class of pets"):
         load_dataset("pets", str(tmp_path))

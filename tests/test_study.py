@@ -11,6 +11,7 @@ import yaml
 
 from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
+from workflow.scripts.one_gpu import take_gpu
 from workflow.scripts.study import make_study, read_study
 
 SMALL = {
@@ -52,6 +53,24 @@ def test_a_sweep_moves_one_parameter_at_a_time_and_only_where_it_plays_a_part():
     assert study.classifiers(study.runs()[names[3]]) == ["train-R+S"]  # nothing else has a weight
 
 
+def test_values_are_read_as_the_notebooks_read_them():
+    written = {"methods": "real", "seeds": ["0", 1.0], "n_shots": "2", "shards": "1"}
+    assert make_study(SMALL | written).runs().keys() == make_study(SMALL | {"methods": ["real"]}).runs().keys()
+    sweep = {"train_lr": ["1e-4", 1], "real_weight": ["0.5"], "mixed_precision": [False, "bf16"]}
+    study = make_study(SMALL | {"seeds": 0, "sweep": sweep})
+    changes = {run.variant: run.change[1] for run in study.runs().values() if run.change and run.method == "real"}
+    assert changes == {"train-lr=0.0001": 0.0001, "train-lr=1.0": 1.0, "mixed-precision=bf16": "bf16"}
+    run = next(run for run in study.runs().values() if run.change == ("real_weight", 0.5))
+    assert study.params(run, "train-R+S").real_weight == 0.5
+
+
+def test_the_unchanged_value_is_known_however_the_file_writes_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train_lr: 1e-4\n")
+    files = ["params/smoke.yaml", str(tmp_path / "mine.yaml")]
+    study = make_study(SMALL | {"parameters": files, "sweep": {"train_lr": [0.0001, 0.002]}})
+    assert {run.variant for run in study.runs().values()} == {"", "train-lr=0.002"}
+
+
 def test_a_data_set_has_the_split_that_the_study_gives_it():
     study = make_study(SMALL | {"split_files": {"mnist5k": "lists/coop.json"}, "sweep": {"guidance_scale": [4.0]}})
     for run in study.runs().values():
@@ -89,8 +108,10 @@ def test_stages_that_a_change_does_not_touch_are_made_once():
         ({"methods": ["datadreamcls"]}, "Did you mean 'datadream_cls'"),
         ({"datasets": ["eurosatt"]}, "neither known nor a folder. Did you mean 'eurosat'"),
         ({"settings": ["SR"]}, "setting 'SR' is not known"),
-        ({"n_shots": [0]}, "n_shots.0"),
-        ({"seeds": []}, "seeds"),
+        ({"n_shots": [0]}, "'n_shots.0' is 0: write 1 or more"),
+        ({"n_shots": ["few"]}, "'n_shots.0' is 'few': write a whole number"),
+        ({"seeds": []}, "'seeds' is []: list one or more"),
+        ({"seeds": {"first": 0}}, "'seeds' is {'first': 0}: write a list"),
         ({"seeds": [0, 0]}, "two runs called 'mnist5k_real_2shot_seed0'"),
         ({"sweep": {"seed": [1]}}, "sweep cannot change 'seed'"),
         ({"sweep": {"guidance": [1.0]}}, "Did you mean 'guidance_scale'"),
@@ -160,6 +181,89 @@ def test_runs_are_made_although_tables_of_another_study_are_there(tmp_path):
     for target in ("tables", "main_results"):
         jobs = dict(re.findall(r"^(\w+) +(\d+)$", _plan(study, target).stdout, re.M))
         assert jobs["train"] == "6" and jobs["analysis"] == "1", target
+
+
+STAND_IN = """
+import os, pathlib, sys, time
+start = time.time()
+time.sleep(0.7)
+source, executed, *values = (part for part in sys.argv[sys.argv.index("--no-progress-bar") + 1 :])
+stage = pathlib.Path(executed).parent / "train-R"
+(stage / "manifest.json").write_text("{}")
+seen = [os.environ.get("CUDA_VISIBLE_DEVICES", ""), values[values.index("device") + 1] if "device" in values else ""]
+(stage / "seen").write_text(f"{start} {time.time()} {seen[0]} {seen[1]}")
+"""
+
+
+@pytest.fixture
+def stand_in_study(tmp_path):
+    """``run(*arguments, visible=...)`` runs a study whose notebooks only note what they see.
+
+    Gives (start, end, GPU, device) of each.
+    """
+    package = tmp_path / "stand-in" / "papermill"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "engines.py").write_text("NBClientEngine = object\nclass papermill_engines:\n    register = print\n")
+    (package / "cli.py").write_text(f"def papermill(arguments):\n    exec({STAND_IN!r}, {{}})\n")
+    study, values = tmp_path / "study.yaml", tmp_path / "out.yaml"
+    values.write_text(f"output_root: {tmp_path}/outputs\nfigures_dir: {tmp_path}/figures\n")
+    files = ["params/smoke.yaml", str(values)]
+    study.write_text(yaml.safe_dump(SMALL | {"parameters": files, "methods": ["real"], "seeds": [0, 1, 2, 3, 4]}))
+
+    def run(*arguments, visible=None):
+        path = os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)])
+        environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+        command = [
+            "-m",
+            "snakemake",
+            "runs",
+            "-s",
+            str(ROOT / "workflow" / "Snakefile"),
+            "--cores",
+            "5",
+            "--configfile",
+            study,
+        ]
+        command = [sys.executable, *command, "--directory", str(tmp_path), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        seen = [path.read_text().split(" ") for path in (tmp_path / "outputs").glob("*/train-R/seen")]
+        return [(float(start), float(end), gpu, device) for start, end, gpu, device in seen]
+
+    return run
+
+
+def _at_once(jobs):
+    """The greatest number of jobs that ran at one moment."""
+    return max(sum(start <= moment < end for start, end, *_ in jobs) for moment, *_ in jobs)
+
+
+def test_every_job_has_a_gpu_of_its_own(stand_in_study):
+    jobs = stand_in_study("--resources", "gpu=2", visible="5,7")
+    assert len(jobs) == 5 and {gpu for *_, gpu, _ in jobs} == {"5", "7"} and {device for *_, device in jobs} == {"cuda"}
+    assert _at_once(jobs) == 2
+    for name in ("5", "7"):
+        assert _at_once([job for job in jobs if job[2] == name]) == 1
+
+
+def test_gpus_are_counted_from_the_first(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (first, lock), (second, _kept) = take_gpu(2, tmp_path), take_gpu(2, tmp_path)
+    lock.release()
+    assert (first, second) == ("0", "1") and take_gpu(2, tmp_path)[0] == "0"
+
+
+def test_jobs_share_gpus_when_asked(stand_in_study):
+    jobs = stand_in_study("--resources", "gpu=4", visible="3,6")
+    assert {gpu for *_, gpu, _ in jobs} == {"3", "6"} and _at_once(jobs) > 2
+    assert max(_at_once([job for job in jobs if job[2] == gpu]) for gpu in "36") == 2
+
+
+def test_without_the_resource_nothing_is_changed(stand_in_study, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jobs = stand_in_study()
+    assert len(jobs) == 5 and {(gpu, device) for *_, gpu, device in jobs} == {("", "")} and _at_once(jobs) > 2
 
 
 def test_the_workflow_stops_with_one_sentence(tmp_path):

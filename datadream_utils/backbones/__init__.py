@@ -2,3 +2,5 @@
 
 Imports only the ground modules and lower rooms; begin with ``clip.py``.
 """
+
+import datadream_utils.libraries  # noqa: F401  (before diffusers, transformers and peft)

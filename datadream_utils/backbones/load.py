@@ -1,13 +1,21 @@
 """Loading Stable Diffusion and CLIP from a folder or a hub id, in safetensors only."""
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub import errors, hf_hub_download, resolve_revision, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub import (
+    errors,
+    hf_hub_download,
+    list_repo_files,
+    resolve_revision,
+    scan_cache_dir,
+    try_to_load_from_cache,
+)
 from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -16,6 +24,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.files import digest
 from datadream_utils.params import resolve
 
+HALVES = ("fp16", "bf16")  # file names of weights in half precision: "model.fp16.safetensors"
 UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
 
 
@@ -75,6 +84,7 @@ def load_stable_diffusion(sd_model, sd_revision="", device="cpu", dtype=torch.fl
         pipe = StableDiffusionPipeline.from_pretrained(
             place,
             revision=revision,
+            variant=_variant(place, revision, "unet") or _variant(place, revision, "vae"),
             dtype=dtype,
             text_encoder=text_encoder,
             use_safetensors=True,
@@ -141,6 +151,7 @@ def load_whole(model_class, place, revision, dtype, **options):
     place, revision: as ``opened`` gives them. ValueError when the files lack a tensor or have one of another shape:
     transformers would go on with random numbers.
     """
+    options["variant"] = _variant(place, revision, options.get("subfolder", ""))
     options |= dict(dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
     try:
         model, info = model_class.from_pretrained(place, revision=revision, **options)
@@ -156,6 +167,31 @@ def load_whole(model_class, place, revision, dtype, **options):
             f"the files of its {model_class.__name__} lack or misfit {len(wrong)} tensors, such as {wrong[0]}"
         )
     return model
+
+
+def _variant(place, revision, part):
+    """ "fp16" or "bf16" if ``part`` ("unet", or "" for a model without parts) has its weights in that form only.
+
+    Some folders and hub pages have no others, or the single precision was not downloaded. None: the plain files.
+    """
+    if Path(place).is_dir():
+        files = [path.name for path in (Path(place) / part).glob("*")]
+    else:
+        paths = [PurePosixPath(path) for path in _hub_files(place, revision)]
+        files = [path.name for path in paths if path.parent == PurePosixPath(part)]
+    weights = [re.sub(r"-\d+-of-\d+", "", file) for file in files if file.endswith(".safetensors")]
+    plain = {"model.safetensors", "diffusion_pytorch_model.safetensors"} & {*weights}
+    return None if plain else next((half for half in HALVES for file in weights if f".{half}." in file), None)
+
+
+def _hub_files(hub_id, revision):
+    """The files of a hub page; without the hub those of it that were downloaded."""
+    try:
+        return list_repo_files(hub_id, revision=revision)
+    except Exception:  # of whatever layer: the network may be missing in many ways
+        page = next(page for page in scan_cache_dir().repos if (page.repo_type, page.repo_id) == ("model", hub_id))
+        kept = [r for r in page.revisions if revision in (r.commit_hash, *r.refs)]
+        return [str(file.file_path.relative_to(r.snapshot_path).as_posix()) for r in kept for file in r.files]
 
 
 def _check_tokenizer(tokenizer, vocab_size):

@@ -4,3 +4,5 @@ Begin with ``train.py`` (the loss and the schedule). ``build.py`` makes the clas
 sets, ``augment.py`` varies them, ``evaluate.py`` tests it and writes the results. Imports the ground modules, ``data``,
 ``runs``, ``backbones`` and ``diffusion``.
 """
+
+import datadream_utils.libraries  # noqa: F401  (before diffusers, transformers and peft)

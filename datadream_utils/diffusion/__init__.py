@@ -5,3 +5,5 @@ image), ``recipe.py`` (what decides an image) and ``generate.py`` (drawing them)
 many adapters at once, ``checkpoint.py`` saves unfinished ones, ``captions.py`` serves DISEF, ``probe.py`` looks inside.
 Imports the ground modules, ``data``, ``runs`` and ``backbones``.
 """
+
+import datadream_utils.libraries  # noqa: F401  (before diffusers, transformers and peft)

@@ -78,6 +78,7 @@ def run_notebook(params):
         params.model_dump(),
         kernel_name="python3",
         progress_bar=False,
+        start_timeout=600,  # seconds; libraries on a network disk are slow to load
         cwd=str(ROOT),
         extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
     )

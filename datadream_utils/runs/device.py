@@ -1,15 +1,21 @@
 """The device that computes: choosing it, CPU threads, numerical precision, and memory that may run out."""
 
-import resource
+import os
 import sys
 import traceback
 from contextlib import contextmanager
 
+import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
 
 from datadream_utils.errors import InputError
 from datadream_utils.runs.stage import cpu_name
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,20 +26,29 @@ OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC
 def choose_device(device):
     """``device`` itself, or for "auto" the first available of "cuda", "mps" (Apple) and "cpu".
 
-    InputError for a device that is not available.
+    Of several GPUs one is named by its number, "cuda:1", and becomes torch's current one. InputError for a device that
+    is not available.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name in available if available[name])
-    if not available[device]:
-        raise InputError(f"device {device!r} is not available here: use 'auto' or 'cpu'.")
+    kind, _, number = device.partition(":")
+    if not available.get(kind):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if kind == "cuda" and visible is not None else ""
+        raise InputError(f"device {device!r} is not available here{seen}: use 'auto' or 'cpu'.")
+    if number:
+        if not number.isdigit() or int(number) >= (count := torch.cuda.device_count()):
+            seen = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise InputError(f"device {device!r} is not available here: this process sees {seen}.")
+        torch.cuda.set_device(int(number))
     return device
 
 
 def device_name(device):
     """The model of the device. Two devices with the same name round alike, so they make the same bytes."""
     if str(device).startswith("cuda"):
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     return f"{device} ({cpu_name()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
@@ -52,10 +67,14 @@ def weight_dtype(mixed_precision, device):
 
 def peak_memory(device):
     """``{"peak_memory_mb": ..., "peak_gpu_memory_mb": ...}`` (10^6 bytes) of this process; the second on CUDA only."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
-    peak = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)}
+    if resource is None:
+        peak_bytes = psutil.Process().memory_info().peak_wset
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = {"peak_memory_mb": round(peak_bytes / 1e6)}
     if str(device).startswith("cuda"):
-        peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
+        peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
     return peak
 
 

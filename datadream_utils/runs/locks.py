@@ -5,6 +5,7 @@ The lock belongs to the process: the operating system takes it back however that
 
 import os
 import platform
+from contextlib import suppress
 
 from filelock import FileLock, Timeout
 
@@ -56,9 +57,13 @@ def _lock(path, folder):
     try:
         file_lock.acquire(timeout=PATIENCE)
     except Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8")
         raise InputError(
-            f"{folder} is being worked on by {path.read_text() or 'another process'}: wait until it has finished, or "
-            "stop it (restart the kernel of its notebook)."
+            f"{folder} is being worked on by {holder or 'another process'}: wait until it has finished, or stop it "
+            "(restart the kernel of its notebook)."
         ) from None
-    path.write_text(f"process {os.getpid()} on {platform.node()}")
+    with suppress(OSError):  # Windows lets nobody read or write a locked file
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return file_lock

@@ -4,12 +4,11 @@ import time
 import warnings
 from contextlib import contextmanager
 
-import diffusers
-import transformers
 from IPython import get_ipython
 from IPython.display import display
 
 from datadream_utils.errors import Interrupted
+from datadream_utils.libraries import diffusers, transformers
 
 REFRESH = 0.5  # seconds between updates of the line
 

@@ -309,7 +309,7 @@ def write_card(output, evaluation="Not yet: `python -m models.pretraining.evalua
         table.append("| " + " | ".join(map(str, cells)) + " |")
     sums = [f"{sha256(path)}  {path.relative_to(output)}" for path in sorted(output.rglob("*.safetensors"))]
     card = CARD.format(table="\n".join(table), sums="\n".join(sums), evaluation=evaluation)
-    (output / "README.md").write_text(card)
+    (output / "README.md").write_text(card, encoding="utf-8")
 
 
 def main():

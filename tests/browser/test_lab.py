@@ -99,7 +99,7 @@ def lab(folder):
     options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--ServerApp.port_retries=0"]
     environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"), "OMP_NUM_THREADS": "1"}
     environment |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces")}
-    with open(SCREENSHOTS / "jupyterlab.log", "w") as log:
+    with open(SCREENSHOTS / "jupyterlab.log", "w", encoding="utf-8") as log:
         command = [sys.executable, "-m", "jupyterlab", *options]
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:

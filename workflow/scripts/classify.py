@@ -21,7 +21,7 @@ def main():
     parser.add_argument("classifier", type=Path, help="the folder of a finished train stage")
     parser.add_argument("folder", type=Path, help="the folder of pictures")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args()
     quiet_libraries()
     try:

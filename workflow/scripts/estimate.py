@@ -236,7 +236,7 @@ def format_table(rows, n_runs):
 
 def read_free_room(device, output_root):
     """``(memory, disk)``: free bytes of the device and of the disk that holds ``output_root``."""
-    memory = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    memory = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else psutil.virtual_memory().available
     place = next(path for path in (resolve(output_root), *resolve(output_root).parents) if path.exists())
     return memory, shutil.disk_usage(place).free
 

@@ -193,14 +193,14 @@ class Meter:
 
     def _reset_peak(self):
         gc.collect()
-        if self.device == "cuda":
+        if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):  # only Linux has this; elsewhere the peak is that of the process so far
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def _read_peak(self):
         """Peak bytes that torch has reserved on the GPU, or else of the process."""
-        if self.device == "cuda":
+        if self.device.startswith("cuda"):
             return torch.cuda.max_memory_reserved()
         return peak_memory(self.device)["peak_memory_mb"] * 1e6
 

@@ -33,6 +33,7 @@ from datadream_utils.params import (
     ROOT,
     STAGES,
     Count,
+    as_parameter,
     make_params,
     notebook_defaults,
     parameter_names,
@@ -41,6 +42,7 @@ from datadream_utils.params import (
     resolve,
     run_name,
 )
+from datadream_utils.values import explain, read_value
 
 NonEmpty = Field(min_length=1)
 LISTED = {"dataset", "method", "n_shot", "seed", "setting", "variant"}  # set by a study's lists, so not by its sweep
@@ -77,7 +79,7 @@ class Study(BaseModel):
     def value(self, name):
         """The value of a parameter in the unchanged runs: that of the parameter files, or else the notebook's."""
         default = next(notebook_defaults(stage)[name] for stage in STAGES if name in STAGES[stage].model_fields)
-        return _read_values(*self.parameter_files).get(name, default)
+        return as_parameter(name, _read_values(*self.parameter_files).get(name, default))
 
     def runs(self):
         """``{folder name: PlannedRun}``. Zero-shot CLIP gets only the first seed, because nothing in it is random."""
@@ -99,7 +101,8 @@ class Study(BaseModel):
         changes = []
         for name in (name for name in self.sweep if plays_a_part(name, METHODS[method])):
             unchanged = getattr(METHODS[method], name) if name in AXES else for_method(name, self.value(name), method)
-            values = [_to_type_of(name, value) for value in self.sweep[name]]
+            unchanged = as_parameter(name, unchanged)
+            values = [as_parameter(name, value) for value in self.sweep[name]]
             changes += [(name, value) for value in values if value != unchanged]
         return changes
 
@@ -188,12 +191,12 @@ def make_study(values, source="the study"):
         if key not in known:
             raise InputError(f"{source}: {key!r} is not known.{suggest(key, known)}")
     try:
-        study = Study(**values)
+        study = Study(**{key: read_value(value, Study.model_fields[key].annotation) for key, value in values.items()})
         _check(study)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{source}: {where!r} is {first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{source}: {where!r} is {first['input']!r}: {explain(first)}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return study
@@ -245,9 +248,3 @@ def _read_values(*files):
     for file in files:
         values |= read_params_file(resolve(file))
     return values
-
-
-def _to_type_of(name, value):
-    """``value``, with 4 as 4.0 if parameter ``name`` is a float, so that both give the run the same name."""
-    wanted = next(stage.model_fields[name].annotation for stage in STAGES.values() if name in stage.model_fields)
-    return float(value) if wanted is float and type(value) is int else value

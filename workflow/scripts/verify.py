@@ -64,8 +64,9 @@ def make_again(stage, output_root):
     with atomic_write(file) as temporary:
         temporary.write_text(yaml.safe_dump(manifest["parameters"] | machine, allow_unicode=True), encoding="utf-8")
     source = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-f", file, source, executed]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    execute = ROOT / "workflow" / "scripts" / "execute.py"
+    command = [sys.executable, execute, "-k", "python3", "--no-progress-bar", "-f", file, source, executed]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=ROOT)
     if done.returncode:
         raise InputError(f"{stage.notebook} failed with the parameters of {stage.folder}:\n{done.stderr[-2000:]}")
     (folder,) = {path.resolve() for path in output_root.glob(f"*/{stage.name}")}

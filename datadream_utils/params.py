@@ -208,6 +208,7 @@ class AdaptParams(RunParams):
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
     num_inference_steps: Annotated[Count, PICTURES]
+    pictures_shown: Annotated[Count, PICTURES]
 
     _resolution = model_validator(mode="after")(_check_resolution)
 
@@ -248,6 +249,7 @@ class GenerateParams(RunParams):
     filter_tries: Annotated[Count, OnlyIf("keep", "clip")]
     generate_batch_size: Count
     mixed_precision: Precision
+    pictures_shown: Annotated[Count, PICTURES]
 
     _resolution = model_validator(mode="after")(_check_resolution)
 

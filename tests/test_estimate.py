@@ -36,11 +36,11 @@ def test_counts_of_the_tiny_study_are_the_hands():
     assert (
         units["generate", "fakeit", ""] == 10 * 2 and units["generate", "disef", ""] == 10 * 2 * estimate.FILTER_DRAWS
     )
-    assert units["train", "fakeit", "R+S"] == 40 * 8 and units["train", "clip_zeroshot", "none"] == 0  # 500 / 64
+    assert units["train", "fakeit", "R+S"] == 20 * 8 and units["train", "clip_zeroshot", "none"] == 0  # 500 / 64
     train = [t for t in tasks if t.stage == "train"]
-    assert {t.evaluated for t in train if t.params.setting != "none"} == {3500 + 8 * 500}  # every fifth of 40 epochs
+    assert {t.evaluated for t in train if t.params.setting != "none"} == {3500 + 4 * 500}  # every fifth of 20 epochs
     assert {t.evaluated for t in train if t.params.setting == "none"} == {3500}
-    assert sum(t.jobs for t in tasks) == 88
+    assert sum(t.jobs for t in tasks) == 292
     saved = {(t.stage, t.params.method): t.saved for t in tasks}
     assert (saved["adapt", "loft"], saved["adapt", "datadream_dset"], saved["generate", "loft"]) == (160, 1, 500)
     assert saved["train", "clip_zeroshot"] == 0 and saved["train", "real"] == 1

@@ -35,7 +35,6 @@ GIB = 2**30
 NOTEBOOK_BYTES = 400_000  # of an executed notebook with its pictures: the mean of the 88 of the tiny study
 UNSEEN_PICTURE = (640, 480)  # a guess: pixels of a picture of a data set that is not on this disk
 FILTER_DRAWS = 2  # a guess: draws per image if CLIP rejects some; never more than filter_tries
-EXAMPLES = {"adapt": 8, "generate": 4 * 8 + 4 * 8 + 8 + 1}  # images drawn for display, by 01 for a class, by 02 in all
 UNITS = {"adapt": "steps", "generate": "batches", "train": "steps"}
 
 # The parameters to lower if a resource is short, by stage; the first one helps most.
@@ -127,14 +126,16 @@ def plan_task(study, run, stage, size):
             size,
             jobs,
             units=ceil(n_adapters / together) * steps,
-            examples=EXAMPLES[kind] * min(10, n_classes),
+            examples=2 * min(4, p.pictures_shown) * min(p.pictures_shown, n_classes) + 2,  # 01 draws them for display
             saved=n_adapters,
         )
     if kind == "generate":
         draws = min(FILTER_DRAWS, p.filter_tries) if p.system.keep == "clip" else 1
         units = n_classes * ceil(p.images_per_class / p.generate_batch_size) * draws
         saved = n_classes * p.images_per_class
-        return Task(kind, key, p, size, jobs, units, examples=EXAMPLES[kind], saved=saved)
+        row = min(8, p.pictures_shown)  # 02's grids: guidance, guidance by strength, image to image, alone and together
+        examples = 4 * row + 3 * 4 * min(2, row) + 4 * row + row + 1
+        return Task(kind, key, p, size, jobs, units, examples=examples, saved=saved)
     sources = 0 if p.setting == "none" else len(p.setting.split("+"))  # real images, synthetic images or both
     key = (*key, sources, n_classes, size.picture)
     if not sources:

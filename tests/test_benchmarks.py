@@ -38,7 +38,7 @@ from datadream_utils.params import ROOT, make_params
 SMALL = dict(
     device="cpu",  # cuDNN's convolutions round to TF32
     n_shot=2,
-    adapt_epochs=3,
+    adapt_epochs=4,
     adapt_batch_size=2,
     images_per_class=3,
     num_inference_steps=3,

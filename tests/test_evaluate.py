@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from datadream_utils.params import ROOT, read_params_file
 from models.pretraining import evaluate
@@ -14,14 +13,6 @@ SMOKE = read_params_file(ROOT / "params" / "smoke.yaml") | {"adapt_epochs": 1}
 @pytest.fixture
 def without_test_images(mnist):
     return replace(mnist, files={split: files for split, files in mnist.files.items() if split != "test"})
-
-
-def test_linear_probe_separates_what_a_line_separates():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(3).repeat(20)
-    centres = torch.randn(3, 8, generator=generator) * 3
-    shots, images = (centres[labels] + torch.randn(60, 8, generator=generator) * 0.3 for _ in range(2))
-    assert torch.equal(evaluate.linear_probe(shots, labels, images), labels)
 
 
 def test_features_are_looked_at_without_the_test_images(without_test_images):

@@ -156,7 +156,7 @@ def test_the_precision_is_blamed_where_it_can_be_the_reason(make_params):
         with pytest.raises(InputError) as raised:
             check_loss([1.0, -np.inf], ["this", "that"], 7, make_params("train", mixed_precision=precision))
         blamed[precision] = str(raised.value)
-        assert "loss of that is -inf at step 7" in blamed[precision] and "lower train_lr (0.005)" in blamed[precision]
+        assert "loss of that is -inf at step 7" in blamed[precision] and "lower train_lr (0.002)" in blamed[precision]
     assert ["mixed_precision" in text for text in blamed.values()] == [False, False, True]
 
 
@@ -239,7 +239,7 @@ def test_numbers_that_are_not_finite_are_no_image(make_run, method):
     broken = load_stable_diffusion("models/tiny-stable-diffusion")
     with torch.no_grad():
         broken.unet.conv_out.bias[0] = torch.nan
-    run = make_run("generate", n_shot=2, start_step=1, **DRAW | dict(method=method))
+    run = make_run("generate", n_shot=2, start_noise=0.7, **DRAW | dict(method=method))
     with pytest.raises(InputError, match="picture of '.*zero.*' .*would be black, because .* not finite"):
         _generate(broken, run)
     assert not list(run.folder.rglob("*.png")) and not run.stage.finished
@@ -365,7 +365,7 @@ def test_classes_with_the_same_tokens_are_refused_by_both_models_before_any_work
     run = make_run("adapt", data=data, **ADAPT)
     with pytest.raises(InputError, match=f"Stable Diffusion cannot tell {both}"):
         _adapt(pipe, run)
-    drawn = make_run("generate", data=data, start_step=1, **DRAW | dict(method="issynth"))
+    drawn = make_run("generate", data=data, start_noise=0.7, **DRAW | dict(method="issynth"))
     with pytest.raises(InputError, match=f"Stable Diffusion cannot tell {both}"):
         _generate(pipe, drawn)
     assert not run.folder.exists() and not drawn.folder.exists()
@@ -378,7 +378,7 @@ def test_classes_with_the_same_tokens_are_refused_by_both_models_before_any_work
 def test_what_does_not_read_class_prompts_may_have_equal_ones(mnist, pipe, make_run):
     data = _named(mnist, DOOR, DRUM)
     make_classifier(make_run("train", data=data, classifier="models/tiny-resnet", **TRAIN))
-    few_images = dict(n_shot=1, images_per_class=1, start_step=1, num_inference_steps=2, filter_tries=1)
+    few_images = dict(n_shot=1, images_per_class=1, start_noise=0.7, num_inference_steps=2, filter_tries=1)
     run = make_run("generate", data=data, method="disef", keep="all", variant="captions", **few_images)
     assert len(flatten(_generate(pipe, run))[0]) == 10
 

@@ -88,6 +88,7 @@ def test_a_name_cannot_break_a_cell():
 
 @pytest.mark.parametrize("name", [name for name in TABLES if not name.startswith("gallery")])
 def test_every_table_of_the_catalogue_has_title_and_caption_when_it_is_empty(name):
-    columns = ["dataset", "method", "setting", "accuracy_mean", "accuracy_std", "note"]
+    columns = ["dataset", "method", "setting", "accuracy_mean", "accuracy_std", "note", "n_shot", "per_dataset"]
+    columns += ["baseline"]
     text = tables.to_markdown(name, pd.DataFrame(columns=columns))
     assert text.startswith(f"**{TABLES[name].title}.** {TABLES[name].caption}\n\n|")

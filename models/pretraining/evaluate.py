@@ -37,7 +37,7 @@ from models.pretraining.pretrain import write_card
 
 SHOTS = (1, 4, 16)
 SEEDS = (100, 101)
-RESNET = dict(classifier="models/tiny-resnet", train_lr=1e-2)  # as in params/tiny-resnet.yaml
+RESNET = dict(classifier="models/tiny-resnet", train_lr=1e-2, train_epochs=40)  # as in params/tiny-resnet.yaml
 
 
 @cache

@@ -1,6 +1,6 @@
 """Kill a study at random moments, start it again each time, and compare it with one that was left in peace.
 
-    python -m benchmarks.kill_study --kills 3 --output docs/robustness.md
+    python -m benchmarks.kill_study --kills 3 --output docs/about/robustness.md
 
 A small study (two methods, classifiers on generated images, tables and figures) runs through papermill, notebook by
 notebook, undisturbed. Then it runs again: every notebook is killed so many times (SIGKILL, papermill and its kernel

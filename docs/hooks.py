@@ -21,8 +21,10 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 COLLECTED = ROOT / "build" / "collected"
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+API = "reference/api.md"
 STORED = "<p><em>Shown as it is stored, without outputs: <code>make site</code> runs it too.</em></p>"
 LETTERS = {"double-struck": "DOUBLE-STRUCK", "script": "SCRIPT"}
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 
 def executed_notebooks(extra):
@@ -64,14 +66,12 @@ def _outputs(file):
 
 
 def on_config(config):
+    """Add the pages that are made here to the menu of mkdocs.yml."""
     config.extra["rooms"] = rooms = read_rooms()
-    config.nav = [
-        {"Start": "index.md"},
-        {"Results": ["results.md", *(f"figures/{file.name}" for file in galleries())]},
-        {"Notebooks": sorted([*executed_notebooks(config.extra), *further_notebooks(config.extra)])},
-        {"Glossary": "glossary.md"},
-        {"Reference": ["reference.md", *({room: [page(module) for module in rooms[room]]} for room in rooms)]},
-    ]
+    sections = {title: pages for entry in config.nav for title, pages in entry.items()}
+    sections["Learn"] += sorted([*executed_notebooks(config.extra), *further_notebooks(config.extra)])
+    sections["Results"] += [f"figures/{file.name}" for file in tables() if file.stem.startswith("gallery")]
+    sections["Reference"] += [API, *({room: [page(module) for module in rooms[room]]} for room in rooms)]
     return config
 
 
@@ -84,18 +84,22 @@ def on_files(files, config):
         files.append(File(name, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
-    for file in galleries():
+    for file in tables():
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
+    for file in sorted((ROOT / "params").rglob("*.yaml")):
+        files.append(File.generated(config, file.relative_to(ROOT).as_posix(), abs_src_path=str(file)))
+    for name, source in config.extra["elsewhere"].items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     for module in chain(*config.extra["rooms"].values()):
         name = module.rpartition(".")[2]
         files.append(File.generated(config, page(module), content=f"# {name}\n\n::: {module}\n"))
-    files.append(File.generated(config, "reference.md", content=reference(config.extra["rooms"])))
+    files.append(File.generated(config, API, content=reference(config.extra["rooms"])))
     return files
 
 
-def galleries():
-    """The committed pages that show all figures: the paper's, and those beyond it."""
-    return sorted((ROOT / "figures" / "tiny").glob("gallery*.md"))
+def tables():
+    """The committed tables as Markdown, and the pages that show all figures."""
+    return sorted((ROOT / "figures" / "tiny").glob("*.md"))
 
 
 def read_rooms():
@@ -108,23 +112,51 @@ def read_rooms():
 
 
 def page(module):
-    """The page of a module: ``api/diffusion/adapt.md``."""
-    return f"api/{module.removeprefix('datadream_utils.').replace('.', '/')}.md"
+    """The page of a module: ``reference/api/diffusion/adapt.md``."""
+    return f"reference/api/{module.removeprefix('datadream_utils.').replace('.', '/')}.md"
 
 
 def reference(rooms):
     """A page that lists the modules of each folder, with the first sentence of each."""
-    lines = ["# Reference", "", "The package `datadream_utils`, folder by folder."]
+    lines = ["# Modules", "", "The package `datadream_utils`, folder by folder."]
     for room, modules in rooms.items():
         lines += ["", f"## {room}", "", _docstring(ROOT / room / "__init__.py"), "", "| module | |", "|---|---|"]
         for module in modules:
             text = _docstring(ROOT / f"{module.replace('.', '/')}.py")
-            lines.append(f"| [`{module.rpartition('.')[2]}`]({page(module)}) | {text.partition(chr(10))[0]} |")
+            link = f"[`{module.rpartition('.')[2]}`]({page(module).removeprefix('reference/')})"
+            lines.append(f"| {link} | {text.partition(chr(10))[0]} |")
     return "\n".join(lines)
 
 
 def _docstring(path):
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Links hold in the repository, so that they can be followed there; here they lead to pages of the site."""
+    here = page.file.src_uri
+    folder = posixpath.dirname(repository_file(here, config))
+
+    def follow(link):
+        target = site_page(posixpath.normpath(posixpath.join(folder, link[1])), config)
+        return f"]({posixpath.relpath(target, posixpath.dirname(here) or '.')}"
+
+    return LINK.sub(follow, markdown)
+
+
+def repository_file(page, config):
+    """Where the repository has a page of the site."""
+    if page in config.extra["elsewhere"]:
+        return config.extra["elsewhere"][page]
+    return f"figures/tiny/{posixpath.basename(page)}" if page.startswith("figures/") else f"docs/{page}"
+
+
+def site_page(path, config):
+    """Where the site has a file of the repository."""
+    for page, source in config.extra["elsewhere"].items():
+        if path == source:
+            return page
+    return path.removeprefix("docs/").replace("figures/tiny/", "figures/")
 
 
 def on_page_content(html, page, config, files):
@@ -135,7 +167,7 @@ def on_page_content(html, page, config, files):
         soup.insert(0, BeautifulSoup(STORED, "html.parser"))
     describe_pictures(soup, page.file.abs_src_path)
     write_formulas(soup)
-    follow_links(soup, page, files)
+    follow_links(soup, page, files, config)
     tidy(soup)
     return str(soup)
 
@@ -188,11 +220,11 @@ def _lettered(letter, style):
     raise PluginError(f"no character {style} {letter}")
 
 
-def follow_links(soup, page, files):
-    """Links from notebook to notebook, or into docs/, lead to pages here; one that leads nowhere stops the build."""
-    for link in soup.select("a[href$='.ipynb']:not([href*=':']), a[href$='.md']:not([href*=':'])"):
+def follow_links(soup, page, files, config):
+    """Links to files of the repository lead to pages here; one that leads nowhere stops the build."""
+    for link in soup.select("a[href]:not([href*=':'], [href^='#'])"):
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link["href"]))
-        if not (target := files.get_file_from_path(path.removeprefix("docs/"))):
+        if not (target := files.get_file_from_path(site_page(path, config))):
             raise PluginError(f"{page.file.abs_src_path}: its link to {link['href']} leads to no page")
         link["href"] = target.url_relative_to(page.file)
 

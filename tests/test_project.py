@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from packaging.requirements import Requirement
 
-from datadream_utils.data.known import known_names, read_known
+from datadream_utils.analysis.compare import OUTCOMES
 from datadream_utils.methods import METHODS
 from datadream_utils.params import ROOT
 
@@ -127,40 +127,27 @@ def test_imports_go_to_lower_floors_only():
     list(TopologicalSorter(imports).static_order())  # CycleError names a circle
 
 
+# Of the committed results, today those of the earlier study; params/studies/tiny.yaml has those to come.
+COMMITTED_SEEDS, COMMITTED_DATASETS = 3, {"mnist5k"}
+
+
 def test_committed_results_are_complete():
     table = pd.read_csv(ROOT / "figures" / "tiny" / "main_results.csv")
-    rows = set(zip(table["method"], table["setting"], strict=True))
+    assert set(table["dataset"]) == COMMITTED_DATASETS
     generating = {(m, s) for m, row in METHODS.items() if row.generates for s in ("S", "R+S")}
-    assert rows == {("clip_zeroshot", "none"), ("real", "R")} | generating and len(rows) == 14
-    assert (table["n_test"] >= 3000).all() and set(table[table["method"] != "clip_zeroshot"]["n_seeds"]) == {3}
-    readme = (ROOT / "README.md").read_text()
-    for line in (ROOT / "figures" / "tiny" / "main_results.md").read_text().splitlines():
-        assert line in readme
+    for _, rows in table.groupby("dataset"):
+        systems = list(zip(rows["method"], rows["setting"], strict=True))
+        assert set(systems) == {("clip_zeroshot", "none"), ("real", "R")} | generating and len(systems) == 14
+    assert (table["n_test"] >= 900).all() and table["accuracy_mean"].between(0, 100).all()
+    assert set(table[table["method"] != "clip_zeroshot"]["n_seeds"]) == {COMMITTED_SEEDS}
     resnet = pd.read_csv(ROOT / "figures" / "tiny" / "resnet_results.csv")
-    assert set(resnet["method"]) == {"real"} | {m for m, _ in generating} and set(resnet["n_seeds"]) == {3}
-    verdicts = pd.read_csv(ROOT / "figures" / "tiny" / "order.csv")["verdict"].str.split(":").str[0].value_counts()
-    counts = f"{verdicts['holds']} hold here, {verdicts['reversed']} are reversed and {verdicts['not decided']} are not"
-    assert f"Of the {verdicts.sum()} orders" in readme and counts in readme
-
-
-def test_readme_names_files_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    for name in ("figures/tiny/teaser.png", "params/smoke.yaml", "params/paper.yaml", "models/README.md", "LICENSE"):
-        assert name in readme and (ROOT / name).exists(), name
-    for command in ("make demo", "make test", "make lab", "make results", "make pretrain"):
-        assert command in readme
-
-
-def test_the_readme_counts_the_mended_class_names():
-    known, readme = (
-        {name: read_known(name) for name in known_names()},
-        " ".join((ROOT / "README.md").read_text().split()),
-    )
-    mended = {
-        name: sum(ours != theirs for ours, theirs in zip(data.class_names, data.authors_names, strict=True))
-        for name, data in known.items()
+    assert set(resnet["method"]) == {"real"} | {m for m, _ in generating} and set(resnet["n_seeds"]) == {
+        COMMITTED_SEEDS
     }
-    assert (
-        f"{sum(mended.values())} differ, of them {mended['sun397']} of SUN397's 397 and {mended['food101']} of"
-        in readme
-    )
+    verdicts = pd.read_csv(ROOT / "figures" / "tiny" / "order.csv")["verdict"].str.split(":").str[0]
+    assert set(verdicts) <= set(OUTCOMES) and len(verdicts) == 20
+
+
+def test_every_committed_table_has_its_markdown():
+    for path in (ROOT / "figures" / "tiny").glob("*.csv"):
+        assert path.with_suffix(".md").is_file(), path

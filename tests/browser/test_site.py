@@ -14,9 +14,10 @@ from .conftest import violations
 
 BUILD_SECONDS = 180
 LOOKS = [("wide", 1280, "light"), ("wide-dark", 1280, "dark"), ("narrow", 400, "light"), ("narrow-dark", 400, "dark")]
-READ = ["index", "results", "notebooks/01_adapt_sd", "notebooks/02_generate", "notebooks/03_train_clip"]
+READ = ["index", "results/toy", "notebooks/01_adapt_sd", "notebooks/02_generate", "notebooks/03_train_clip"]
 READ += ["notebooks/04_analysis", "notebooks/05_your_own_images", "notebooks/06_beyond_the_paper"]
-READ += ["solutions/02_generate", "glossary", "reference", "api/diffusion/adapt", "figures/gallery"]
+READ += ["solutions/02_generate", "learn/glossary", "teach/guide", "howto/datasets", "reference/parameters"]
+READ += ["reference/api", "reference/api/diffusion/adapt", "figures/gallery"]
 EXECUTED = READ[2:9]
 
 

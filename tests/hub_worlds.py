@@ -1,10 +1,17 @@
-"""Random-weight models of the published shapes at reduced width, in folders that look as their hub pages do.
+"""Random-weight models of the published shapes at reduced width, in folders that look as their hub pages do; a hub.
 
 Same classes, schedulers, file names and (older) tensor names as on the hub; only width, depth and resolution are small.
 ``FULL`` has the published architectures' own sizes, to be counted on torch's "meta" device.
+``serve`` is a hub on this machine with the pages that it is given.
 """
 
+import hashlib
+import http.server
 import json
+import re
+import threading
+import urllib.parse
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -32,6 +39,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from datadream_utils.params import ROOT
 
+COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+DATE = "2024-07-24T00:00:00.000Z"
 RESOLUTION = 32  # of the reduced pipelines: latents of 4x4, as the VAE has its published three downsamplings
 BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -257,3 +266,114 @@ def _rename_tensors(path, rename, positions=0):
     if positions:
         tensors["text_model.embeddings.position_ids"] = torch.arange(positions)[None]
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@contextmanager
+def serve(folders, commits=()):
+    """Serve ``{"tiny/sd": folder, "datasets/tiny/eurosat": folder, ...}`` as a hub does; gives its address.
+
+    commits: further revisions that every page has.
+    """
+    handler = type("Served", (Hub,), {"folders": folders, "revisions": Hub.revisions | {c: c for c in commits}})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _directly_in(files, folder):
+    """Of a page's files those in ``folder`` ("" for the top) and its sub-folders, as the hub lists them."""
+    start, folders = f"{folder}/" if folder else "", {}
+    inside = [file for file in files if file["path"].startswith(start)]
+    for file in inside:
+        name, below, _ = file["path"][len(start) :].partition("/")
+        if below:
+            folders[name] = {"type": "directory", "path": start + name, "oid": file["oid"], "size": 0}
+    return [*folders.values(), *(file for file in inside if "/" not in file["path"][len(start) :])]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub with the pages of ``folders``, each with one commit; other pages are missing or gated.
+
+    tiny/pickled has no safetensors; as on the hub, a bot has proposed them in a pull request, ``CONVERTED``.
+    """
+
+    folders = {}  # noqa: RUF012
+    revisions = {"main": COMMIT, COMMIT: COMMIT, "refs/pr/1": CONVERTED, CONVERTED: CONVERTED}  # noqa: RUF012
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def do_POST(self):
+        """Only paths-info: which of the asked files there are."""
+        asked = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+        name = self.path.removeprefix("/api/").removeprefix("models/").partition("/paths-info/")[0]
+        files = [file for file in self._page(name, self.folders[name], "tree", COMMIT) if file["path"] in asked]
+        self._send(200, True, {"Content-Type": "application/json"}, json.dumps(files).encode())
+
+    def _answer(self, body):
+        path = urllib.parse.unquote(self.path.split("?")[0]).removeprefix("/").replace("refs/pr/1", "refs%pr%1")
+        parts = [part.replace("%", "/") for part in path.split("/")]
+        api = parts[0] == "api"
+        if api:  # api/models/<name>/..., api/datasets/<name>/...; else <name>/resolve/..., datasets/<name>/resolve/...
+            parts = parts[1:] if parts[1] == "datasets" else parts[2:]
+        long = 3 if parts[:1] == ["datasets"] else 2
+        name, *rest = ["/".join(parts[:long]), *parts[long:]]
+        if name == "tiny/gated":
+            return self._send(403, body, {"X-Error-Code": "GatedRepo"})
+        if name not in self.folders:
+            return self._send(404, body, {"X-Error-Code": "RepoNotFound"})
+        commit = self.revisions.get(rest[1] if len(rest) > 1 else "main")
+        if commit is None:
+            return self._send(404, body, {"X-Error-Code": "RevisionNotFound"})
+        folder = self.folders["tiny/clip" if commit == CONVERTED else name]
+        if api:
+            page = self._page(name, folder, rest[0] if rest else "", commit)
+            if rest[:1] == ["tree"] and "recursive=false" in self.path:
+                page = _directly_in(page, "/".join(rest[2:]))
+            page = json.dumps(page).encode()
+            return self._send(200, body, {"Content-Type": "application/json"}, page)
+        file = folder / "/".join(rest[2:])
+        if not file.is_file():
+            return self._send(404, body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        content = file.read_bytes()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, asked.groups())
+            whole, content = len(content), content[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{first + len(content) - 1}/{whole}"
+            return self._send(206, body, headers, content)
+        return self._send(200, body, headers, content)
+
+    def _page(self, name, folder, what, commit):
+        files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+        if what == "tree":
+            return [{"type": "file", "path": file, "size": size, "oid": commit} for file, size in files.items()]
+        if what == "commits":
+            history = [COMMIT] if commit == COMMIT else [commit, COMMIT]
+            return [{"id": id_, "title": "", "message": "", "authors": [], "date": DATE} for id_ in history]
+        if what == "discussions":
+            title, author = "Adding `safetensors` variant of this model", {"name": "SFconvertbot"}
+            pull = {"num": 1, "title": title, "status": "open", "isPullRequest": True, "author": author}
+            pull |= {"createdAt": DATE, "repo": {"name": name, "type": "model"}}
+            return {"count": 1, "start": 0, "discussions": [pull]}
+        siblings = [{"rfilename": file} for file in files]
+        return {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": False}
+
+    def _send(self, status, body, headers, content=b""):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass

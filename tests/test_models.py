@@ -1,18 +1,15 @@
 """Loading models: by hub id and from folders, whole or not at all, and what is said when one cannot be had."""
 
-import hashlib
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.parse
 
 import hub_worlds
 import pytest
 import torch
+from hub_worlds import COMMIT, CONVERTED
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -23,8 +20,6 @@ from datadream_utils.params import ROOT, read_params_file
 from datadream_utils.runs.device import choose_device, weight_dtype
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-COMMIT, CONVERTED = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
-DATE = "2024-07-24T00:00:00.000Z"
 
 
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"  # built for another torch
@@ -292,72 +287,6 @@ def test_every_alternative_is_a_hub_id_or_is_here():
         assert (ROOT / tiny).is_dir()
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A hub with the pages of ``folders``, each with one commit; other pages are missing or gated.
-
-    tiny/pickled has no safetensors; as on the hub, a bot has proposed them in a pull request, ``CONVERTED``.
-    """
-
-    folders = {}  # noqa: RUF012
-    revisions = {"main": COMMIT, COMMIT: COMMIT, "refs/pr/1": CONVERTED, CONVERTED: CONVERTED}  # noqa: RUF012
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body):
-        path = urllib.parse.unquote(self.path.split("?")[0]).removeprefix("/").replace("refs/pr/1", "refs%pr%1")
-        parts = [part.replace("%", "/") for part in path.split("/")]
-        api = parts[:2] == ["api", "models"]
-        name, *rest = ["/".join(parts[2:4]), *parts[4:]] if api else ["/".join(parts[:2]), *parts[2:]]
-        if name == "tiny/gated":
-            return self._send(403, body, {"X-Error-Code": "GatedRepo"})
-        if name not in self.folders:
-            return self._send(404, body, {"X-Error-Code": "RepoNotFound"})
-        commit = self.revisions.get(rest[1] if len(rest) > 1 else "main")
-        if commit is None:
-            return self._send(404, body, {"X-Error-Code": "RevisionNotFound"})
-        folder = self.folders["tiny/clip" if commit == CONVERTED else name]
-        if api:
-            page = json.dumps(self._page(name, folder, rest[0] if rest else "", commit)).encode()
-            return self._send(200, body, {"Content-Type": "application/json"}, page)
-        file = folder / "/".join(rest[2:])
-        if not file.is_file():
-            return self._send(404, body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        content = file.read_bytes()
-        etag = hashlib.sha256(content).hexdigest()
-        return self._send(200, body, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}, content)
-
-    def _page(self, name, folder, what, commit):
-        files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-        if what == "tree":
-            return [{"type": "file", "path": file, "size": size, "oid": commit} for file, size in files.items()]
-        if what == "commits":
-            history = [COMMIT] if commit == COMMIT else [commit, COMMIT]
-            return [{"id": id_, "title": "", "message": "", "authors": [], "date": DATE} for id_ in history]
-        if what == "discussions":
-            title, author = "Adding `safetensors` variant of this model", {"name": "SFconvertbot"}
-            pull = {"num": 1, "title": title, "status": "open", "isPullRequest": True, "author": author}
-            pull |= {"createdAt": DATE, "repo": {"name": name, "type": "model"}}
-            return {"count": 1, "start": 0, "discussions": [pull]}
-        siblings = [{"rfilename": file} for file in files]
-        return {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": False}
-
-    def _send(self, status, body, headers, content=b""):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 CLIENT = """
 import json, sys
 from huggingface_hub import constants
@@ -386,21 +315,15 @@ print(json.dumps(answers))
 def test_models_come_from_a_hub_by_id_and_pinned_revision(folders, tmp_path):
     pickled = shutil.copytree(folders["clip"], tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    Hub.folders = {"tiny/sd": folders["sd"], "tiny/clip": folders["clip"], "tiny/pickled": pickled}
+    pages = {"tiny/sd": folders["sd"], "tiny/clip": folders["clip"], "tiny/pickled": pickled}
     for name, of in {"tiny/half": "sd", "tiny/half-clip": "clip"}.items():
-        Hub.folders[name] = _keep_fp16_only(shutil.copytree(folders[of], tmp_path / name))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-    }
-    for name in ("HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION"):
-        environment.pop(name, None)
-    run = subprocess.run(
-        [sys.executable, "-c", CLIENT, COMMIT], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    server.shutdown()
+        pages[name] = _keep_fp16_only(shutil.copytree(folders[of], tmp_path / name))
+    with hub_worlds.serve(pages) as endpoint:
+        environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
+        for name in ("HF_HUB_OFFLINE", "DISABLE_SAFETENSORS_CONVERSION"):
+            environment.pop(name, None)
+        command = [sys.executable, "-c", CLIENT, COMMIT]
+        run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     newest, pinned, clip, gated, missing, other, no_revision, no_weights, by_bot, *rest = json.loads(run.stdout)
     halves, offline = rest[:2], rest[2:]

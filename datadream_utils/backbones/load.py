@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import (
+    HfApi,
     errors,
     hf_hub_download,
     list_repo_files,
@@ -19,12 +20,15 @@ from huggingface_hub import (
 from safetensors import SafetensorError
 from transformers import AutoConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.safetensors_conversion import previous_pr
 
 from datadream_utils.errors import InputError
 from datadream_utils.files import digest
 from datadream_utils.params import resolve
 
 HALVES = ("fp16", "bf16")  # file names of weights in half precision: "model.fp16.safetensors"
+BOT, PROPOSAL = "SFconvertbot", "Adding `safetensors` variant of this model"  # who proposes conversions, and as what
+TEXTS = (".json", ".txt", ".model", ".jinja")  # of configurations, tokenizers, processors and schedulers
 UNREAD = (".bin", ".ckpt", ".pt", ".pth")  # formats that can run code when they are read
 
 
@@ -37,6 +41,7 @@ class Role:
     wanted: str | None  # the value of that entry; None for any
     parts: tuple[str, ...]  # the sub-folders with weights
     alternatives: tuple[str, ...]  # what to set when a model cannot be had; the last needs no download
+    beside: tuple[str, ...] = ()  # the other sub-folders that are read
 
 
 CLIP = Role(
@@ -60,6 +65,7 @@ ROLES = {  # by parameter
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             "models/tiny-stable-diffusion",
         ),
+        beside=("tokenizer", "scheduler"),
     ),
     "clip_model": CLIP,
     "filter_model": CLIP,  # the CLIP that filters generated images may be another than the one that is trained
@@ -155,8 +161,8 @@ def load_whole(model_class, place, revision, dtype, **options):
     options |= dict(dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
     try:
         model, info = model_class.from_pretrained(place, revision=revision, **options)
-    except OSError:  # without the hub, transformers does not find a conversion (see ``_cached_conversion``)
-        conversion = _cached_conversion(place, revision) if revision == "main" else None
+    except OSError:  # without the hub, transformers does not find a conversion (see ``cached_conversion``)
+        conversion = cached_conversion(place, revision) if revision == "main" else None
         if conversion is None:
             raise
         config = AutoConfig.from_pretrained(place, revision=revision)
@@ -175,13 +181,58 @@ def _variant(place, revision, part):
     Some folders and hub pages have no others, or the single precision was not downloaded. None: the plain files.
     """
     if Path(place).is_dir():
-        files = [path.name for path in (Path(place) / part).glob("*")]
-    else:
-        paths = [PurePosixPath(path) for path in _hub_files(place, revision)]
-        files = [path.name for path in paths if path.parent == PurePosixPath(part)]
-    weights = [re.sub(r"-\d+-of-\d+", "", file) for file in files if file.endswith(".safetensors")]
-    plain = {"model.safetensors", "diffusion_pytorch_model.safetensors"} & {*weights}
-    return None if plain else next((half for half in HALVES for file in weights if f".{half}." in file), None)
+        return _half([path.name for path in (Path(place) / part).glob("*")])
+    paths = [PurePosixPath(path) for path in _hub_files(place, revision)]
+    return _half([path.name for path in paths if path.parent == PurePosixPath(part)])
+
+
+def _half(names):
+    """``_variant`` of the files of one folder, by their names."""
+    weights = [_whole_name(name) for name in names if name.endswith(".safetensors")]
+    if {"model.safetensors", "diffusion_pytorch_model.safetensors"} & {*weights}:
+        return None
+    return next((half for half in HALVES for name in weights if f".{half}." in name), None)
+
+
+def _whole_name(name):
+    """The name of a file of weights without its number among several."""
+    return re.sub(r"-\d+-of-\d+", "", name)
+
+
+def files_read(parameter, files):
+    """``(read, bare)`` of a model's ``files``: those that loading it reads, and the parts without safetensors weights.
+
+    parameter: a key of ``ROLES``. files: paths relative to the folder or hub page, "/" between. Read are the index,
+    and of each part its configuration, what its tokenizer or processor is made of, and its weights in one precision;
+    no other format, no second copy and no safety checker.
+    """
+    role, folders = ROLES[parameter], {}
+    for path in map(PurePosixPath, files):
+        folders.setdefault(str(path.parent), []).append(path.name)
+    halves = {part: _half(folders.get(part, ())) for part in role.parts}
+    if parameter == "sd_model":  # as load_stable_diffusion has them: one for the U-Net and the VAE
+        halves["unet"] = halves["vae"] = halves["unet"] or halves["vae"]
+    weights = {part: _weights(folders.get(part, ()), half) for part, half in halves.items()}
+    read = {role.index} & {*files}
+    for folder in (*role.parts, *role.beside):
+        texts = [name for name in folders.get(folder, ()) if name.endswith(TEXTS) and ".index." not in name]
+        read |= {str(PurePosixPath(folder, name)) for name in (*texts, *weights.get(folder, ()))}
+    return sorted(read), [part for part in role.parts if not weights[part]]
+
+
+def _weights(names, half):
+    """Of one folder's files those of its weights: one file, or several with their index.
+
+    half: "fp16" or "bf16", which go before plain files; None for plain files only.
+    """
+    for infix in [f".{half}", ""] if half else [""]:
+        for stem in ("model", "diffusion_pytorch_model"):
+            if f"{stem}{infix}.safetensors" in names:
+                return [f"{stem}{infix}.safetensors"]
+            if several := [name for name in names if _whole_name(name) == f"{stem}{infix}.safetensors"]:
+                index = {f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"}
+                return [*several, *sorted(index & {*names})]
+    return []
 
 
 def _hub_files(hub_id, revision):
@@ -260,7 +311,7 @@ def _cannot_be_had(parameter, value, reason):
 def model_identity(model, revision=""):
     """What was loaded, for a manifest: a hub id with its commit, or a folder with the digest of its weights.
 
-    "weights" is the commit of the weights where the hub page itself has no safetensors (see ``_cached_conversion``).
+    "weights" is the commit of the weights where the hub page itself has no safetensors (see ``cached_conversion``).
     """
     folder = resolve(model)
     if folder.is_dir():
@@ -269,11 +320,11 @@ def model_identity(model, revision=""):
         commit = resolve_revision(model, revision=revision or "main", local_files_only=True).resolved
     except (errors.RevisionResolutionError, ValueError):  # it was never loaded
         return {"hub": model, "revision": revision}
-    conversion = _cached_conversion(model, commit)
+    conversion = cached_conversion(model, commit)
     return {"hub": model, "commit": commit} | ({"weights": conversion} if conversion else {})
 
 
-def _cached_conversion(hub_id, revision):
+def cached_conversion(hub_id, revision):
     """The commit of a safetensors conversion in the cache of downloads, for a page that has none itself; else None.
 
     The hub's own bot proposes conversions as pull requests, for instance for openai/clip-vit-base-patch16; transformers
@@ -286,3 +337,9 @@ def _cached_conversion(hub_id, revision):
     commits = [commit for page in pages for commit in page.revisions]
     converted = [c.commit_hash for c in commits if "model.safetensors" in {file.file_name for file in c.files}]
     return min(converted, default=None)
+
+
+def proposed_conversion(hub_id):
+    """The revision of the conversion that transformers reads of a hub page without safetensors; None without one."""
+    pull_request = previous_pr(HfApi(), hub_id, PROPOSAL, token=None)
+    return pull_request.git_reference if pull_request and pull_request.author == BOT else None

@@ -6,10 +6,12 @@ of every picture stay as they are.
 
 import io
 import re
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import yaml
 from filelock import FileLock
+from huggingface_hub import HfApi, RepoFile
 from PIL import Image, UnidentifiedImageError
 
 from datadream_utils.data.folders import list_pictures, safe_dir
@@ -30,20 +32,41 @@ def export_hub(known, target):
     import datasets
 
     hub = known.facts["hub"]
-    try:
+    with _had(known, target):
         loaded = datasets.load_dataset(hub["id"], revision=hub["revision"] or None, streaming=True)
-    except Exception as error:  # no connection, no access, no such revision: the library raises a dozen classes
-        raise InputError(
-            f"{known.name} is not at {target} and {hub['id']} cannot be had from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "
-            f"either get access to the hub, or {known.how_to(target)}."
-        ) from error
     revision = f"revision {hub['revision']}" if hub["revision"] else "its newest revision, none being pinned"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if (target / "dataset.yaml").is_file():  # by another process, in the meantime
             return target
         return _export(loaded, target, known, f"hub data set {hub['id']}, {revision}")
+
+
+def hub_bytes(known, target):
+    """How many bytes ``export_hub`` will download, from the sizes of the hub page's files. InputError as there."""
+    import datasets
+
+    hub = known.facts["hub"]
+    with _had(known, target):
+        builder = datasets.load_dataset_builder(hub["id"], revision=hub["revision"] or None)
+        page = HfApi().list_repo_tree(hub["id"], recursive=True, revision=hub["revision"] or None, repo_type="dataset")
+        sizes = {file.path: file.size for file in page if isinstance(file, RepoFile)}
+        urls = builder.config.data_files  # by the hub's split: hf://datasets/<id>@<commit>/<path>
+    splits = _splits(urls, hub, f"hub data set {hub['id']}")
+    return sum(sizes[url.partition("@")[2].partition("/")[2]] for name in splits.values() for url in urls[name])
+
+
+@contextmanager
+def _had(known, target):
+    """Turn an error of the hub into the InputError that says what to put into the folder ``target`` instead."""
+    try:
+        yield
+    except Exception as error:  # no connection, no access, no such revision: the library raises a dozen classes
+        raise InputError(
+            f"{known.name} is not at {target} and {known.facts['hub']['id']} cannot be had from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "
+            f"either get access to the hub, or {known.how_to(target)}."
+        ) from error
 
 
 def export_parquet(root, known):

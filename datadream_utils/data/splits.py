@@ -85,7 +85,7 @@ def read_split_file(where, data_root):
 
     A URL is downloaded once and kept under ``data_root/split_files``. InputError names the file, the line and the fix.
     """
-    content = _fetch(where, resolve(data_root) / "split_files") if re.match(r"https?://", where) else _read(where)
+    content = _fetch(where, split_path(where, data_root)) if _is_url(where) else _read(where)
     try:
         text = content.decode("utf-8-sig")
         rows = _json_rows(text, where) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, where)
@@ -105,9 +105,19 @@ def _read(where):
         raise InputError(f"split file {where} cannot be read ({reason}): give its path or a URL.") from None
 
 
-def _fetch(url, folder):
-    name = re.sub(r"[^A-Za-z0-9.]+", "_", url.rpartition("/")[2])[-60:]
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}_{name}"
+def _is_url(where):
+    return re.match(r"https?://", where) is not None
+
+
+def split_path(where, data_root):
+    """The absolute path of a split file; that of its copy, whether it is there yet or not, if ``where`` is a URL."""
+    if not _is_url(where):
+        return resolve(where)
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", where.rpartition("/")[2])[-60:]
+    return resolve(data_root) / "split_files" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}_{name}"
+
+
+def _fetch(url, path):
     if not path.exists():
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:

@@ -1,7 +1,7 @@
-# make demo     the whole method on real handwritten digits, from nothing to tables and figures
+# make demo     the whole method with one real handwritten digit per class, from nothing to tables and figures
 # make test     all tests
 # make lab      JupyterLab on the notebooks (elsewhere: make lab FLAGS="--no-browser --port 8889", as root --allow-root)
-# make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: not those of make demo)
+# make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: of another run)
 # make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
 # make results  the committed results: a night of two cores; goes on where it was (STUDIES=tiny: the main table alone)
 # make pretrain the tiny base models, again from the beginning
@@ -12,7 +12,7 @@ SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason
 	--show-failed-logs -s workflow/Snakefile --cores $(CORES)
 
 STUDIES := tiny tiny_shots tiny_ablations tiny_images
-SHOWN = $(or $(RUN),outputs/demo/mnist5k_datadream_cls_16shot_seed0)
+SHOWN = $(or $(RUN),outputs/site/mnist5k_datadream_cls_16shot_seed0)
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
 .PHONY: demo test lab site site-notebooks browser results pretrain lint
@@ -27,7 +27,7 @@ PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
 demo: .venv/installed
 	$(SNAKEMAKE) --configfile params/studies/demo.yaml
-	@cat outputs/demo/figures/main_results.md
+	@cat outputs/demo/figures/main_results.md outputs/demo/figures/resnet_results.md outputs/demo/figures/conclusion.md
 	@echo "The table is in outputs/demo/figures/main_results.md, the figures are beside it; the executed notebooks are in outputs/demo."
 
 test: .venv/installed
@@ -40,7 +40,7 @@ test: .venv/installed
 
 # Executed once, for the site: the solutions beside the run, 05 with its example beside the study
 site-notebooks: .venv/site
-	@test -n "$(RUN)" || $(MAKE) demo
+	@test -n "$(RUN)" || $(SNAKEMAKE) --configfile params/studies/site.yaml
 	@mkdir -p $(SHOWN)/solutions
 	@for n in $(notdir $(basename $(wildcard solutions/*.ipynb))); do \
 		test -e $(SHOWN)/solutions/$$n.ipynb || $(PAPERMILL) solutions/$$n.ipynb $(SHOWN)/solutions/$$n.ipynb \

@@ -40,7 +40,7 @@ def executed_notebooks(extra):
     for file in files.values():
         if not file.is_file():
             raise PluginError(
-                f"{file} is not there: run the notebooks first (make demo), or name a run: make site RUN=..."
+                f"{file} is not there: run the notebooks first (make site does), or name a run: make site RUN=..."
             )
         _without_error(file)
     return {f"notebooks/{page}.ipynb": file for page, file in files.items()}

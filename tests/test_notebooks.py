@@ -108,7 +108,7 @@ def test_04_opens_with_a_conclusion_and_06_with_what_it_measures(smoke):
     folder, notebooks = smoke
     conclusion = (folder / "figures" / "conclusion.md").read_text(encoding="utf-8").strip()
     texts = [output.data.get("text/markdown", "") for output in _outputs(notebooks["analysis"]) if "data" in output]
-    assert texts[0] == conclusion and len(conclusion.split(". ")) <= 4
+    assert texts[0] == conclusion and len(conclusion.split(". ")) <= 5
     metrics = next(folder.glob("outputs/*/train-R+S/metrics.json")).read_text()
     assert f"{json.loads(metrics)['accuracy']:.1f} %" in conclusion
     assert "1 classifiers of mnist5k, 1 sets of generated images" in _outputs(notebooks["beyond"])[0].text

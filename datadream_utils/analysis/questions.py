@@ -166,6 +166,27 @@ def gains_by_shots(runs):
     return pd.DataFrame(rows, columns=["classifier", "method", "n_shot", *DIFFERENCE])
 
 
+def write_gain(table, n_shot, method="datadream_cls"):
+    """The gain of ``method`` with ``n_shot`` real images per class in a sentence; "" where it was not run.
+
+    table: ``gains_by_shots``.
+    """
+    rows = table[(table["n_shot"] == n_shot) & (table["method"] == method)]
+    if rows.empty:
+        return ""
+    names = {"clip": "CLIP", "resnet": "a ResNet from scratch"}
+    gains = [
+        f"{names[row.classifier]} {row.difference:+.1f} points ({row.low:+.1f} to {row.high:+.1f})"
+        for row in rows.itertuples()
+    ]
+    noise = "test images alone, one seed" if rows["n_seeds"].min() == 1 else "seeds and test images"
+    images = "1 real image" if n_shot == 1 else f"{n_shot} real images"
+    return (
+        f"With {images} per class, adding images of {METHODS[method].label} brings {' and '.join(gains)}; 95 % "
+        f"intervals over {noise}."
+    )
+
+
 def answer_questions(questions, runs):
     """A row of ``COLUMNS`` for every comparison of ``Questions``, also where it was not run.
 

@@ -167,7 +167,10 @@ def main():
                     draw_sheet(data, images, args.sheet)
     print(format_table(args.seeds, rows))
     if args.card:
-        write_card(args.models, format_table(args.seeds, rows))
+        write_card(
+            args.models,
+            f"`python -m models.pretraining.evaluate` makes this table.\n\n{format_table(args.seeds, rows)}",
+        )
 
 
 if __name__ == "__main__":

@@ -332,30 +332,25 @@ def _points(value):
 def _lay_out_answers(answers):
     """``questions.answer_questions``; a question stands in its first row only."""
     datasets = list(dict.fromkeys(name for values in answers["per_dataset"] for name in values))
-    rows, rules, previous = [], [], None
+    rows, previous = [], None
     for row in answers.itertuples():
-        if row.question != previous and rows:
-            rules.append(len(rows))
         question, previous = "" if row.question == previous else row.question, row.question
         rows.append([escape_markdown(question), row.classifier, row.n_shot, f"{row.first} − {row.second}",
                      *(_points(row.per_dataset.get(name, float("nan"))) for name in datasets), _points(row.difference),
                      _interval(row.low, row.high), _number(row.visible), row.answer])  # fmt: skip
     headings = ["Question", "Classifier", "Shots", "Comparison", *map(escape_markdown, datasets), "Difference",
                 "95 %", "Visible", "Answer"]  # fmt: skip
-    return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crl", rows, tuple(rules))
+    return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crl", rows)
 
 
 def _lay_out_baselines(table):
     """``baselines.compare_baselines``, a column per number of shots."""
-    shots, rows, rules, previous = sorted(table["n_shot"].unique()), [], [], None
+    shots, rows = sorted(table["n_shot"].unique()), []
     for (dataset, baseline), group in table.groupby(["dataset", "baseline"], sort=False):
-        if dataset != previous and rows:
-            rules.append(len(rows))
-        previous = dataset
         cells = {row.n_shot: _with_deviation(row.accuracy_mean, row.accuracy_std) for row in group.itertuples()}
         rows.append([escape_markdown(dataset), baseline, *(cells.get(n_shot, "–") for n_shot in shots)])
     headings = ["Data set", "Baseline", *("1 shot" if n_shot == 1 else f"{n_shot} shots" for n_shot in shots)]
-    return Layout(headings, "ll" + "r" * len(shots), rows, tuple(rules))
+    return Layout(headings, "ll" + "r" * len(shots), rows)
 
 
 def _lay_out_costs(costs):

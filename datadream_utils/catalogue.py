@@ -132,8 +132,8 @@ FIGURES = {
     "pareto": _figure(
         BEYOND,
         "Accuracy against seconds",
-        "Mean accuracy against the seconds of all stages. Below or right of the dashed steps another classifier is both "
-        "cheaper and more accurate.",
+        "Mean accuracy against the seconds of all stages. Below or right of the dashed steps another classifier is "
+        "both cheaper and more accurate.",
         appendix=True,
     ),
     "ablations": _figure(
@@ -160,7 +160,7 @@ for _end, _images in ON.items():
     FIGURES[f"alignment_{_end}"] = _figure(
         BEYOND,
         f"Distance to real images and gain: {_images}",
-        "One point per method and class, minus the mean of its class. Downwards to the right: nearer images bring more.",
+        "One point per method and class, minus the mean of its class. Falling to the right: nearer images bring more.",
     )
     FIGURES[f"class_gains_{_end}"] = _figure(
         BEYOND,

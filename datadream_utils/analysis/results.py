@@ -269,7 +269,7 @@ def find_target(stages):
 
 
 def _find_scheduler(sd_model, revision):
-    """A base model's configuration of its scheduler, in its folder or in the hub's cache; None where it is in neither."""
+    """A base model's configuration of its scheduler, in its folder or the hub's cache; None if it is in neither."""
     name = "scheduler/scheduler_config.json"
     if (resolve(sd_model) / name).is_file():
         return resolve(sd_model) / name

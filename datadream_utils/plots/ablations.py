@@ -8,7 +8,7 @@ from datadream_utils.analysis.ablations import format_value, study_command
 from datadream_utils.analysis.compare import Verdict, compare_seeds
 from datadream_utils.analysis.results import BLOCKS
 from datadream_utils.catalogue import ABLATIONS, AMOUNTS
-from datadream_utils.methods import classifier_name, short_label
+from datadream_utils.methods import METHODS, classifier_name, short_label
 from datadream_utils.plots.style import (
     COLOURS,
     NORMAL,
@@ -43,7 +43,9 @@ def ablation_strip(summaries):
     tables = {name: table for name, table in summaries.items() if name not in AMOUNTS and len(table)}
     if not tables:
         return empty_figure("ablations", f"No runs differ in one parameter alone: {study_command('lora_rank')}")
-    kinds = list(dict.fromkeys(key for table in tables.values() for key in zip(table["setting"], table["method"])))
+    every = pd.concat(tables.values())
+    kinds = every[["setting", "method"]].drop_duplicates().itertuples(index=False, name=None)
+    kinds = sorted(kinds, key=lambda kind: list(METHODS).index(kind[1]))
     figure, axes = panels(len(tables), 3.0, sharey=True)
     for ax, (parameter, table) in zip(axes, tables.items(), strict=True):
         values = sorted(set(table["value"]))
@@ -64,10 +66,9 @@ def ablation_strip(summaries):
             tick.set_weight("bold" if value in set(table.loc[table["default"], "value"]) else "normal")
     axes[0].set_ylabel("accuracy minus that with the\ndefault (bold; points)", fontsize=NORMAL)
     legend(figure, axes, 2)
-    alt = (
-        f"Differences in accuracy to the default, with intervals, for {', '.join(ABLATIONS[name] for name in tables)}."
-    )
-    return describe(figure, alt, _beyond_noise(pd.concat(tables.values())), "ablations")
+    names = ", ".join(ABLATIONS[name] for name in tables)
+    alt = f"Differences in accuracy to the default, with intervals, for these parameters: {names}."
+    return describe(figure, alt, _beyond_noise(every), "ablations")
 
 
 def ablation_lines(table, parameter):

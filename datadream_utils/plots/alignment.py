@@ -7,6 +7,7 @@ from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
     GAIN_WORDS,
     SETTING_TITLES,
+    WHISKERS,
     can_compare,
     describe,
     empty_figure,
@@ -21,7 +22,7 @@ RELATIONS = {Verdict.BELOW.label: "nearer images bring more", Verdict.ABOVE.labe
 
 
 def alignment_scatter(points, correlations, setting, space="CLIP features"):
-    """Distance to real images against gain in accuracy, both minus the mean of their class, a point per method and class.
+    """Distance to real images against gain in accuracy, both minus their class's mean, a point per method and class.
 
     points: ``alignment.join_gains`` of ``setting``; correlations: ``alignment.correlate_settings``, whose correlation
     within classes is that of these points; space: the features in which the distance is measured.
@@ -74,8 +75,8 @@ def fidelity_diversity(aligned):
         for method in in_table_order(set(means["method"])):
             rows = means[means["method"] == method]
             spread = rows[[x, y]].std()  # one seed has none
-            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], label=short_label(method), ms=6, capsize=2,
-                        **marker_style(method) | {"ls": "", "lw": 1})  # fmt: skip
+            style = marker_style(method) | WHISKERS | {"ls": "", "lw": 1}
+            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], label=short_label(method), **style)
         label_axes(ax, f"{x} (diversity)", f"{y} (fidelity)")
         ax.set_xlim(-0.03, 1.03)
     legend(figure, axes)

@@ -120,7 +120,7 @@ def most_copies(table, method=None):
 def worst_copies(blocks, count=7, side=96):
     """The closest pairs by pixels as pictures: above the generated one, below the shot nearest to it; their distance.
 
-    blocks: ``{(method, n_shot, seed): copies.find_nearest}`` (or None), drawn one below the other; count: pairs of each.
+    blocks: ``{(method, n_shot, seed): copies.find_nearest}`` (or None), one below the other; count: pairs of each.
     """
     blocks = {run: nearest for run, nearest in blocks.items() if nearest is not None and len(nearest)}
     if not blocks:

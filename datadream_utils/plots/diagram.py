@@ -12,6 +12,7 @@ from datadream_utils.plots.style import NORMAL, SMALL, WIDTH, PrintFigure, descr
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: distinct without colour too
 HATCH = "////"
+ROUND = "round,pad=0,rounding_size=0.04"
 STEPS = {"01": "adapt", "02": "draw", "03": "train", "04": "test"}  # by notebook
 NODE, NEXT, BOTTOM, TOP = 0.62, 1.0, 0.46, 1.36  # of the overview: width, distance, lower and upper edge
 
@@ -116,8 +117,7 @@ def _training(ax, name, shots, domain, target):
     ax.text(2.05, 2.52, "U-Net", ha="right", va="center", fontsize=NORMAL)
     ax.plot([4.14, 4.42, 4.42], [3.15, 3.15, 2.9], color="0.2", lw=0.9)
     _arrow(ax, (4.42, 2.9), (4.42, 2.64))
-    ax.add_patch(FancyBboxPatch((3.58, 2.02), 1.06, 0.6, boxstyle="round,pad=0,rounding_size=0.04", fc="white", ec="0.3",
-                                lw=0.8))  # fmt: skip
+    ax.add_patch(FancyBboxPatch((3.58, 2.02), 1.06, 0.6, boxstyle=ROUND, fc="white", ec="0.3", lw=0.8))
     ax.text(4.11, 2.32, f"loss $L_D$:\npredicted against\ntrue {target}", ha="center", va="center", fontsize=SMALL)
     ax.plot([3.58, 2.25], [2.3, 2.3], color="0.2", lw=0.9, ls="--")
     for x in (2.25, 3.37):
@@ -172,7 +172,7 @@ def _units(ax, names, shots):
 
 
 def _box(ax, x, y, width, height, text, trained=False):
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.04", ec="0.5", lw=0.5,
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=ROUND, ec="0.5", lw=0.5,
                                 fc=TRAINED if trained else FROZEN, hatch=HATCH if trained else None))  # fmt: skip
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=SMALL,
             bbox={"fc": "white", "ec": "none", "pad": 0.8} if trained else None)  # fmt: skip

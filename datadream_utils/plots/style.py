@@ -1,8 +1,8 @@
 """How every figure looks: its class and its words, sizes, and one colour and marker for each method.
 
 A figure has the size that it has in print: ``WIDTH`` inches are the text width of a conference page, and no letter is
-smaller than ``SMALL`` points. Figures of the analysis have an opaque white ground, so that they can be read in dark mode
-too. DataDream has one strong hue in two shades, and what it is compared with is muted. Colours differ for the
+smaller than ``SMALL`` points. Figures of the analysis have an opaque white ground, so that they can be read in dark
+mode too. DataDream has one strong hue in two shades, and what it is compared with is muted. Colours differ for the
 colour-blind, and every method has a marker of its own, so that figures can be read in grey.
 """
 
@@ -32,12 +32,7 @@ MARKERS = dict(zip(METHODS, cycle("PsovDX^*<>hpd8")))
 NO_METHOD = {"color": "0.25", "marker": "+"}  # real images
 STRONG = ("datadream_cls", "datadream_dset")  # drawn over the others, with thicker lines
 WHISKERS = {"ms": 5, "capsize": 2}
-SETTING_TITLES = {
-    "S": "synthetic only (S)",
-    "R+S": "real and synthetic (R+S)",
-    "R": "real only (R)",
-    "none": "zero-shot",
-}
+SETTING_TITLES = {"S": "synthetic only (S)", "R+S": "real and synthetic (R+S)"}
 GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}  # what a classifier's gain is measured against
 
 
@@ -197,18 +192,15 @@ def label_axes(ax, xlabel="", ylabel="", title=""):
 
 
 def legend(figure, axes, columns=3):
-    """One legend below all panels, with each label of any of ``axes`` once: methods in the table's order, then others."""
-    handles, order = {}, [method.label for method in METHODS.values()] + [short_label(name) for name in METHODS]
+    """One legend below all panels with each label of any of ``axes``; methods in the table's order, then others."""
+    handles = {}
+    order = {label: i for i, name in enumerate(METHODS) for label in (METHODS[name].label, short_label(name))}
     for ax in axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    handles = dict(
-        sorted(
-            handles.items(), key=lambda item: order.index(item[0]) % len(METHODS) if item[0] in order else len(METHODS)
-        )
-    )
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL,
-                      frameon=False, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+    labels = sorted(handles, key=lambda label: order.get(label, len(order)))
+    if labels:
+        figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns,
+                      fontsize=SMALL, frameon=False, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
 def list_names(methods):

@@ -3,6 +3,8 @@
 Places in a drawing are inches from its lower left corner.
 """
 
+from textwrap import fill
+
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
@@ -43,12 +45,11 @@ def overview(shots, drawn, tests):
     ax.plot([start, start, end], [TOP + 0.04, TOP + 0.18, TOP + 0.18], color="0.2", lw=0.9)
     _arrow(ax, (end, TOP + 0.18), (end, TOP + 0.02))
     ax.text((start + end) / 2, TOP + 0.22, "the real photos too (R+S)", ha="center", va="bottom", fontsize=SMALL)
+    complete = any(map(len, drawn))
     alt = "From left to right: a few photos; 01 adapt; Stable Diffusion with LoRA; 02 draw; "
-    alt += (
-        "drawn images; 03 train; " if any(map(len, drawn)) else "blank places, because nothing is drawn yet; 03 train; "
-    )
-    alt += "a classifier, which also gets the real photos; 04 test; test images."
-    return describe(figure, alt, name="overview", complete=any(map(len, drawn)))
+    alt += "drawn images" if complete else "blank places, because nothing is drawn yet"
+    alt += "; 03 train; a classifier, which also gets the real photos; 04 test; test images."
+    return describe(figure, alt, name="overview", complete=complete)
 
 
 def _page(height):
@@ -84,7 +85,8 @@ def method_diagram(class_names, shots, domain="", target="ε"):
     figure, ax = _page(5.2)
     names, second = [literal(name) for name in class_names[:2]], min(1, len(class_names) - 1)
     _training(ax, names[0], shots[0], domain, target)
-    _units(ax, (names[0], names[second]), (shots[0], shots[min(1, len(shots) - 1)]))
+    narrow = [fill(name, 10) for name in (names[0], names[second])]
+    _units(ax, narrow, (shots[0], shots[min(1, len(shots) - 1)]))
     return describe(
         figure,
         f"Diagram: shots, encoded and noised, and a sentence pass through the networks, which predict {target}; frozen "
@@ -163,12 +165,12 @@ def _units(ax, names, shots):
         ax.text(x, 1.6, title, ha="center", va="center", fontsize=NORMAL)
     for left, units in ((0.1, [(0.1, 1.2, "adapter\nall classes")]), (2.55, [])):
         for y, name, files in zip((0.86, 0.14), names, shots, strict=True):
-            ax.text(left + 0.5, y + 0.2, name, ha="right", va="center", fontsize=SMALL)
-            _stack(ax, [square_pixels(path, 64) for path in files[:3]], left + 0.85, y + 0.2, 0.28)
+            ax.text(left + 0.6, y + 0.2, name, ha="right", va="center", fontsize=SMALL)
+            _stack(ax, [square_pixels(path, 64) for path in files[:3]], left + 0.88, y + 0.2, 0.28)
             _arrow(ax, (left + 1.15, y + 0.2), (left + 1.35, y + 0.2))
         for low, height, words in units or [(0.82, 0.48, f"adapter\n{names[0]}"), (0.1, 0.48, f"adapter\n{names[1]}")]:
             _box(ax, left + 1.38, low, 0.8, height, words, trained=True)
-        ax.text(left + 0.85, 0.7, "⋮", ha="center", va="center", fontsize=SMALL)
+        ax.text(left + 0.88, 0.7, "⋮", ha="center", va="center", fontsize=SMALL)
 
 
 def _box(ax, x, y, width, height, text, trained=False):

@@ -9,6 +9,7 @@ from datadream_utils.analysis.per_class import judge_gains
 from datadream_utils.methods import classifier_name, short_label
 from datadream_utils.plots.style import (
     GAIN_WORDS,
+    NORMAL,
     SETTING_TITLES,
     SMALL,
     WIDTH,
@@ -21,6 +22,7 @@ from datadream_utils.plots.style import (
     literal,
     marker_style,
     panels,
+    turn_names,
 )
 
 MOST_CLASSES, MOST_CONFUSED = 25, 12  # in one figure: those that change most
@@ -67,11 +69,9 @@ def gain_heatmap(gains, setting):
     title = [f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"]
     title += [part] if part else []
     title += ["one seed: how much is noise is not known"] if alone else ["blank: within the noise of seeds"]
-    label_axes(ax, title="\n".join(title))
-    ax.tick_params(axis="x", rotation=35)
-    for tick in ax.get_xticklabels():
-        tick.set(ha="right", rotation_mode="anchor")
-    ax.tick_params(axis="y", rotation=0)
+    label_axes(ax)
+    figure.suptitle("\n".join(title), fontsize=NORMAL)
+    turn_names(ax, 35)
     alt = f"Heat map: gain in accuracy of each class with each method {GAIN_WORDS[setting]}"
     return describe(figure, f"{alt}; {part}." if part else f"{alt}.", _beyond_noise(cells), name, can_compare(means))
 
@@ -99,9 +99,9 @@ def confusion_change_heatmap(change, class_names, method, setting):
     sns.heatmap(values, ax=ax, cmap=COLOUR_MAP, center=0, vmin=-limit, vmax=limit, annot=_points(values), fmt="",
                 cbar=False, annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
     part, title = _part(len(shown), len(change)), f"{classifier_name(method, setting)} {GAIN_WORDS[setting]} (points)"
-    label_axes(ax, "predicted", "true", f"{title}\n{part}" if part else title)
-    ax.tick_params(axis="x", rotation=60)
-    ax.tick_params(axis="y", rotation=0)
+    label_axes(ax, "predicted", "true")
+    figure.suptitle(f"{title}\n{part}" if part else title, fontsize=NORMAL)
+    turn_names(ax, 60)
     alt = f"Heat map: change of the confusion matrix with {classifier_name(method, setting)}"
     alt = f"{alt}; {part}." if part else f"{alt}."
     return describe(figure, alt, _largest_change(change, class_names), "confusion_change")

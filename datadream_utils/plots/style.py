@@ -191,6 +191,13 @@ def label_axes(ax, xlabel="", ylabel="", title=""):
     sns.despine(ax=ax)
 
 
+def turn_names(ax, degrees):
+    """Names below a heat map turned by ``degrees``, so that each ends at its column; those beside it level."""
+    ax.tick_params(axis="y", rotation=0)
+    for tick in ax.get_xticklabels():
+        tick.set(rotation=degrees, ha="right", rotation_mode="anchor")
+
+
 def legend(figure, axes, columns=3):
     """One legend below all panels with each label of any of ``axes``; methods in the table's order, then others."""
     handles = {}

@@ -4,7 +4,7 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.plots.pictures import show_grid
-from datadream_utils.plots.style import NORMAL, SMALL, describe, label_axes, literal, panels
+from datadream_utils.plots.style import NORMAL, SMALL, describe, label_axes, literal, panels, text_width, turn_names
 
 
 def noising_steps(pictures, timesteps):
@@ -66,13 +66,15 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = max(3.0, min(0.32 * len(class_names) + 1, 4.4))
     figure, (ax,) = panels(1, side)
-    labels = [literal(name) for name in class_names] if len(class_names) <= 20 else False
+    room = 2.0 if len(class_names) <= 12 else 1.0  # inches for the names
+    fits = len(class_names) <= 20 and max(text_width(name, SMALL) for name in class_names) <= room
+    labels = [literal(name) for name in class_names] if fits else False
     sns.heatmap(share, ax=ax, cmap="cividis", vmin=0, vmax=100, annot=len(class_names) <= 12, fmt=".0f",
                 annot_kws={"size": SMALL}, xticklabels=labels, yticklabels=labels, square=True,
                 cbar_kws={"label": "%", "shrink": 0.8})  # fmt: skip
-    label_axes(ax, "predicted", "true", title)
-    ax.tick_params(axis="y", rotation=0)
-    ax.tick_params(axis="x", rotation=60)
+    label_axes(ax, "predicted", "true")
+    figure.suptitle(title, fontsize=NORMAL)
+    turn_names(ax, 60)
     colour_bar = figure.axes[-1]
     colour_bar.tick_params(labelsize=SMALL)
     colour_bar.yaxis.label.set_size(NORMAL)

@@ -20,6 +20,7 @@ from datadream_utils.plots.style import (
     in_table_order,
     label_axes,
     legend,
+    logarithmic,
     marker_style,
     panels,
 )
@@ -164,7 +165,7 @@ def compute_lines(table):
             continue
         ax.errorbar(rows["adapted"], rows["accuracy_mean"], rows["accuracy_std"], ls=styles[moved],
                     label=f"{short_label(method)}, {MOVED[moved]}", **marker_style(method), **WHISKERS)  # fmt: skip
-    ax.set_xscale("log")
+    logarithmic(ax)
     label_axes(ax, "images adapted on (shots × epochs, all adapters)", "test accuracy (%)", SETTING_TITLES["S"])
     legend(figure, [ax], 2)
     alt = "Lines: test accuracy against the images that adaptation processes."

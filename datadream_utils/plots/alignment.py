@@ -42,7 +42,7 @@ def alignment_scatter(points, correlations, setting, space="CLIP features"):
     known = correlations[(correlations["setting"] == setting) & correlations["rho"].notna()]
     known = known.set_index("kind").to_dict("index").get("within")
     title = f"Within a class, {_relation(known)}:\nrank correlation {_interval(known)}" if known else ""
-    label_axes(ax, f"Fréchet distance to real images minus its class's mean\n({space})",
+    label_axes(ax, f"Fréchet distance to real images minus its class's mean\n{space}",
                f"gain {GAIN_WORDS[setting]}\nminus its class's mean (points)", title)  # fmt: skip
     legend(figure, [ax])
     alt = "Scatter plot, one point per method and class: Fréchet distance against gain, both minus the class's mean, "

@@ -21,6 +21,7 @@ from datadream_utils.plots.style import (
     label_axes,
     legend,
     list_names,
+    logarithmic,
     marker_style,
     panels,
 )
@@ -49,7 +50,7 @@ def nearest_shots(generated, held_out, space="feature"):
         if method != REAL:
             shares[method] = 100 * float((table[space] < limit).mean())
     ax.axvline(limit, color="0.45", lw=0.9, label=f"{100 * CHANCE:.0f} % of real images")
-    ax.set_xscale("log")
+    logarithmic(ax)
     label_axes(ax, f"distance to the nearest shot\n{SPACES[space]}", "images nearer than that (%)")
     legend(figure, [ax])
     finding = f"Nearer to a shot than 99 % of held-out real images: {_most(shares)}."

@@ -25,7 +25,7 @@ from datadream_utils.plots.style import (
     turn_names,
 )
 
-MOST_CLASSES, MOST_CONFUSED = 25, 12  # in one figure: those that change most
+MOST_CLASSES, MOST_CONFUSED = 25, 10  # in one figure: those that change most
 COLOUR_MAP = "RdBu"  # red: below 0, blue: above
 
 

@@ -1,7 +1,6 @@
 """Figures of the results: the teaser, accuracies, the published order, accuracy against cost."""
 
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from datadream_utils.analysis.ablations import STUDY, study_command
 from datadream_utils.analysis.compare import OUTCOMES, Verdict
@@ -27,6 +26,7 @@ from datadream_utils.plots.style import (
     label_axes,
     legend,
     literal,
+    logarithmic,
     marker_style,
     panels,
     text_width,
@@ -193,6 +193,7 @@ def gain_by_shots(table):
                 if len(points) > 1:
                     ax.plot([x] * len(points), points.values(), ms=3, alpha=0.6, **style | {"lw": 0})
         ax.set_xticks(range(len(shots)), shots)
+        ax.set_xlim(-0.5, len(shots) - 0.5)
         ylabel = "R+S minus Real-finetune\n(points)" if ax is axes[0] else ""
         label_axes(ax, ABLATIONS["n_shot"], ylabel, CLASSIFIERS[classifier])
     legend(figure, axes)
@@ -223,10 +224,7 @@ def pareto(table, cost="seconds"):
                     **style | {"lw": 1})  # fmt: skip
     front = pareto_front(table, cost)
     ax.step(front[cost], front["accuracy_mean"], where="post", color="0.5", lw=0.8, ls="--", zorder=0)
-    ax.set_xscale("log")
-    if cost != "flops":
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    logarithmic(ax)
     label_axes(ax, COSTS[cost], "test accuracy (%)", "filled: with real images (R, R+S); open: without")
     legend(figure, [ax])
     cheapest, best = (classifier_name(row.method, row.setting) for row in (front.iloc[0], front.iloc[-1]))

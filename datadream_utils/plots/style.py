@@ -17,6 +17,7 @@ from IPython import get_ipython
 from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from datadream_utils.methods import METHODS, short_label
 
@@ -189,6 +190,15 @@ def label_axes(ax, xlabel="", ylabel="", title=""):
     ax.set_title(title, fontsize=NORMAL)
     ax.tick_params(labelsize=SMALL, which="both")
     sns.despine(ax=ax)
+
+
+def logarithmic(ax):
+    """A logarithmic x axis with plain numbers: 1, 2, 5, 10, ... or, over more than three decades, 1, 10, ..."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def turn_names(ax, degrees):

@@ -67,7 +67,7 @@ def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the
     side = max(3.0, min(0.32 * len(class_names) + 1, 4.4))
     figure, (ax,) = panels(1, side)
     room = 2.0 if len(class_names) <= 12 else 1.0  # inches for the names
-    fits = len(class_names) <= 20 and max(text_width(name, SMALL) for name in class_names) <= room
+    fits = len(class_names) <= 20 and max(text_width(literal(name), SMALL) for name in class_names) <= room
     labels = [literal(name) for name in class_names] if fits else False
     sns.heatmap(share, ax=ax, cmap="cividis", vmin=0, vmax=100, annot=len(class_names) <= 12, fmt=".0f",
                 annot_kws={"size": SMALL}, xticklabels=labels, yticklabels=labels, square=True,

@@ -158,9 +158,9 @@ def site_page(path, config):
     for page, source in config.extra["elsewhere"].items():
         if path == source:
             return page
-    return (
-        "assets/overview.png" if path == OVERVIEW else path.removeprefix("docs/").replace("figures/tiny/", "figures/")
-    )
+    if path == OVERVIEW:
+        return "assets/overview.png"
+    return path.removeprefix("docs/").replace("figures/tiny/", "figures/")
 
 
 def on_page_content(html, page, config, files):

@@ -6,7 +6,7 @@ Places in a drawing are inches from its lower left corner.
 from textwrap import fill
 
 import numpy as np
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.plots.pictures import square_pixels
@@ -200,6 +200,7 @@ def _stack(ax, pictures, x, y, side):
         shift = 0.3 * side * (i - (len(pictures) - 1) / 2)
         left, low = x + shift - side / 2, y - 0.6 * shift - side / 2
         ax.imshow(picture, extent=(left, left + side, low, low + side), aspect="auto", zorder=3 + i)
+        ax.add_patch(Rectangle((left, low), side, side, fill=False, ec="white", lw=1, zorder=3 + i))
 
 
 def _arrow(ax, start, end, ls="-"):

@@ -88,9 +88,7 @@ def copies_by_shots(table):
     ax.set_xlim(-0.5, len(shots) - 0.5)
     label_axes(ax, ABLATIONS["n_shot"], "pulled towards its shots (%)")
     legend(figure, [ax])
-    alt = (
-        "Lines, one per method, against the number of shots: the share of images pulled towards their shots, by pixels."
-    )
+    alt = "Lines, one per method, against the number of shots: the share of images pulled towards them, by pixels."
     return describe(figure, alt, _nearer(table), "copies", can_compare(names) and 1 in shots)
 
 

@@ -68,10 +68,9 @@ def accuracy_bars(table, dataset):
     blocks = table["setting"].map(BLOCKS)
     groups = {title: table[blocks == block] for block, title in BARS.items() if (blocks == block).any()}
     groups = groups or {"zero-shot": table}
-    sizes = [len(rows) for rows in groups.values()]
-    figure, axes = panels(
-        1, 0.23 * len(table) + 0.35 * len(groups) + 0.8, len(groups), sharex=True, height_ratios=sizes
-    )
+    sizes = [max(1, len(rows)) for rows in groups.values()]
+    height = 0.23 * sum(sizes) + 0.35 * len(groups) + 0.9
+    figure, axes = panels(1, height, len(groups), sharex=True, height_ratios=sizes)
     for ax, (title, rows) in zip(axes, groups.items(), strict=True):
         _bars(ax, rows)
         for method, ls in (("clip_zeroshot", ":"), ("real", "--")):
@@ -121,9 +120,8 @@ def forest(order, dataset):
     alone = order["pair"].str.endswith("(S)")
     groups = {title: rows for title, rows in zip(WITHIN, (order[alone], order[~alone]), strict=True) if len(rows)}
     sizes = [len(rows) for rows in groups.values()]
-    figure, axes = panels(
-        1, 0.27 * len(order) + 0.35 * len(groups) + 1.1, len(groups), sharex=True, height_ratios=sizes
-    )
+    height = 0.27 * len(order) + 0.35 * len(groups) + 1.1
+    figure, axes = panels(1, height, len(groups), sharex=True, height_ratios=sizes)
     for ax, (title, rows) in zip(axes, groups.items(), strict=True):
         ax.axvline(0, color="0.5", lw=0.8)
         for y, row in enumerate(rows.itertuples()):
@@ -135,15 +133,13 @@ def forest(order, dataset):
         ax.set_ylim(len(rows) - 0.5, -0.7)
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-    label = "points of accuracy: first system better →\n(orange rows: DataDream better →)"
+    label = "points of accuracy: first system better →\n(rows in colour: DataDream better →)"
     axes[-1].set_xlabel(label, fontsize=NORMAL)
     legend(figure, axes[:1])
     count = [int((order["outcome"] == word).sum()) for word in OUTCOMES]
     finding = f"Of {len(order)} published orders {count[0]} hold, {count[1]} are reversed, {count[2]} are not decided."
-    alt = (
-        "Lines with intervals, one for each published order: our paired difference in accuracy, the published one, and "
-    )
-    alt += "the verdict as a word; above, on synthetic images alone; below, with real images."
+    alt = "Lines with intervals, one for each published order: our paired difference in accuracy, the published one, "
+    alt += "and the verdict as a word; above, on synthetic images alone; below, with real images."
     return describe(figure, alt, finding, "order", len(order) == total)
 
 
@@ -153,9 +149,8 @@ def _difference(ax, y, row):
     colour = "black" if decided else "0.5"
     ax.plot([row.low, row.high], [y, y], color=colour, lw=6, alpha=0.35, solid_capstyle="butt", zorder=1,
             label=labels("95 %, test images"))  # fmt: skip
-    ax.plot(
-        [row.seeds_low, row.seeds_high], [y, y], "|-", color=colour, lw=1, ms=6, zorder=2, label=labels("95 %, seeds")
-    )
+    ax.plot([row.seeds_low, row.seeds_high], [y, y], "|-", color=colour, lw=1, ms=6, zorder=2,
+            label=labels("95 %, seeds"))  # fmt: skip
     ax.plot(list(row.per_seed.values()), [y + 0.3] * len(row.per_seed), ".", color="0.35", ms=3.5, zorder=3,
             label=labels("single seeds"))  # fmt: skip
     ax.plot(row.ours, y, "o", color=colour, ms=4, zorder=3, label=labels("ours"))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -21,11 +23,13 @@ from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.diffusion.lora import WEIGHTS
 from datadream_utils.errors import InputError
-from datadream_utils.files import atomic_write, sha256
+from datadream_utils.files import atomic_write, digest, sha256
 from datadream_utils.runs import device, locks
 from datadream_utils.runs.checksums import LIST, changed_files, made_files
 from datadream_utils.runs.device import advise_on_memory, peak_memory
+from datadream_utils.runs.locks import release
 from datadream_utils.runs.progress import no_progress
+from datadream_utils.runs.run import open_run
 from datadream_utils.runs.stage import finished_stage
 
 HOLDER = """
@@ -450,3 +454,79 @@ def test_an_interrupted_stage_goes_on_in_the_same_process_to_the_same_images(fol
     assert len(made_files(folders[0])) == 5
     for name in made_files(folders[0]):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+@pytest.fixture
+def changing(folder_dataset, make_params):
+    """``opened(stage, **changes)``: a ``Run``, as ``open_run`` gives it, of a folder whose pictures a test changes."""
+
+    def opened(stage, **changes):
+        values = dict(dataset=str(folder_dataset), n_shot=2) | changes
+        return open_run(make_params(stage, **values), progress=no_progress)
+
+    return opened
+
+
+def _add_picture(folder, name="new.png"):
+    Image.new("RGB", (40, 40), "red").save(folder / name)
+
+
+@pytest.mark.parametrize("finishes", [False, True])
+def test_a_stage_is_not_continued_with_other_shots(changing, folder_dataset, finishes):
+    """Else adapters of pictures that belong to the test split by now could become part of a result."""
+    run = changing("adapt")
+    assert run.begin()
+    if finishes:
+        run.finish()
+    release(run._locks)
+    assert changing("adapt").shots == run.shots
+    replaced = run.shots[0][0]
+    _add_picture(replaced.parent, replaced.name)
+    with pytest.raises(InputError, match="adapt was made from other few-shot images: .* Put them back, or set 'vari"):
+        changing("adapt")
+    assert changing("adapt", variant="new").begin()
+
+
+def test_a_classifier_tested_on_other_pictures_is_no_result_of_these(changing, folder_dataset):
+    """The shots are the same, so only the test images tell that the folder has grown."""
+    run = changing("train", method="real", setting="R")
+    assert run.begin()
+    run.finish(evaluated_on="test", evaluated_sha256=digest([p for files in run.data.files["test"] for p in files]))
+    assert changing("train", method="real", setting="R").stage.finished
+    _add_picture(folder_dataset / "test" / "apple_pie")
+    with pytest.raises(InputError, match="train-R was tested on other test images: .* have changed since"):
+        changing("train", method="real", setting="R")
+
+
+def test_a_stage_is_not_continued_after_an_earlier_one_was_made_otherwise(changing):
+    def make(stage, **changes):
+        run = changing(stage, **changes)
+        assert run.begin()
+        run.finish()
+        return run
+
+    first = make("adapt", lora_rank=4)
+    make("generate")
+    train = changing("train")
+    assert train.begin()  # and is killed
+    release(train._locks)
+    shutil.rmtree(first.folder)
+    make("adapt", lora_rank=4)  # the same: what was made from it still holds
+    assert changing("generate").stage.finished and changing("train").folder.exists()
+    shutil.rmtree(first.folder)
+    make("adapt", lora_rank=8)
+    with pytest.raises(InputError, match="generate was made from an earlier stage that has been made again since"):
+        changing("generate")
+    shutil.rmtree(first.folder.parent / "generate")
+    make("generate")
+    with pytest.raises(InputError, match=r"train-R\+S was made from an earlier stage that has been made again since"):
+        changing("train")
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_seconds(changing, monkeypatch):
+    run = changing("adapt")
+    assert run.begin()
+    earlier = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: earlier)
+    run.finish()
+    assert 0 <= run.stage.manifest()["seconds"] < 60

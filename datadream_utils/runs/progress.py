@@ -39,21 +39,21 @@ def show_progress(total, label):
     The line is an ordinary display update, so an executed notebook keeps its last state. An interruption becomes
     ``Interrupted``, which says how far the work was.
     """
-    started, shown, count = time.time(), 0.0, 0
+    started, shown, count = time.monotonic(), -REFRESH, 0
     handle = display(_Line(label, 0, total, 0.0), display_id=True)
 
     def advance(n=1):
         nonlocal shown, count
         count += n
-        if time.time() - shown > REFRESH:
-            shown = time.time()
+        if time.monotonic() - shown > REFRESH:
+            shown = time.monotonic()
             handle.update(_Line(label, count, total, shown - started))
 
     try:
         yield advance
     except KeyboardInterrupt:
         raise Interrupted(f"at step {count} of {total}") from None
-    handle.update(_Line(label, count, total, time.time() - started))
+    handle.update(_Line(label, count, total, time.monotonic() - started))
 
 
 class _Line:

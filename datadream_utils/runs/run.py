@@ -27,7 +27,7 @@ from datadream_utils.runs.device import choose_device, device_name, peak_memory,
 from datadream_utils.runs.locks import lock, release
 from datadream_utils.runs.progress import calm_interruptions, quiet_libraries, show_progress
 from datadream_utils.runs.shards import check_shard
-from datadream_utils.runs.stage import FORMAT, Stage, finished_stage, git_commit, stage_of
+from datadream_utils.runs.stage import FORMAT, Stage, describe_inputs, finished_stage, git_commit, stage_of
 
 PACKAGES = ("datadream-notebooks", "torch", "diffusers", "transformers", "peft", "kornia", "numpy", "pillow")
 SECONDS = ("seconds", "processor_seconds")  # a manifest's names for what ``_clocks`` measures
@@ -51,6 +51,7 @@ class Run:
     shard: str = ""
     progress: Any = show_progress
     trained: bool = False  # whether a classifier's training has come to its end in this process
+    _inputs: dict = field(default_factory=dict)  # ``describe_inputs`` when ``begin`` returned
     _started: tuple = (0.0, 0.0)  # ``_clocks`` when ``begin`` returned
     _resumed: bool = False  # whether the stage had been started before
     _earlier: dict = field(default_factory=dict)  # the seconds of a finished stage whose damage is being mended
@@ -100,7 +101,9 @@ class Run:
             self._resumed = (self.folder / "parameters.json").exists()
             if not self.part:  # other processes may be writing the other parts
                 self._delete_damaged()
-            write_json(self.folder / "parameters.json", {"format": FORMAT, "parameters": self.params.identity()})
+            self._inputs = describe_inputs(flatten(self.shots)[0], self.source)
+            record = {"format": FORMAT, "parameters": self.params.identity(), **self._inputs}
+            write_json(self.folder / "parameters.json", record)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written ({error}): set output_root to another folder.") from None
         self._started = _clocks()
@@ -137,7 +140,7 @@ class Run:
             "parameters": self.params.identity(),
             "machine": {name: getattr(self.params, name) for name in fields if MACHINE in fields[name].metadata},
             "split": self.data.split,
-            "shots_sha256": digest(paths),
+            **self._inputs,
             "shots": [str(path.relative_to(self.data.root)) for path in paths],
             **facts,
             **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
@@ -184,7 +187,7 @@ def start_run(stage, namespace):
     """Open ``stage`` ("adapt", "generate" or "train") of the run that a notebook's parameters describe.
 
     ``namespace`` is the notebook's ``globals()``. InputError, before any model is loaded, for a bad parameter, data
-    that cannot be read, or an earlier stage that is missing or was made from something else.
+    that cannot be read, or a stage that is missing, or was made from something else than there is now.
     """
     return open_run(STAGES[stage].read(namespace))
 
@@ -206,7 +209,24 @@ def open_run(params, shard="", progress=show_progress):
     device = choose_device(params.device)
     weight_dtype(params.mixed_precision, device)  # InputError for a precision that the device lacks
     set_threads(params.num_threads)
-    return Run(params, stage_of(params), data, shots, device, source, shard, progress)
+    run = Run(params, stage_of(params), data, shots, device, source, shard, progress)
+    run.stage.check_inputs(describe_inputs(paths, source))
+    _check_tested(run)
+    return run
+
+
+def _check_tested(run):
+    """InputError when a finished classifier was tested on other pictures than the data set has now."""
+    if not (run.stage.finished and run.stage.name.startswith("train-")):
+        return
+    manifest = run.stage.manifest()
+    tested = flatten(run.data.files.get(manifest.get("evaluated_on"), []))[0]
+    if manifest.get("evaluated_sha256") not in (None, digest(tested)):
+        raise InputError(
+            f"{run.folder} was tested on other {manifest['evaluated_on']} images: the pictures of {run.data.root} or "
+            "their split have changed since. Put them back, or set 'variant' to a word of your own to keep both, or "
+            "delete that folder."
+        )
 
 
 def params_of(folder, stage, **changes):
@@ -222,5 +242,5 @@ def params_of(folder, stage, **changes):
 
 
 def _clocks():
-    """(seconds of the wall clock, processor seconds of this process and its children); only differences matter."""
-    return time.time(), sum(os.times()[:4])
+    """(seconds of a clock that nobody can set, processor seconds of this process and its children), for differences."""
+    return time.monotonic(), sum(os.times()[:4])

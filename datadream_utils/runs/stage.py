@@ -10,6 +10,8 @@ A stage writes ``parameters.json`` when it starts. When its outputs are complete
 ``manifest.json``. A stage with a manifest is finished; one without continues where it stopped.
 """
 
+import hashlib
+import json
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from datadream_utils.files import digest, read_json
 from datadream_utils.params import NOTEBOOKS, ROOT
 from datadream_utils.runs.checksums import changed_files
 
+INPUTS = ("shots_sha256", "source_sha256")  # in the records of a stage: what it was made from
 FORMAT = 2  # version of the layout of a stage's folder; a folder of another version is refused
 
 # Parameters that must be equal in two stages of one run. Of a path only the last part is compared, because the file may
@@ -49,10 +52,13 @@ class Stage:
 
     def parameters(self):
         """The parameters that decide the result, as recorded on disk; None if the stage has not started."""
-        for name in ("manifest.json", "parameters.json"):
-            if (self.folder / name).exists():
-                return self._read(name)["parameters"]
-        return None
+        record = self._record()
+        return record["parameters"] if record else None
+
+    def inputs(self):
+        """What the stage was made from, as ``describe_inputs`` gave it; None for what is not recorded."""
+        record = self._record() or {}
+        return {name: record.get(name) for name in INPUTS}
 
     def damaged_files(self, names=None):
         """The files of a finished stage (of ``names``, or all) that have vanished or changed, sorted; else []."""
@@ -80,6 +86,27 @@ class Stage:
                 f"{self.folder} was made with {name}={before.get(name)!r}, not {now.get(name)!r}: set 'variant' to a "
                 "word of your own to keep both, or delete that folder."
             )
+
+    def check_inputs(self, now):
+        """InputError when the stage, finished or started, was made from something else than ``now`` describes."""
+        again = f"set 'variant' to a word of your own to keep both, or delete {self.folder}"
+        before = self.inputs()
+        shots, source = (before[name] not in (None, now[name]) for name in INPUTS)
+        if shots:
+            raise InputError(
+                f"{self.folder} was made from other few-shot images: the pictures of the data set, its split or the "
+                f"shots_file have changed since. Put them back, or {again}."
+            )
+        if source:
+            raise InputError(
+                f"{self.folder} was made from an earlier stage that has been made again since, with other parameters "
+                f"or from other images: {again}."
+            )
+
+    def _record(self):
+        """The manifest, else the note that the stage made when it started; None if it has not started."""
+        names = [name for name in ("manifest.json", "parameters.json") if (self.folder / name).exists()]
+        return self._read(names[0]) if names else None
 
     def _read(self, name):
         noted = read_json(self.folder / name, f"delete it and run {self.notebook} again")
@@ -127,6 +154,17 @@ def finished_stage(params, name, shots=None):
             f"or {again}."
         )
     return stage
+
+
+def describe_inputs(shots, source):
+    """What a stage is made from, besides its parameters: digests of the ``shots`` (paths) and of the stage ``source``.
+
+    Of a source counts what decides its result, not its bytes: a damaged file that is made again, on a GPU with other
+    bytes, costs nothing that was made from it.
+    """
+    decided = json.dumps([source.parameters(), source.inputs()], sort_keys=True) if source else ""
+    values = (digest(shots), hashlib.sha256(decided.encode()).hexdigest() if source else None)
+    return dict(zip(INPUTS, values, strict=True))
 
 
 def git_commit():

@@ -23,14 +23,28 @@ def test_results_are_copied_with_a_note_of_their_making(tmp_path):
     _write_run(root, "two", 60, git="def", finished="2026-01-01T00:00:00Z", resumed=True)
     (root / "figures").mkdir()
     (root / "figures" / "main_results.csv").write_text("x\n", encoding="utf-8")
-    folder.mkdir()
-    (folder / "old.png").write_bytes(b"")
+    collect(root, folder)
+    (folder / "old.png").write_bytes(b"")  # of an earlier collection
     collect(root, folder)
     assert {path.name for path in folder.iterdir()} == {"main_results.csv", "made.json"}
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     assert made["code"] == ["abc", "def"] and made["stages"] == 2 and made["resumed_stages"] == 1
     assert made["processor_hours"] == 1.0 and made["notebook_hours"] == 1.5
     assert made["first_stage"] == "2026-01-01T00:00:00Z" and made["versions"] == ["torch 2"]
+
+
+@pytest.mark.parametrize("own", ["photo.png", "main_results.csv/mine.md", "thesis.docx"])
+def test_a_folder_of_other_files_loses_none(tmp_path, own):
+    """The folder may have been named by mistake: a home folder, or one that somebody writes in."""
+    root, folder = tmp_path / "outputs", tmp_path / "mine"
+    _write_run(root, "one", 30)
+    (root / "figures").mkdir()
+    (root / "figures" / "main_results.csv").write_text("x\n", encoding="utf-8")
+    (folder / own).parent.mkdir(parents=True)
+    (folder / own).write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="mine holds something else than collected results: name a new or empty"):
+        collect(root, folder)
+    assert (folder / own).read_text(encoding="utf-8") == "mine" and len(list(folder.iterdir())) == 1
 
 
 def test_nothing_is_removed_where_there_is_nothing_to_copy(tmp_path):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from datadream_utils.analysis.results import load_stages
 from datadream_utils.errors import InputError
-from datadream_utils.files import read_json, write_json
+from datadream_utils.files import atomic_write, read_json, write_json
 from datadream_utils.params import resolve
+
+SUFFIXES = (".csv", ".json", ".md", ".pdf", ".png", ".tex")  # of collected files
 
 
 def describe_making(output_root):
@@ -47,18 +49,31 @@ def _duration(notebook):
 
 
 def collect(output_root, folder):
-    """Copy ``figures/`` of ``output_root`` into ``folder``, whose earlier files go, and write ``made.json``."""
-    made, figures = describe_making(output_root), resolve(output_root) / "figures"
+    """Copy ``figures/`` of ``output_root`` into ``folder``, and write ``made.json`` there.
+
+    An earlier collection in ``folder`` is replaced, completely or not at all. InputError when ``folder`` holds anything
+    else: nothing is deleted then.
+    """
+    made, figures, folder = describe_making(output_root), resolve(output_root) / "figures", resolve(folder)
     if not (figures / "main_results.csv").is_file():
         raise InputError(f"{figures} has no main_results.csv: run 04_analysis first.")
-    folder = resolve(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    for path in sorted(figures.iterdir()):
-        shutil.copyfile(path, folder / path.name)
-    write_json(folder / "made.json", made)
+    if folder.exists() and not _is_collection(folder):
+        raise InputError(f"{folder} holds something else than collected results: name a new or empty folder.")
+    with atomic_write(folder) as temporary:
+        temporary.mkdir()
+        for path in sorted(figures.iterdir()):
+            shutil.copyfile(path, temporary / path.name)
+        write_json(temporary / "made.json", made)
     return made
+
+
+def _is_collection(folder):
+    """Whether a folder is empty, or holds a main table and beside it nothing but files of tables and figures."""
+    if not folder.is_dir():
+        return False
+    paths = list(folder.iterdir())
+    plain = all(path.is_file() and path.suffix in SUFFIXES for path in paths)
+    return not paths or (plain and (folder / "main_results.csv").is_file())
 
 
 def main():

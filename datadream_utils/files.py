@@ -31,6 +31,12 @@ CANNOT_WRITE = {  # system error: what is wrong, and what to do
     errno.EROFS: "the disk is read-only. Make it writable",
     errno.EACCES: "permission is denied. Allow writing there",
     errno.EPERM: "it is not permitted. Allow writing there",
+    errno.EFBIG: "it is larger than files may be here. Allow larger ones (ulimit -f)",
+    errno.EISDIR: "a folder has that name. Give the name of a file",
+    errno.ENOTDIR: "a file stands where a folder must. Move that file",
+    errno.EEXIST: "a file stands where a folder must. Move that file",
+    errno.ENAMETOOLONG: "its name is too long. Shorten it",
+    errno.EIO: "the disk does not answer. Look after it",
 }
 
 # Control characters (some change a terminal), line separators (they would break a list of lines), marks that reverse
@@ -74,17 +80,38 @@ def read_bytes(path, limit=MAX_BYTES):
 def read_yaml(path):
     """The values in a YAML file, None if it is empty. InputError names the file and what is wrong.
 
-    Aliases are refused: a few lines of them can expand to gigabytes, and no file of this project needs them.
+    Aliases are refused: a few lines of them can expand to gigabytes, and no file of this project needs them. So is a
+    name that stands twice, of which YAML would silently take the last.
     """
     try:
         text = read_bytes(path, MAX_YAML).decode("utf-8-sig")
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
                 raise yaml.YAMLError(f"line {token.start_mark.line + 1} has an alias, *{token.value}: write it out")
+        _refuse_double_names(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not in UTF-8 (byte {error.start}): save it again, with the encoding UTF-8."
+        ) from None
     except Exception as error:  # PyYAML raises KeyError, AttributeError, RecursionError and more, depending on the tag
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} cannot be read as YAML: {reason}") from None
+
+
+def _refuse_double_names(node):
+    """YAMLError, with both lines, for a name that stands twice in one mapping of a YAML document."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_double_names(child)
+    elif isinstance(node, yaml.MappingNode):
+        lines = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"{name!r} stands there twice (lines {lines[name]} and {line}): keep one")
+            lines[name] = line
+            _refuse_double_names(value)
 
 
 def read_json(path, fix, lines=False):

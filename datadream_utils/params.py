@@ -53,15 +53,31 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Folder = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=0)]
 Precision = Literal["no", "fp16", "bf16"]
 
 
 def resolve(path):
-    """An absolute path: as given, below the home folder ("~/photos"), or relative to the project's folder."""
-    path = Path(os.path.expanduser(path))
-    return path if path.is_absolute() else ROOT / path
+    """An absolute path: as given, below "~" or "$HOME" or another variable, or relative to the project's folder.
+
+    InputError for text that would become another folder than it says: a Windows path on another system, a variable or
+    user that there is not, spaces or quotes around it.
+    """
+    text = os.path.expandvars(os.path.expanduser(path))
+    place = ROOT / text  # ``text`` alone if it is absolute
+    inner = text.strip().strip("'\"").strip()
+    if os.path.lexists(place):
+        return place
+    if inner != text and inner:
+        raise InputError(f"path {text!r} has spaces or quotes around it: write {inner!r}.")
+    if os.name != "nt" and (windows := re.match(r"([A-Za-z]):[\\/]", text)):
+        there = f"/mnt/{windows[1].lower()}/{text[3:]}".replace("\\", "/")
+        raise InputError(f"path {text!r} is one of Windows: write it as this system does, in WSL {there!r}.")
+    if missing := re.match(r"~[^/]*", text) or re.search(r"\$(\w+|\{\w+\})", text):
+        raise InputError(f"path {text!r}: there is no {missing[0]!r} on this machine: write the whole path.")
+    return place
 
 
 def run_name(dataset, method, n_shot, seed, variant=""):
@@ -129,8 +145,8 @@ class RunParams(Parameters):
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=-]*$", max_length=60)]
     split_file: str
     shots_file: str
-    output_root: Annotated[str, MACHINE]
-    data_root: Annotated[str, MACHINE]
+    output_root: Annotated[Folder, MACHINE]
+    data_root: Annotated[Folder, MACHINE]
     device: Annotated[str, MACHINE]
     num_threads: Annotated[int, Field(ge=0), MACHINE]
 
@@ -328,9 +344,9 @@ class BeyondParams(Parameters):
     dataset: str
     split_file: str
     n_shot: Count
-    output_root: str
-    data_root: str
-    figures_dir: str
+    output_root: Folder
+    data_root: Folder
+    figures_dir: Folder
 
 
 class AnalysisParams(BeyondParams):

@@ -24,6 +24,7 @@ FIXES = {  # pydantic's type of an error: what to write, from the error's contex
     "less_than_equal": "write {le} or less",
     "literal_error": "write {expected}",
     "string_pattern_mismatch": "use only letters without accents, digits and . = _ -",
+    "string_too_short": "name a folder",
     "string_too_long": "use {max_length} characters or fewer",
     "too_short": "list one or more",
     "list_type": "write a list, such as [0, 1]",

@@ -1,6 +1,7 @@
 """Data sets: nested shots, disjoint splits, a user's own folder, pictures of all kinds, and what can be wrong."""
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from sklearn.datasets import load_digits
 
 from datadream_utils.data.dataset import flatten, load_dataset
+from datadream_utils.data.folders import find_splits
 from datadream_utils.data.images import check_images, read_image
 from datadream_utils.data.shots import few_shot, write_shots
 from datadream_utils.errors import InputError
@@ -101,7 +103,7 @@ def test_no_test_split(folder_dataset):
 
 
 def test_fewer_images_than_shots(folder_dataset):
-    with pytest.raises(InputError, match="has 3 images, fewer than n_shot=4: add images or set n_shot to 3"):
+    with pytest.raises(InputError, match="has 3 images .*, fewer than n_shot=4: add images or set n_shot to 3"):
         few_shot(load_dataset(str(folder_dataset)), 4, seed=0)
 
 
@@ -326,6 +328,77 @@ def test_a_class_of_files_that_are_not_read_says_which(photos):
     assert [data.count_unread(label) for label in (0, 1)] == [0, 2]
 
 
+@pytest.mark.parametrize("other", ["dog", "Training data"])
+def test_a_class_called_as_a_split_may_hold_a_folder_of_edited_pictures(photos, other):
+    root = photos("train", "train/edited", other)
+    data = load_dataset(str(root))
+    assert data.class_names == tuple(sorted([other, "train"])) and data.split.startswith("own split")
+    shutil.rmtree(root / other)
+    root = photos("test/edited")  # a contact sheet beside the classes of two splits makes them no classes
+    assert find_splits(root) == {"train": root / "train", "test": root / "test"}
+
+
+@pytest.mark.parametrize("name", ["dataset.yml", "Dataset.yaml", "dataset.yaml.txt"])
+def test_a_dataset_yaml_under_another_name_is_not_passed_over(photos, name):
+    """Else the codes that it explains would go into the prompts."""
+    root = photos("A7-b", "A7-c")
+    (root / name).write_text("classes: {A7-b: ball, A7-c: cube}", encoding="utf-8")
+    with pytest.raises(InputError, match=f"{name} is not read under that name: rename it to dataset.yaml"):
+        load_dataset(str(root))
+    (root / name).rename(root / "dataset.yaml")
+    assert load_dataset(str(root)).class_names == ("ball", "cube")
+
+
+def test_mistakes_of_many_classes_are_named_together(tmp_path):
+    root = tmp_path / "many"
+    for i in range(30):
+        write_pictures(root / f"class {i:02d}", 3 if i % 2 else 5)
+    with pytest.raises(InputError, match="class 'class 01' has 3 images .*also in 'class 03' 3, .* and 5 more"):
+        load_dataset(str(root))
+    for split in ("train", "test"):
+        for i in range(30):
+            write_pictures(tmp_path / "divided" / split / f"class {i:02d}", 2 + i % 3)
+    data = load_dataset(str(tmp_path / "divided"))
+    with pytest.raises(InputError, match="set n_shot to 2 or less"):  # the fewest: one more try is enough
+        few_shot(data, 4, 0)
+    for i in range(12):
+        shutil.rmtree(data.root / "train" / f"class {i:02d}")
+        (data.root / "train" / f"class {i:02d}").mkdir()
+    with pytest.raises(InputError, match=r"^12 of 30 class folders cannot be read:(\n.*){10}\n\.\.\. and 2 more\.$"):
+        load_dataset(str(data.root))
+    for i in range(12):
+        (data.root / "train" / f"class {i:02d}").rmdir()
+    with pytest.raises(InputError, match=r"12 class folders without a counterpart:(\n.*){10}\n\.\.\. and 2 more\.$"):
+        load_dataset(str(data.root))
+
+
+@pytest.mark.parametrize(
+    "written, message",
+    [
+        ("{root}/fotos", "there is no 'fotos' in .*Did you mean 'photos'"),
+        ("{root}/fotos/cat", "there is no 'fotos' in .*Did you mean 'photos'"),
+        ("photos", "is no folder in .*, where relative paths start: write '.*/photos'"),
+        ("'{root}/photos'", "has spaces or quotes around it: write '/.*/photos'"),
+        ("{root}/photos ", "has spaces or quotes around it: write '/.*/photos'"),
+        (r"C:\Users\me\photos", "is one of Windows: .* '/mnt/c/Users/me/photos'"),
+        ("$NO_SUCH_VARIABLE/photos", r"there is no '\$NO_SUCH_VARIABLE' on this machine"),
+        ("~no-such-user/photos", "there is no '~no-such-user' on this machine"),
+        ("https://example.com/photos.zip", "is an address: download and unpack it"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_why(photos, monkeypatch, written, message):
+    root = photos("cat", "dog")
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))  # a system may invent homes
+    with pytest.raises(InputError, match=message):
+        load_dataset(written.format(root=root.parent))
+
+
+def test_a_path_may_begin_with_a_variable(photos, monkeypatch):
+    monkeypatch.setenv("MY_PLACE", str(photos("cat", "dog").parent))
+    assert load_dataset("$MY_PLACE/photos/").class_names == ("cat", "dog")
+
+
 def test_a_folder_of_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty has no class folders: put each class's images in train/<class>/"):
@@ -365,7 +438,7 @@ def test_shots_of_odd_names_come_back(tmp_path):
     [
         (
             ["apple_pie/0.png"],
-            "lists 0 images of class 'crème brûlée', fewer than n_shot=1: add lines or set n_shot to 0",
+            "class 'crème brûlée' has 0 images in the list, fewer than n_shot=1: add lines",
         ),
         (
             ["# mine", "apple_pie/7.png"],

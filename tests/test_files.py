@@ -1,5 +1,7 @@
 """Files and errors: written whole or not at all, names suggested, sentences in a box."""
 
+import resource
+
 import pytest
 
 from datadream_utils.errors import BOX, InputError, box, suggest
@@ -34,6 +36,33 @@ def test_a_folder_that_another_process_made_first_stays(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "first"]
     with pytest.raises(OSError, match="strange"), atomic_write(tmp_path / "data", keep_existing=True):
         raise OSError("strange")
+
+
+def test_places_where_no_file_can_be_are_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for place, reason in {
+        "folder": "a folder has that name",
+        "file/x.csv": "a file stands where a folder must",
+        "file/deeper/x.csv": "a file stands where a folder must",
+        "x" * 300: "its name is too long",
+    }.items():
+        with pytest.raises(InputError, match=f"cannot be written: {reason}"):  # noqa: SIM117
+            with atomic_write(tmp_path / place) as temporary:
+                temporary.write_text("x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="x cannot be written: it is larger than files may be"):  # noqa: SIM117
+            with atomic_write(tmp_path / "x") as temporary:
+                temporary.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_suggestion_is_one_word_or_a_short_list():

@@ -284,16 +284,44 @@ def test_settings_fit_methods(make_params, changes, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("n_shots: 4", "Did you mean 'n_shot'"), ("- 1", "must hold"), ("a: [", "cannot be read as YAML")],
+    [
+        ("n_shots: 4", "Did you mean 'n_shot'"),
+        ("- 1", "must hold"),
+        ("a: [", "cannot be read as YAML"),
+        ("seed: 1\nn_shot: 8\nseed: 2", r"'seed' stands there twice \(lines 1 and 3\): keep one"),
+        ("lora_rank: {default: 4, loft: 2, default: 8}", "'default' stands there twice"),
+        ("seed: 1".encode("utf-16"), "is not in UTF-8"),
+        ("variant: é".encode("latin-1"), "is not in UTF-8"),
+    ],
 )
 def test_bad_parameter_file(tmp_path, text, message):
-    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=r"mine\.yaml.*" + message):
         read_params_file(tmp_path / "mine.yaml")
 
 
 def test_every_stage_has_a_notebook():
     assert set(NOTEBOOKS) == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    "written, message",
+    [
+        ("", "name a folder"),
+        (" outputs", "write 'outputs'"),
+        ("D:\\outputs", "in WSL '/mnt/d/outputs'"),
+        ("$NO_SUCH_VARIABLE/outputs", r"no '\$NO_SUCH_VARIABLE'"),
+        ("/scratch/${NO_SUCH_VARIABLE}", r"no '\$\{NO_SUCH_VARIABLE\}'"),
+    ],
+)
+def test_results_go_to_no_folder_that_was_not_meant(make_params, written, message):
+    with pytest.raises(InputError, match=message):
+        _ = make_params("adapt", output_root=written).run_folder
+
+
+def test_a_variable_in_a_path_is_read(make_params, monkeypatch, tmp_path):
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    assert make_params("adapt", output_root="$SCRATCH/out").run_folder.parent == tmp_path / "out"
 
 
 def test_run_name_is_never_a_path(make_params):

@@ -1,5 +1,6 @@
 """What the classes are called: by ``dataset.yaml``, by the known data set, or by their folders."""
 
+import os
 import re
 
 from datadream_utils.data.folders import refuse_link_out
@@ -7,6 +8,7 @@ from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import LONG, check_plain, compose_name, read_yaml
 
 ALLOWED = ("classes", "domain", "definition", "definitions", "source", "licence", "split", "example")
+NEARLY = re.compile(r"dataset\.ya?ml(\.txt)?", re.IGNORECASE)  # what editors and habit make of "dataset.yaml"
 CODE = re.compile(r"(n\d{8}|\d+)[-_. ]+(?=[^\W\d_])")  # of "n02085620-Chihuahua", "001.Black_footed_Albatross"
 
 
@@ -14,6 +16,10 @@ def read_info(root):
     """``dataset.yaml`` of a data set's folder as a dict, empty when there is none; InputError names a wrong line."""
     path = root / "dataset.yaml"
     if not path.exists():
+        with os.scandir(root) as entries:
+            near = next((entry.name for entry in entries if NEARLY.fullmatch(entry.name)), None)
+        if near:
+            raise InputError(f"{root / near} is not read under that name: rename it to dataset.yaml, or remove it.")
         return {}
     refuse_link_out(root.resolve(), path)
     info = read_yaml(path) or {}

@@ -25,7 +25,7 @@ from datadream_utils.data.folders import (
     class_folders,
     count_unread,
     find_splits,
-    list_class,
+    list_classes,
     list_pictures,
     refuse_links_out,
     safe_dir,
@@ -42,9 +42,9 @@ from datadream_utils.data.splits import (
     own_split,
     read_split_file,
 )
-from datadream_utils.errors import InputError, suggest
+from datadream_utils.errors import InputError, raise_together, suggest
 from datadream_utils.files import check_plain
-from datadream_utils.params import resolve
+from datadream_utils.params import ROOT, resolve
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def load_dataset(dataset, data_root="data", split_file=""):
     each picture to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if
     the classes of its splits differ.
     """
-    dataset = os.path.expanduser(dataset)
+    dataset = os.path.expandvars(os.path.expanduser(dataset))
     known = read_known(Path(dataset).name)
     root = _find_root(dataset, known, data_root)
     names_root = root  # the folder to which the file names in a split file are relative
@@ -115,18 +115,36 @@ def load_dataset(dataset, data_root="data", split_file=""):
 def _find_root(dataset, known, data_root):
     """The data set's folder, under ``data_root`` or anywhere; digits and known sets are written there when missing."""
     base = resolve(data_root)
-    places = (base / dataset, resolve(dataset)) if dataset.strip() else ()
-    root = next((place for place in places if os.path.isdir(place)), None)
+    root = base / dataset if dataset.strip() and os.path.isdir(base / dataset) else None
+    if root is None and os.path.isdir(resolve(dataset)) and dataset.strip():
+        root = resolve(dataset)
     if root is None and dataset in WRITERS:
         return WRITERS[dataset](base / dataset)
     if root is None and (known is None or dataset != known.name):
-        if any(os.path.isfile(place) for place in places):
-            raise InputError(f"data set {dataset!r} is a file: unpack it and give the folder that holds its classes.")
-        names = {*WRITERS, *known_names(), *(subfolders(base) if os.path.isdir(base) else ())}
-        raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(names))}")
+        raise _no_data_set(dataset, base)
     if root is None or (known and not any(root.iterdir())):
         return export_hub(known, root or base / known.name)
     return root
+
+
+def _no_data_set(dataset, base):
+    """The InputError for a name or path that stands for no data set, with what it may have meant."""
+    if any(os.path.isfile(place) for place in (base / dataset, resolve(dataset))):
+        return InputError(f"data set {dataset!r} is a file: unpack it and give the folder that holds its classes.")
+    if "://" in dataset:
+        return InputError(f"data set {dataset!r} is an address: download and unpack it, and give the folder's path.")
+    if "/" in dataset or os.sep in dataset:
+        missing = resolve(dataset)
+        while not missing.parent.is_dir():
+            missing = missing.parent
+        hint = suggest(missing.name, subfolders(missing.parent))
+        return InputError(f"data set {dataset!r}: there is no {missing.name!r} in {missing.parent}.{hint}")
+    if dataset.strip() and os.path.isdir(here := Path.cwd() / dataset):
+        return InputError(
+            f"data set {dataset!r} is no folder in {ROOT}, where relative paths start: write {str(here)!r}."
+        )
+    names = {*WRITERS, *known_names(), *(subfolders(base) if os.path.isdir(base) else ())}
+    return InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(names))}")
 
 
 def _read_split_folders(root, splits, known):
@@ -146,16 +164,17 @@ def _read_split_folders(root, splits, known):
             )
     info, folders = read_info(root), {split: class_folders(folder) for split, folder in splits.items()}
     classes = name_classes(root, splits["train"], folders["train"], info, known)
-    files = {}
+    errors = []
     for split, of_split in folders.items():
         for name, folder in of_split.items():
             if name not in classes:
-                raise InputError(f"{folder} has no counterpart in {splits['train']}: add it or remove it.")
+                errors.append(InputError(f"{folder} has no counterpart in {splits['train']}: add it or remove it."))
         for name in classes:
             if name not in of_split:
-                missing = splits[split] / name
-                raise InputError(f"class folder {missing} is missing: every class of train needs one in {split}.")
-        files[split] = [list_class(of_split[name]) for name in classes]
+                missing = f"class folder {splits[split] / name} is missing"
+                errors.append(InputError(f"{missing}: every class of train needs one in {split}."))
+    raise_together(errors, f"{root} has {len(errors)} class folders without a counterpart")
+    files = {split: list_classes([of_split[name] for name in classes]) for split, of_split in folders.items()}
     return _assemble(root, classes, files, {"split": words} | info, known)
 
 
@@ -186,7 +205,7 @@ def _read_class_folders(root, known):
             "train/<class>/ and test/<class>/."
         )
     classes = name_classes(root, root, folders, info, known)
-    return _assemble(root, classes, {"all": [list_class(folders[name]) for name in classes]}, info, known)
+    return _assemble(root, classes, {"all": list_classes([folders[name] for name in classes])}, info, known)
 
 
 def _assemble(root, classes, files, info, known):

@@ -9,7 +9,7 @@ import re
 
 from datadream_utils.data.images import SUFFIXES
 from datadream_utils.data.splits import SPLIT_NAMES
-from datadream_utils.errors import InputError
+from datadream_utils.errors import InputError, for_all
 from datadream_utils.files import check_plain, compose_name
 
 JUNK = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # in lower case
@@ -35,8 +35,9 @@ def _is_visible(name):
 def find_splits(root):
     """``{"train": folder, "val": folder, "test": folder}``, as many of them as there are in ``root``.
 
-    A split's folder bears one of its ``SPLIT_NAMES`` in any case and holds folders; one that holds pictures is a class
-    of that name. InputError when two folders stand for one split.
+    A split's folder bears one of its ``SPLIT_NAMES`` in any case and holds folders. One that holds pictures is a class
+    of that name; if other folders are in it too, it is one where there is no second split. InputError when two folders
+    stand for one split.
     """
     splits = {}
     for split, names in SPLIT_NAMES.items():
@@ -45,7 +46,7 @@ def find_splits(root):
             raise InputError(f"{folders[0]} and {folders[1]} both stand for {split}: remove or rename one.")
         if folders:
             splits[split] = folders[0]
-    return splits
+    return {} if len(splits) == 1 and list_pictures(*splits.values()) else splits
 
 
 def class_folders(directory):
@@ -92,8 +93,13 @@ def walk_pictures(directory):
     return list_pictures(directory) + [path for name in names for path in walk_pictures(directory / name)]
 
 
-def list_class(directory):
-    """The pictures of one class, as ``list_pictures``; InputError, with what is there instead, when there are none."""
+def list_classes(directories):
+    """``[[path, ...] per class]``, as ``list_pictures``; InputError for all classes without pictures together."""
+    return for_all(_list_class, directories, "class folders cannot be read")
+
+
+def _list_class(directory):
+    """The pictures of one class; InputError, with what is there instead, when there are none."""
     if paths := list_pictures(directory):
         return paths
     reason = f"{directory} has no images ({', '.join(SUFFIXES)})"
@@ -127,15 +133,16 @@ def refuse_links_out(root, files):
     files: ``{split: [[path, ...] per class]}``.
     """
     home, paths = root.resolve(), {path for classes in files.values() for of_class in classes for path in of_class}
+    suspects = []
     for folder in sorted({path.parent for path in paths}):
-        refuse_link_out(home, folder)
         with os.scandir(folder) as entries:
             links = [folder / entry.name for entry in entries if entry.is_symlink()]
-        for link in paths.intersection(links):
-            refuse_link_out(home, link)
+        suspects += [folder, *sorted(paths.intersection(links))]
+    refuse_link_out(home, *suspects)
 
 
-def refuse_link_out(home, path):
-    """InputError when ``path`` leads out of the resolved folder ``home``."""
-    if not path.resolve().is_relative_to(home):
-        raise InputError(f"{path} is a link to {path.resolve()}, out of the data set: put a copy in its place.")
+def refuse_link_out(home, *paths):
+    """InputError when one of ``paths`` leads out of the resolved folder ``home``; it names the first, and how many."""
+    if outside := [path for path in paths if not path.resolve().is_relative_to(home)]:
+        first, more = outside[0], f" (and {len(outside) - 1} more)" if outside[1:] else ""
+        raise InputError(f"{first} is a link to {first.resolve()}, out of the data set: put a copy in its place{more}.")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
 
-from datadream_utils.errors import InputError
+from datadream_utils.errors import InputError, raise_together
 from datadream_utils.files import atomic_write
 
 SUFFIXES = (
@@ -110,12 +110,7 @@ def check_images(paths):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(_size_or_error, paths))
     errors = [result for result in results if isinstance(result, InputError)]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        more = f"\n... and {len(errors) - 10} more." if len(errors) > 10 else ""
-        lines = "\n".join(str(error) for error in errors[:10])
-        raise InputError(f"{len(errors)} of {len(results)} pictures cannot be read:\n{lines}{more}")
+    raise_together(errors, f"{len(errors)} of {len(results)} pictures cannot be read")
     return results
 
 

@@ -1,7 +1,7 @@
 """The few real images: drawn from the train split, or read from a list; written as a list."""
 
 from datadream_utils.data.splits import PictureIndex
-from datadream_utils.errors import InputError
+from datadream_utils.errors import InputError, name_few
 from datadream_utils.files import atomic_write, read_bytes
 from datadream_utils.params import resolve
 from datadream_utils.seeds import permuted
@@ -16,12 +16,12 @@ def few_shot(data, n_shot, seed, shots_file=""):
     """
     if shots_file:
         return read_shots(shots_file, data, n_shot)
-    for folder, paths in zip(data.folders, data.files["train"], strict=True):
-        if len(paths) < n_shot:
-            raise InputError(
-                f"{data.root}: train class {folder!r} has {len(paths)} images, fewer than n_shot={n_shot}: "
-                f"add images or set n_shot to {len(paths)} or less."
-            )
+    counts = {folder: len(paths) for folder, paths in zip(data.folders, data.files["train"], strict=True)}
+    if few := {folder: count for folder, count in counts.items() if count < n_shot}:
+        raise InputError(
+            f"{data.root}: train {name_few(few)}, fewer than n_shot={n_shot}: add images or set n_shot to "
+            f"{min(few.values())} or less."
+        )
     return [
         permuted(paths, "few_shot", seed, folder)[:n_shot]
         for folder, paths in zip(data.folders, data.files["train"], strict=True)
@@ -75,10 +75,10 @@ def read_shots(where, data, n_shot):
             raise InputError(f"{where}, line {number}: {name!r} stands there twice (line {earlier}): remove one.")
         first_line[path] = number
         shots[label].append(path)
-    for folder, paths in zip(data.folders, shots, strict=True):
-        if len(paths) < n_shot:
-            raise InputError(
-                f"{where} lists {len(paths)} images of class {folder!r}, fewer than n_shot={n_shot}: "
-                f"add lines or set n_shot to {len(paths)} or less."
-            )
+    counts = {folder: len(paths) for folder, paths in zip(data.folders, shots, strict=True)}
+    if few := {folder: count for folder, count in counts.items() if count < n_shot}:
+        raise InputError(
+            f"{where}: {name_few(few)} in the list, fewer than n_shot={n_shot}: add lines or set n_shot to "
+            f"{min(few.values())} or less."
+        )
     return [paths[:n_shot] for paths in shots]

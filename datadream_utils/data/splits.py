@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from datadream_utils.errors import InputError
+from datadream_utils.errors import InputError, name_few
 from datadream_utils.files import MAX_BYTES, atomic_write, compose_name, read_bytes
 from datadream_utils.params import resolve
 from datadream_utils.seeds import permuted
@@ -50,12 +50,12 @@ def own_split(folders, files):
     rounded as in CoOp. InputError for a class of fewer than four images.
     """
     divided = {split: [] for split in SPLITS}
+    if few := {folder: len(paths) for folder, paths in zip(folders, files, strict=True) if len(paths) < 4}:
+        raise InputError(
+            f"{name_few(few)}, and dividing it into train, val and test takes at least 4: add images, or put them into "
+            "train/<class>/ and test/<class>/ yourself."
+        )
     for folder, paths in zip(folders, files, strict=True):
-        if len(paths) < 4:
-            raise InputError(
-                f"class {folder!r} has {len(paths)} images, and dividing it into train, val and test takes at least 4: "
-                "add images, or put them into train/<class>/ and test/<class>/ yourself."
-            )
         order = permuted(paths, "split", folder)
         n_train, n_val = round(len(paths) * TRAIN_SHARE), round(len(paths) * VAL_SHARE)
         divided["train"].append(sorted(order[:n_train]))
@@ -70,10 +70,11 @@ def hold_out(folders, files):
     InputError for a class of fewer than three images.
     """
     train, val = [], []
+    counts = {folder: len(paths) for folder, paths in zip(folders, files, strict=True)}
+    if few := {folder: count for folder, count in counts.items() if not round(count * VAL_SHARE)}:
+        raise InputError(f"train {name_few(few)}, too few for a val split: it takes 3.")
     for folder, paths in zip(folders, files, strict=True):
         n_val = round(len(paths) * VAL_SHARE)
-        if not n_val:
-            raise InputError(f"train class {folder!r} has {len(paths)} images, too few for a val split: it takes 3.")
         order = permuted(paths, "hold_out", folder)
         val.append(sorted(order[:n_val]))
         train.append(sorted(order[n_val:]))

@@ -312,6 +312,21 @@ class TrainParams(RunParams):
     mixed_precision: Precision
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
 
+    @field_validator("clip_model", "classifier")
+    @classmethod
+    def _model_is_there(cls, model, info):
+        """Training comes last, hours after the adapters: what is plainly no model is refused when a study begins."""
+        place, words = resolve(model), ("clip", "resnet50")
+        if info.field_name == "classifier" and model not in words and not (place / "config.json").is_file():
+            raise ValueError(
+                f"classifier {model!r} is neither 'clip' nor 'resnet50' nor a folder with the config.json of a ResNet."
+                f"{suggest(model.lower(), words)}"
+            )
+        if place.parent not in (ROOT, ROOT.parent) and place.parent.is_dir() and not place.is_dir():
+            hint = suggest(place.name, [path.name for path in place.parent.iterdir() if path.is_dir()])
+            raise ValueError(f"{info.field_name} {model!r}: there is no {place.name!r} in {place.parent}.{hint}")
+        return model
+
     @property
     def stage(self):
         """The stage's folder within the run: ``train-R+S``, ``train-S-resnet``, ``train-R-published``."""

@@ -274,6 +274,9 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path):
         ({"setting": "S", "method": "real"}, "method 'real' has no setting 'S'; use R"),
         ({"setting": "R", "method": "clip_zeroshot"}, "method 'clip_zeroshot' has no setting 'R'; use none"),
         ({"n_shot": 64}, "n_shot=64 is more than images_per_class=50"),
+        ({"classifier": "resnet18"}, "neither 'clip' nor 'resnet50' nor a folder with .* Did you mean 'resnet50'"),
+        ({"classifier": "CLIP"}, "neither 'clip' nor .* Did you mean 'clip'"),
+        ({"clip_model": "models/tiny-clipp"}, "there is no 'tiny-clipp' in .*models. Did you mean 'tiny-clip'"),
         ({"synthetic_per_class": 51}, "synthetic_per_class=51 is more than images_per_class=50: use 50 or less"),
     ],
 )

@@ -10,7 +10,6 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from datadream_utils.backbones.clip import ClipClassifier, attach_clip_lora
 from datadream_utils.backbones.load import load_clip
-from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.params import resolve
 from datadream_utils.seeds import stable_seed
@@ -101,18 +100,11 @@ def classify(classifier, image):
 
 
 def resnet_config(classifier, class_names):
-    """The configuration of "resnet50", the published ResNet-50, or the config.json in the folder ``classifier``.
-
-    InputError if there is no such file.
-    """
+    """The configuration of "resnet50", the published ResNet-50, or the config.json in the folder ``classifier``."""
     if classifier == "resnet50":
         config = ResNetConfig(num_labels=len(class_names))
-    elif (resolve(classifier) / "config.json").is_file():
-        config = ResNetConfig.from_pretrained(resolve(classifier), num_labels=len(class_names))
     else:
-        raise InputError(
-            f"classifier {classifier!r} is neither 'clip' nor 'resnet50' nor a folder with the config.json of a ResNet."
-        )
+        config = ResNetConfig.from_pretrained(resolve(classifier), num_labels=len(class_names))
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: label for label, name in enumerate(class_names)}
     return config

@@ -50,6 +50,12 @@ PICTURES = "pictures"  # marks a parameter that affects only pictures shown in t
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels; 80000 would fill any memory, and the system kills then
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Images = Annotated[int, Field(ge=1, le=10**6)]  # of a class
+Epochs = Annotated[int, Field(ge=1, le=10**5)]
+Passes = Annotated[int, Field(ge=1, le=1000)]  # Stable Diffusion is trained with 1000 timesteps
+Threads = Annotated[int, Field(ge=0, le=1024)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -148,7 +154,7 @@ class RunParams(Parameters):
     output_root: Annotated[Folder, MACHINE]
     data_root: Annotated[Folder, MACHINE]
     device: Annotated[str, MACHINE]
-    num_threads: Annotated[int, Field(ge=0), MACHINE]
+    num_threads: Annotated[Threads, MACHINE]
 
     @field_validator("device")
     @classmethod
@@ -207,11 +213,11 @@ class AdaptParams(RunParams):
     adapter: Annotated[str, OnlyIf("generates", True)]
     sd_model: str
     sd_revision: str
-    resolution: Count
-    lora_rank: Count
+    resolution: Side
+    lora_rank: Rank
     lora_alpha: Positive
     train_text_encoder: bool
-    adapt_epochs: Count
+    adapt_epochs: Epochs
     adapt_batch_size: Count
     adapters_together: Count
     crops_per_shot: Annotated[int, Field(ge=0, le=10**4)]
@@ -223,7 +229,7 @@ class AdaptParams(RunParams):
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
-    num_inference_steps: Annotated[Count, PICTURES]
+    num_inference_steps: Annotated[Passes, PICTURES]
     pictures_shown: Annotated[Count, PICTURES]
 
     _resolution = model_validator(mode="after")(_check_resolution)
@@ -253,10 +259,10 @@ class GenerateParams(RunParams):
     keep: Annotated[str, OnlyIf("generates", True)]
     sd_model: str
     sd_revision: str
-    resolution: Count
-    images_per_class: Count
+    resolution: Side
+    images_per_class: Images
     guidance_scale: NonNegative
-    num_inference_steps: Count
+    num_inference_steps: Passes
     start_noise: Annotated[float, Field(gt=0, le=1), OnlyIf("start", "shot")]
     captioner: Annotated[str, OnlyIf("prompt", "caption")]
     captioner_revision: Annotated[str, OnlyIf("prompt", "caption")]
@@ -286,13 +292,13 @@ class TrainParams(RunParams):
     protocol: Literal["sound", "published"]
     clip_model: str
     clip_revision: str
-    images_per_class: Count
+    images_per_class: Images
     synthetic_per_class: Annotated[int, Field(ge=0), OnlyIf("generates", True)]
-    clip_lora_rank: Count
+    clip_lora_rank: Rank
     clip_lora_alpha: Positive
     clip_lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     real_weight: Annotated[Fraction, OnlyIf("generates", True)]
-    train_epochs: Count
+    train_epochs: Epochs
     train_batch_size: Count
     train_lr: Positive
     train_warmup_epochs: NonNegative
@@ -308,7 +314,7 @@ class TrainParams(RunParams):
     mix_share: Fraction
     val_every: Count
     eval_batch_size: Count
-    num_workers: Annotated[int, Field(ge=0), MACHINE]
+    num_workers: Annotated[Threads, MACHINE]
     mixed_precision: Precision
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
 

@@ -322,6 +322,27 @@ def test_results_go_to_no_folder_that_was_not_meant(make_params, written, messag
         _ = make_params("adapt", output_root=written).run_folder
 
 
+@pytest.mark.parametrize(
+    "stage, name, value, limit",
+    [
+        ("adapt", "resolution", 80000, 4096),
+        ("adapt", "lora_rank", 10**6, 4096),
+        ("adapt", "adapt_epochs", 10**9, 10**5),
+        ("adapt", "num_threads", 10**6, 1024),
+        ("generate", "num_inference_steps", 2000, 1000),
+        ("generate", "images_per_class", 10**9, 10**6),
+        ("train", "clip_lora_rank", 10**6, 4096),
+        ("train", "train_epochs", 10**9, 10**5),
+        ("train", "num_workers", 10**5, 1024),
+    ],
+)
+def test_numbers_that_no_machine_can_hold_are_refused(make_params, stage, name, value, limit):
+    """Beyond them the system kills the process, without a word, or a library fails in the middle."""
+    with pytest.raises(InputError, match=f"'{name}' is {value}: write {limit} or less"):
+        make_params(stage, **{name: value})
+    assert getattr(make_params(stage, **{name: 8}), name) == 8
+
+
 def test_a_variable_in_a_path_is_read(make_params, monkeypatch, tmp_path):
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     assert make_params("adapt", output_root="$SCRATCH/out").run_folder.parent == tmp_path / "out"

@@ -530,3 +530,24 @@ def test_a_clock_that_is_set_back_makes_no_negative_seconds(changing, monkeypatc
     monkeypatch.setattr(time, "time", lambda: earlier)
     run.finish()
     assert 0 <= run.stage.manifest()["seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    "line, value", [("parameters", 3), ("parameters", None), ("versions", []), ("seconds", "x"), ("device", None)]
+)
+def test_a_manifest_that_somebody_has_edited_is_named(finished, line, value):
+    path = finished.folder / "manifest.json"
+    noted = json.loads(path.read_text())
+    path.write_text(json.dumps(noted | {line: value}))
+    fix = "delete it and run 01_adapt_sd again"
+    with pytest.raises(InputError, match=f"manifest.json cannot be read .'{line}' is .*: {fix}"):
+        finished.stage.manifest()
+    path.write_text(json.dumps({name: value for name, value in noted.items() if name != line}))
+    with pytest.raises(InputError, match=f"manifest.json cannot be read .it lacks '{line}'.: {fix}"):
+        _ = finished.stage.manifest()[line]
+    path.write_text(json.dumps(noted | {"parameters": {"dataset": 3}}))
+    with pytest.raises(InputError, match="'dataset' is 3"):
+        finished.stage.manifest()
+    path.write_text(json.dumps(noted | {"parameters": {}}))
+    with pytest.raises(InputError, match="lacks 'dataset'"):
+        _ = finished.stage.manifest()["parameters"]["dataset"]

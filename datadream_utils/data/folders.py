@@ -4,6 +4,7 @@ Hidden files and folders are never read, nor the folders that systems leave besi
 compared in Unicode's composed form (NFC): the same "café" may be written in two ways, by the system that copied it.
 """
 
+import errno
 import os
 import re
 
@@ -25,7 +26,9 @@ def subfolders(folder):
 
 
 def _unreadable(folder, error):
-    return InputError(f"folder {folder} cannot be read ({error.strerror}): put it back or allow reading it.")
+    fixes = {errno.ENOENT: "give the path of a folder that is there", errno.ENOTDIR: "give the folder that it is in"}
+    fix = fixes.get(error.errno, "allow reading it")
+    return InputError(f"folder {folder} cannot be read ({error.strerror}): {fix}.")
 
 
 def _is_visible(name):

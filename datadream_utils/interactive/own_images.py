@@ -10,7 +10,7 @@ from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.images import check_images
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, sha256s
-from datadream_utils.params import NOTEBOOKS, ROOT, Count, RunParams, read_params_file, resolve
+from datadream_utils.params import NOTEBOOKS, ROOT, Images, RunParams, read_params_file, resolve
 
 EXAMPLE = "outputs/example-folder"
 EXAMPLE_CLASSES = ("three", "five", "eight")
@@ -19,7 +19,7 @@ EXAMPLE_CLASSES = ("three", "five", "eight")
 class OwnImagesParams(RunParams):
     """The parameters that the three stages share, and a file for all others."""
 
-    images_per_class: Count
+    images_per_class: Images
     params_file: str
 
     def values(self):

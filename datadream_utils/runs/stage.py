@@ -25,9 +25,36 @@ from datadream_utils.runs.checksums import changed_files
 INPUTS = ("shots_sha256", "source_sha256")  # in the records of a stage: what it was made from
 FORMAT = 2  # version of the layout of a stage's folder; a folder of another version is refused
 
+NUMBER = (int, float)
+KINDS = {  # of values in a record that are used, and of parameters that every run has
+    **dict.fromkeys(("parameters", "machine", "versions", "model"), dict),
+    **dict.fromkeys(("class_names", "shots", "shards"), list),
+    **dict.fromkeys(("device", "finished", "domain", "split"), str),
+    **dict.fromkeys(("seconds", "processor_seconds", "num_threads", "resumed"), NUMBER),
+    **dict.fromkeys(("dataset", "method", "split_file", "shots_file", "variant", "sd_model", "clip_model"), str),
+    **dict.fromkeys(("n_shot", "seed", "images_per_class", "resolution"), int),
+}
+
 # Parameters that must be equal in two stages of one run. Of a path only the last part is compared, because the file may
 # be in another place on another machine.
 SHARED = ("split_file", "shots_file", "sd_model", "sd_revision", "resolution")
+
+
+class Record(dict):
+    """What a file says of a stage. InputError for a value that is of another type than stages write, or not there.
+
+    Files get edited by hand, and lines lost; nobody can tell what else is not as it was.
+    """
+
+    def __init__(self, values, path, fix):
+        super().__init__(values)
+        self.path, self.fix = path, fix
+        for name, kind in KINDS.items():
+            if name in values and not isinstance(values[name], kind):
+                raise InputError(f"{path} cannot be read ({name!r} is {values[name]!r}): {fix}.")
+
+    def __missing__(self, name):
+        raise InputError(f"{self.path} cannot be read (it lacks {name!r}): {self.fix}.")
 
 
 @dataclass(frozen=True)
@@ -109,13 +136,17 @@ class Stage:
         return self._read(names[0]) if names else None
 
     def _read(self, name):
-        noted = read_json(self.folder / name, f"delete it and run {self.notebook} again")
+        path, fix = self.folder / name, f"delete it and run {self.notebook} again"
+        noted = read_json(path, fix)
         if noted.get("format") != FORMAT:
             raise InputError(
                 f"{self.folder} was made by another version of this project (format {noted.get('format', 1)}, not "
                 f"{FORMAT}): set output_root to another folder, or delete this one and run {self.notebook} again."
             )
-        return noted
+        record = Record(noted, path, fix)
+        if "parameters" in record:
+            record["parameters"] = Record(record["parameters"], path, fix)
+        return record
 
 
 def stage_of(params):

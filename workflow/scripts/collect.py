@@ -14,6 +14,7 @@ from datadream_utils.analysis.results import load_stages
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, read_json, write_json
 from datadream_utils.params import resolve
+from datadream_utils.runs.stage import Stage
 
 SUFFIXES = (".csv", ".json", ".md", ".pdf", ".png", ".tex")  # of collected files
 
@@ -26,7 +27,7 @@ def describe_making(output_root):
     stages = load_stages(output_root)
     if stages.empty:
         raise InputError(f"{resolve(output_root)} has no finished stage: run the study first.")
-    manifests = [read_json(folder / "manifest.json", f"delete {folder}") for folder in stages["folder"]]
+    manifests = [Stage(folder.name, folder).manifest() for folder in stages["folder"]]
     durations = [_duration(path) for path in sorted(resolve(output_root).rglob("0*.ipynb"))]
     finished = sorted(manifest["finished"] for manifest in manifests)
     return {

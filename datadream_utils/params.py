@@ -156,6 +156,11 @@ class RunParams(Parameters):
     device: Annotated[str, MACHINE]
     num_threads: Annotated[Threads, MACHINE]
 
+    @field_validator("dataset")
+    @classmethod
+    def _slash_at_the_end_says_nothing(cls, dataset):
+        return dataset.rstrip("/") or dataset
+
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, device):

@@ -343,6 +343,11 @@ def test_numbers_that_no_machine_can_hold_are_refused(make_params, stage, name, 
     assert getattr(make_params(stage, **{name: 8}), name) == 8
 
 
+def test_a_slash_at_the_end_makes_no_other_run(make_params):
+    first, second = (make_params("adapt", dataset=f"/home/me/photos{end}") for end in ("", "/"))
+    assert first.identity() == second.identity() and make_params("adapt", dataset="/").dataset == "/"
+
+
 def test_a_variable_in_a_path_is_read(make_params, monkeypatch, tmp_path):
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     assert make_params("adapt", output_root="$SCRATCH/out").run_folder.parent == tmp_path / "out"

@@ -38,9 +38,12 @@ test: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,site,browser]'
 	@touch $@
 
-# Executed once, for the site: the solutions beside the run, 05 with its example beside the study
+# Executed once, for the site: 03 with all settings beside each other (a study trains each in a notebook of its own), the
+# solutions beside the run, 05 with its example beside the study
 site-notebooks: .venv/site
 	@test -n "$(RUN)" || $(SNAKEMAKE) --configfile params/studies/site.yaml
+	@test -n "$(RUN)" || test -e $(SHOWN)/03_train_clip.ipynb || \
+		$(PAPERMILL) notebooks/03_train_clip.ipynb $(SHOWN)/03_train_clip.ipynb -f params/site.yaml
 	@mkdir -p $(SHOWN)/solutions
 	@for n in $(notdir $(basename $(wildcard solutions/*.ipynb))); do \
 		test -e $(SHOWN)/solutions/$$n.ipynb || $(PAPERMILL) solutions/$$n.ipynb $(SHOWN)/solutions/$$n.ipynb \

@@ -291,6 +291,7 @@ class TrainParams(RunParams):
     solarize: Fraction
     mix_share: Fraction
     val_every: Count
+    compare_settings: Annotated[bool, PICTURES]
     eval_batch_size: Count
     num_workers: Annotated[int, Field(ge=0), MACHINE]
     mixed_precision: Precision

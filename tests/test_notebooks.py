@@ -23,7 +23,7 @@ from datadream_utils.errors import InputError
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
 from datadream_utils.plots.gallery import COMMITTED
 from datadream_utils.plots.training import LEARNS_FROM
-from workflow.scripts.expected import BYTES, PLACE, WIDTH, expected_cells, small_png, write_pictures
+from workflow.scripts.expected import BYTES, PLACE, WIDTH, expected_cells, small_picture, write_pictures
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -120,9 +120,9 @@ def test_every_expected_picture_is_there_small_and_shown():
     for file in FILES:
         shown = "\n".join(cell.source for cell in nbformat.read(file, 4).cells if cell.cell_type == "markdown")
         for name in expected_cells(file):
-            assert (PLACE / f"{name}.png").stat().st_size <= BYTES
-            assert f"](../docs/assets/expected/{name}.png)" in shown, name
-        assert set(re.findall(r"assets/expected/([\w-]+)\.png", shown)) <= set(ids)
+            assert (PLACE / f"{name}.webp").stat().st_size <= BYTES
+            assert f"](../docs/assets/expected/{name}.webp)" in shown, name
+        assert set(re.findall(r"assets/expected/([\w-]+)\.webp", shown)) <= set(ids)
 
 
 def test_expected_pictures_are_those_that_the_cells_drew(smoke, tmp_path):
@@ -134,7 +134,7 @@ def test_expected_pictures_are_those_that_the_cells_drew(smoke, tmp_path):
     assert sorted(paths) == sorted((tmp_path / "place").iterdir())
     (cell,) = [cell for cell in smoke[1]["adapt"].cells if cell.id == "01-after"]
     (drawn,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    a, b = (Image.open(f).convert("RGB") for f in (io.BytesIO(b64decode(drawn)), tmp_path / "place" / "01-after.png"))
+    a, b = (Image.open(f).convert("RGB") for f in (io.BytesIO(b64decode(drawn)), tmp_path / "place" / "01-after.webp"))
     b = b.resize(a.size)
     assert np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() < 8
     with pytest.raises(InputError, match="no notebook in which cell '01-after'"):
@@ -145,7 +145,7 @@ def test_expected_pictures_are_those_that_the_cells_drew(smoke, tmp_path):
 def test_a_picture_with_much_in_it_is_made_smaller():
     noise, buffer = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8), io.BytesIO()
     Image.fromarray(noise).save(buffer, format="png")
-    small = small_png(buffer.getvalue())
+    small = small_picture(buffer.getvalue())
     assert len(small) <= BYTES and Image.open(io.BytesIO(small)).width < WIDTH
 
 

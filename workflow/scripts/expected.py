@@ -3,7 +3,7 @@
     python -m workflow.scripts.expected FOLDER
 
 FOLDER holds executed copies of the notebooks, run by papermill with their defaults. A code cell with the tag
-``expected`` has such a picture, ``docs/assets/expected/<id of the cell>.png``: the last one that the cell has drawn,
+``expected`` has such a picture, ``docs/assets/expected/<id of the cell>.webp``: the last one that the cell has drawn,
 made small. Pictures of cells that no longer exist are deleted.
 """
 
@@ -22,7 +22,7 @@ from datadream_utils.params import ROOT, resolve
 
 TAG, PLACE = "expected", ROOT / "docs" / "assets" / "expected"
 WIDTH, BYTES = 640, 40_000  # at most, of one picture
-COLOURS = (128, 64, 32, 16)
+QUALITIES = (90, 80, 70, 60, 50)
 
 
 def expected_cells(file):
@@ -40,7 +40,7 @@ def write_pictures(folder, place=PLACE):
     for file in sorted(resolve(folder).glob("*.ipynb")):
         for name, cell in expected_cells(file).items():
             pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            drawn |= {name: small_png(b64decode(pictures[-1]))} if pictures else {}
+            drawn |= {name: small_picture(b64decode(pictures[-1]))} if pictures else {}
     wanted = [name for file in sorted((ROOT / "notebooks").glob("*.ipynb")) for name in expected_cells(file)]
     for name in wanted:
         if name not in drawn:
@@ -53,22 +53,22 @@ def write_pictures(folder, place=PLACE):
         if old.stem not in wanted:
             old.unlink()
     for name in wanted:
-        with atomic_write(place / f"{name}.png") as temporary:
+        with atomic_write(place / f"{name}.webp") as temporary:
             temporary.write_bytes(drawn[name])
-    return [place / f"{name}.png" for name in wanted]
+    return [place / f"{name}.webp" for name in wanted]
 
 
-def small_png(png):
-    """A picture (bytes of a png) of at most ``WIDTH`` pixels and ``BYTES``: fewer colours, then fewer pixels."""
+def small_picture(png):
+    """A picture (bytes of a png) as WebP, at most ``WIDTH`` pixels and ``BYTES``: less quality, then fewer pixels."""
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     width = min(WIDTH, picture.width)
     while True:
         size = (width, round(picture.height * width / picture.width))
         resized = picture.resize(size, Image.Resampling.LANCZOS)
-        for colours in COLOURS:
+        for quality in QUALITIES:
             buffer = io.BytesIO()
-            resized.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+            resized.save(buffer, format="webp", quality=quality, method=6)
             if buffer.tell() <= BYTES:
                 return buffer.getvalue()
         width = int(0.9 * width)

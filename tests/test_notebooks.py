@@ -21,8 +21,8 @@ from PIL import Image
 from datadream_utils.catalogue import FIGURES, TABLES, files
 from datadream_utils.errors import InputError
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
+from datadream_utils.plots.classifiers import LEARNS_FROM
 from datadream_utils.plots.gallery import COMMITTED
-from datadream_utils.plots.training import LEARNS_FROM
 from workflow.scripts.expected import BYTES, PLACE, WIDTH, expected_cells, small_picture, write_pictures
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -7,7 +7,8 @@ from datadream_utils.classifier.settings import open_settings, train_and_test
 from datadream_utils.errors import InputError
 from datadream_utils.files import write_json
 from datadream_utils.params import notebook_defaults
-from datadream_utils.plots.training import losses_over_time, settings_chart, similarity_heatmaps
+from datadream_utils.plots.classifiers import settings_chart, similarity_heatmaps
+from datadream_utils.plots.training import losses_over_time
 from datadream_utils.runs.run import start_run
 from datadream_utils.runs.stage import FORMAT
 

@@ -24,7 +24,8 @@ import yaml
 from diffusers import PNDMScheduler
 from PIL import Image, ImageDraw
 
-from benchmarks.worlds import SIZES, write_clip, write_stable_diffusion
+from benchmarks.worlds import SIZES as PUBLISHED
+from benchmarks.worlds import write_clip, write_stable_diffusion
 from datadream_utils.diffusion.generate import count_passes
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, read_json, write_json
@@ -38,16 +39,18 @@ METHODS = ("real", "issynth", "disef", "datadream_cls", "datadream_dset", "loft"
 CLASSES = ("tabby cat", "fire truck", "tree frog", "sea shore")
 PHOTOS = ((500, 375), (333, 500), (640, 480), (224, 224), (1024, 768))  # (width, height) of a folder's photographs
 VOCABULARY = 49408  # tokens of CLIP's own tokenizer
-FILTER = {  # a ViT-H/14 in all but depth
-    "clip_text": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16),
-    "clip_vision": dict(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=2,
-        num_attention_heads=16,
-        patch_size=14,
-        image_size=224,
-    ),
+SIZES = PUBLISHED | {
+    "filter": {  # a ViT-H/14 in all but depth
+        "clip_text": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16),
+        "clip_vision": dict(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            patch_size=14,
+            image_size=224,
+        ),
+    }
 }
 # On a CPU batches are smaller than published, and the seconds of the paper's study are in proportion.
 SMALL = dict(classes=2, n_shot=2, n_test=4, generate_batch_size=1, train_batch_size=4, eval_batch_size=8)
@@ -59,14 +62,13 @@ MARKS = ("<!-- rehearsal -->", "<!-- /rehearsal -->")
 COUNTED = re.compile(r"(\d+)/\1 +([\d.]+) s")  # the last state of a line of progress
 
 
-def write_models(folder, sizes=None, vocabulary=VOCABULARY):
-    """The three models in the hub's layout, in single precision, where they are not there yet: their parameters."""
-    sizes = sizes or SIZES | {"filter": FILTER}
+def write_models(folder, sizes):
+    """Write the three models in the hub's layout, in single precision, unless they are there; their parameters."""
     places = {name: folder / name for name in ("sd_model", "clip_model", "filter_model")}
     writers = {
-        "sd_model": lambda place: write_stable_diffusion(place, sizes, vocabulary, torch.float32),
-        "clip_model": lambda place: write_clip(place, sizes, vocabulary),
-        "filter_model": lambda place: write_clip(place, sizes["filter"], vocabulary),
+        "sd_model": lambda place: write_stable_diffusion(place, sizes, VOCABULARY, torch.float32),
+        "clip_model": lambda place: write_clip(place, sizes, VOCABULARY),
+        "filter_model": lambda place: write_clip(place, sizes["filter"], VOCABULARY),
     }
     for name, place in places.items():
         if not place.exists():
@@ -95,16 +97,16 @@ def _draw_photo(rng, size, label):
     return light
 
 
-def plan(output, precision, device, sizes=None):
+def plan(output, precision, device):
     """Write models, pictures, parameter files and study under ``output``; returns the study file's path."""
     size, folder = SMALL if device == "cpu" else LARGE, output / precision
-    cut = read_params_file(ROOT / "benchmarks" / "rehearsal.yaml") | write_models(output / "models", sizes)
+    cut = read_params_file(ROOT / "benchmarks" / "rehearsal.yaml") | write_models(output / "models", SIZES)
     cut |= {"mixed_precision": precision, "output_root": str(folder), "figures_dir": str(folder / "figures")}
     cut |= {name: value for name, value in size.items() if name in parameter_names()}
     photos = output / f"photos-{size['classes']}x{size['n_shot']}"
     if not photos.exists():
         write_photos(photos, size["classes"], size["n_shot"], size["n_test"])
-    resnet = cut | read_params_file(ROOT / "params" / "resnet50.yaml")
+    resnet = read_params_file(ROOT / "params" / "resnet50.yaml")
     resnet |= {name: cut[name] for name in ("train_epochs", "train_warmup_epochs")}
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in {"parameters": cut, "resnet": resnet}.items():

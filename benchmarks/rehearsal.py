@@ -126,9 +126,10 @@ def plan(output, precision, device):
 
 def run_study(path):
     """Run the study, one job at a time; what fails stops only what needs it. Returns whether everything ran."""
-    snakemake = [sys.executable, "-m", "snakemake", "--quiet", "host", "reason", "-s", str(ROOT / "workflow/Snakefile")]
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile")]
+    quiet = ["--quiet", "host", "reason", "--logger", "rich", "--show-failed-logs"]
     options = ["--cores", "1", "--keep-going", "--nolock", "--rerun-incomplete", "--configfile", str(path)]
-    return subprocess.run([*snakemake, *options], check=False, cwd=ROOT).returncode == 0
+    return subprocess.run([*snakemake, *quiet, *options], check=False, cwd=ROOT).returncode == 0
 
 
 def read_stages(study):
@@ -227,26 +228,22 @@ def table(result):
             lines.append(f"| {' | '.join(cells)} | {row['unit_seconds']:.2f} | {row['memory_gb']:.1f} |")
     if result["hours"]:
         hours = "; ".join(f"{stage} {h:,.0f} hours ({n:,} units)" for stage, (n, h) in result["hours"].items())
-        lines += [
-            "",
-            f"The paper's main table (`params/studies/paper.yaml`) at this speed, on one such device: {hours}.",
-        ]
+        lines += ["", f"The paper's main table at this speed, on one such device: {hours}."]
     failed = next((row for row in result["rows"] if "error" in row), None)
-    lines += [
-        "",
-        f"First failure: {failed['stage']} of {failed['method']}: {failed['error']}." if failed else "Nothing failed.",
-    ]
-    return lines
+    last = "Every notebook ran to its end."
+    if failed:
+        last = f"First failure: {failed['stage']} of {failed['method']}: {failed['error']}."
+    return [*lines, "", last]
 
 
-def write_page(results, page=PAGE):
-    """Put the tables of all rehearsals between the page's marks."""
+def write_page(results):
+    """Put the tables of all rehearsals between the marks of ``PAGE``."""
     block = "\n".join([MARKS[0], *(line for result in results.values() for line in [*table(result), ""]), MARKS[1]])
-    text = page.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     text, found = re.subn(f"{MARKS[0]}.*{MARKS[1]}", lambda _: block, text, flags=re.DOTALL)
     if not found:
-        raise ValueError(f"{page} has no marks {' ... '.join(MARKS)}")
-    with atomic_write(page) as temporary:
+        raise ValueError(f"{PAGE} has no marks {' ... '.join(MARKS)}")
+    with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

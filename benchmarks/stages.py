@@ -149,7 +149,7 @@ def adapter_distance(theirs, ours):
         raise ValueError(f"adapters of other layers: {sorted(map(str, theirs.keys() ^ ours.keys()))[:3]}")
     distance, size = 0.0, 0.0
     for layer in theirs:
-        first, second = (up.double() @ down.double() for down, up in (theirs[layer], ours[layer]))
+        first, second = (up.double() * scale @ down.double() for down, up, scale in (theirs[layer], ours[layer]))
         distance, size = distance + (first - second).square().sum(), size + first.square().sum()
     return float((distance / size).sqrt())
 

@@ -167,8 +167,8 @@ def lora_spectra(pipe, folder):
     for model, name, layer in adapted_layers(pipe):
         key = (model is pipe.unet, name)
         if key in adapter:
-            down, up = (part.float() for part in adapter[key])
-            values = torch.linalg.svdvals(torch.linalg.qr(up).R @ torch.linalg.qr(down.T).R.T).numpy()
+            down, up, scale = adapter[key]
+            values = torch.linalg.svdvals(torch.linalg.qr(up * scale).R @ torch.linalg.qr(down.T).R.T).numpy()
             norm = float(layer.weight.detach().float().norm())
             title = ("U-Net " if key[0] else "text ") + _short(name)
             spectra[title] = (values, float(np.linalg.norm(values)) / norm)

@@ -150,6 +150,24 @@ def crops_table(result):
     return [*lines, "", share]
 
 
+def gpu_table(result):
+    """A row per measured unit: seconds, images and FLOP/s beside the machine's own; then what was only tried."""
+    lines = [
+        "| what | s | images/s | TFLOP/s | of matmul's | memory, GB | compiling, s | pictures classified/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in result.items():
+        if "seconds" in row:
+            cells = [f"{name}, a {row['unit']}", f"{row['seconds']:.3f}", f"{row['images'] / row['seconds']:.1f}"]
+            cells += [f"{row['flops'] / 1e12:.2f}", f"{100 * row['flops'] / row['peak']:.0f} %"]
+            cells += [f"{row['memory'] / 1e9:.1f}", f"{row['compile']:.0f}" if "compile" in row else ""]
+            cells += [f"{row['evaluated']:.0f}" if "evaluated" in row else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {name}: {row['says']}" for name, row in result.items() if "says" in row)]
+    machines = {f"{_where(row['machine'])}; commit {_commit(row['machine'])}." for row in result.values()}
+    return [*lines, "", *sorted(machines)]
+
+
 def _machine(noted):
     m = noted["machine"]
     return ["", f"{_where(m)}; commit {_commit(m)}, load {m['load']:.1f}."]
@@ -182,6 +200,7 @@ TABLES = {
     "frechet": lambda r: [*frechet_table(r), *_machine(r)],
     "crops": lambda r: [*crops_table(r), *_machine(r)],
     "frechet_gpu": lambda r: [*frechet_table(r), *_machine(r)],
+    "gpu": gpu_table,
 }
 
 

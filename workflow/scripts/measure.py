@@ -121,7 +121,8 @@ class Meter:
         if params.system.adapts:
             run.source = Stage("adapt", self.folder / f"adapters of {params.method}")
             for adapter in plan_adapters(run):  # copies of the adapter that was measured
-                shutil.copytree(self.adapters[params.method], run.source.folder / "adapters" / adapter.name)
+                place = run.source.folder / "adapters" / adapter.name
+                shutil.copytree(self.adapters[params.method], place, dirs_exist_ok=True)
         began = clock()
         recipe = make_recipe(run)
         per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0

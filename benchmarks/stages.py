@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from benchmarks.tables import write_readme
+from benchmarks.tables import STAGES, write_readme
 from benchmarks.worlds import WORLDS, prepare, write_pictures
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.diffusion.lora import WEIGHTS, read_lora
@@ -31,7 +31,6 @@ from datadream_utils.runs.device import choose_device, device_name
 from datadream_utils.runs.run import PACKAGES
 from datadream_utils.runs.stage import cpu_name, git_commit
 
-STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
 # Largest distance between the sides' results: of an adapter's change of weights; mean levels of 255; share of
 # predictions. Half precision and cuDNN's TF32 round other batches otherwise.

@@ -149,7 +149,8 @@ def _inputs(sets, params, per_epoch, augment, n_classes, autocast):
     def prepare(batch, mixing):
         for kind, (pictures, labels) in batch.items():
             with autocast():
-                pixels, targets = augment(pictures), F.one_hot(labels.to(augment.device), n_classes).float()
+                pixels = augment(pictures)
+                targets = F.one_hot(labels.to(pixels.device), n_classes).float()
                 if mixing:
                     pixels, targets = mix(pixels, targets)
             yield kind, pixels, targets

@@ -18,6 +18,7 @@ ABLATIONS = {
     "guidance_scale": "guidance scale",
     "real_weight": "weight of the real images' loss",
 }
+AMOUNTS = ("n_shot", "synthetic_per_class")  # of images: a figure each; the other parameters share one
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Entry:
     """One figure or table.
 
     notebook: the stem of the notebook that writes it; formats: the files' suffixes; always: every study has it, even
-    if its runs leave it empty (else it is written only where there are such runs).
+    if its runs leave it empty (else it is written only where there are such runs); appendix: it stands at the end of
+    the gallery.
     """
 
     notebook: str
@@ -33,10 +35,11 @@ class Entry:
     caption: str
     formats: tuple[str, ...]
     always: bool = True
+    appendix: bool = False
 
 
-def _figure(notebook, title, caption, always=True):
-    return Entry(notebook, title, caption, ("png", "pdf"), always)
+def _figure(notebook, title, caption, always=True, appendix=False):
+    return Entry(notebook, title, caption, ("png", "pdf"), always, appendix)
 
 
 def _table(notebook, title, caption, always=True, formats=("csv", "md")):
@@ -49,26 +52,27 @@ ON = {"S": "synthetic images alone", "RS": "real and synthetic images"}
 
 FIGURES = {
     "teaser": _figure(
-        PAPER, "Images of each method", "The paper's first figure. Top row: real images; below: images of each method."
+        PAPER,
+        "Images of each method",
+        "The paper's first figure. Top row: real images; each row below: images of one method.",
     ),
     "accuracy_bars": _figure(
         PAPER,
         "Accuracy of every classifier",
-        "Top-1 accuracy on the test images, mean over seeds. Whiskers: one standard deviation. Two bars whose whiskers "
+        "Top-1 accuracy on the test images, mean over seeds; whiskers: one standard deviation. Bars whose whiskers "
         "overlap may still differ: all classifiers see the same test images.",
     ),
     "order": _figure(
         PAPER,
         "The published order",
-        "One line per pair of systems, whose first is better in the published table. Filled mark: our difference; "
-        "broad interval: 95 % over test images; thin interval: 95 % over seeds; dots: single seeds; open diamond: the "
-        "published difference.",
+        "One line per pair of systems; the first is better in the published table. On the right: what our runs say of "
+        "it. An order is decided where both intervals exclude 0.",
     ),
     "gain_by_shots": _figure(
         PAPER,
         "What generated images bring, by number of shots",
-        "Accuracy of R+S minus that of Real-finetune, on the same shots and test images: mean over data sets, with its "
-        "95 % interval over seeds and test images. Dots: single data sets.",
+        "Accuracy of R+S minus that of Real-finetune on the same shots and test images, with 95 % intervals over seeds "
+        "and test images. Small marks: single data sets.",
     ),
     "qualitative": _figure(
         PAPER,
@@ -76,12 +80,16 @@ FIGURES = {
         "The paper's qualitative figure. Top: the real images, in nested frames of 1, 4, 8 and 16. Each row below was "
         "generated from the images in the frame of its colour.",
     ),
+    "overview": _figure(
+        PAPER,
+        "The method in one picture",
+        "Notebook 01 adapts Stable Diffusion to a few photos, 02 draws with it, 03 trains a classifier, 04 tests it.",
+    ),
     "diagram": _figure(
         PAPER,
         "How DataDream trains",
-        "Stable Diffusion stays frozen (plain blue). Low-rank adapters (hatched orange) in the attention layers are "
-        "trained by the denoising loss on the few shots: one for all classes (DataDream_dset) or one for each class "
-        "(DataDream_cls).",
+        "Stable Diffusion stays frozen (plain blue). Low-rank adapters in its attention layers (hatched orange) are "
+        "trained on the few shots: one for all classes, or one per class.",
     ),
     "ablation_compute": _figure(
         PAPER,
@@ -89,6 +97,7 @@ FIGURES = {
         "Accuracy on synthetic images alone against all images that pass through adaptation (shots times epochs). "
         "Solid: more shots; dashed: more epochs.",
         always=False,
+        appendix=True,
     ),
     "fidelity": _figure(
         BEYOND,
@@ -99,65 +108,71 @@ FIGURES = {
     "copies": _figure(
         BEYOND,
         "Copies of the shots, by number of shots",
-        "Left: images that are nearer to a shot than to every one of as many held-out real images; without copying "
-        "50 %. Right: near copies, nearer to a shot than 99 % of the held-out real images are; by chance 1 %. Above by "
-        "CLIP features, below by pixels.",
+        "Images that are nearer to a shot, by pixels, than to every one of as many held-out real images; without "
+        "copying 50 %. Whiskers: one standard deviation over seeds.",
     ),
     "nearest_shots": _figure(
         BEYOND,
         "Distance to the nearest shot",
         "How many images are nearer to a shot than a distance. Vertical line: 1 % of the held-out real images are "
         "nearer. The comparison holds for generators whose images look as real ones do.",
+        appendix=True,
     ),
     "worst_copies": _figure(
         BEYOND,
         "The closest pairs of a generated image and a shot",
-        "Top row: generated images; bottom row: the shot nearest to each, with the distance. Each shot appears once.",
+        "Top row: generated images; bottom row: the shot nearest to each by pixels. Each shot appears once.",
     ),
     "confusion_change": _figure(
         BEYOND,
         "Which classes are confused more often, which less",
         "Change of the confusion matrix in points of the true class, mean over seeds: " + GAINS + ". Rows sum to 0.",
+        appendix=True,
     ),
     "pareto": _figure(
         BEYOND,
         "Accuracy against seconds",
-        "Mean accuracy against the seconds of all stages. Filled: with real images. Below or right of the dashed steps "
-        "another classifier is both cheaper and more accurate.",
+        "Mean accuracy against the seconds of all stages. Below or right of the dashed steps another classifier is "
+        "both cheaper and more accurate.",
+        appendix=True,
     ),
-    "pareto_flops": _figure(
-        BEYOND,
-        "Accuracy against operations",
-        "Mean accuracy against the floating-point operations of all stages. Filled: with real images. Below or right "
-        "of the dashed steps another classifier is both cheaper and more accurate. What trains nothing is left out.",
+    "ablations": _figure(
+        PAPER,
+        "Ablations of single parameters",
+        "Runs that differ in one parameter alone: accuracy minus that with the default, of the same seed, with 95 % "
+        "intervals over seeds. Filled: S; open: R+S.",
+        always=False,
+    ),
+    "ablation_n_shot": _figure(
+        PAPER,
+        f"Ablation: {ABLATIONS['n_shot']}",
+        "Mean accuracy over the seeds that have every number of shots; whiskers: one standard deviation.",
+        always=False,
+    ),
+    "ablation_synthetic_per_class": _figure(
+        PAPER,
+        f"Ablation: {ABLATIONS['synthetic_per_class']}",
+        "Accuracy minus that of the dashed reference, of the same seed. Dots: single seeds; lines: means.",
+        always=False,
     ),
 }
-for _parameter, _name in ABLATIONS.items():
-    FIGURES[f"ablation_{_parameter}"] = _figure(
-        PAPER,
-        f"Ablation: {_name}",
-        "Runs that differ in this parameter alone. Mean accuracy over the seeds that have every value, whiskers of one "
-        "standard deviation. Dashed: Real-finetune, or 0 where differences to Real-finetune are drawn.",
-        always=False,
-    )
 for _end, _images in ON.items():
     FIGURES[f"alignment_{_end}"] = _figure(
         BEYOND,
         f"Distance to real images and gain: {_images}",
-        "One point per method and class: the Fréchet distance of its generated images to the real test images against "
-        "the gain in accuracy, means over seeds. A negative rank correlation: nearer images bring more.",
+        "One point per method and class, minus the mean of its class. Falling to the right: nearer images bring more.",
     )
     FIGURES[f"class_gains_{_end}"] = _figure(
         BEYOND,
         f"Gain of every class: {_images}",
-        "Gain in accuracy of each class (points), mean over seeds. Star: the 95 % interval over seeds excludes 0. "
+        "Gain in accuracy of each class (points), mean over seeds, where the 95 % interval over seeds excludes 0. "
         + INTERVAL_OF_TWENTY,
     )
     FIGURES[f"reliability_{_end}"] = _figure(
         BEYOND,
         f"Accuracy against certainty: {_images}",
-        "Accuracy minus certainty, by certainty. Below 0 a classifier is too sure, above 0 less sure than it is right. "
-        "The key gives the calibration error, the mean distance from 0.",
+        "Accuracy minus certainty, by certainty. Below 0 a classifier is too sure, above 0 less sure than it is right.",
+        appendix=True,
     )
 
 _RESULTS = (

@@ -20,6 +20,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 COLLECTED = ROOT / "build" / "collected"
+OVERVIEW = "figures/overview.png"  # beside figures/tiny, which has one too, of a study
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 API = "reference/api.md"
 STORED = "<p><em>Shown as it is stored, without outputs: <code>make site</code> runs it too.</em></p>"
@@ -84,6 +85,7 @@ def on_files(files, config):
         files.append(File(name, str(COLLECTED), config.site_dir, config.use_directory_urls))
     for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
+    files.append(File.generated(config, "assets/overview.png", abs_src_path=str(ROOT / OVERVIEW)))
     for file in tables():
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     for file in sorted((ROOT / "params").rglob("*.yaml")):
@@ -156,6 +158,8 @@ def site_page(path, config):
     for page, source in config.extra["elsewhere"].items():
         if path == source:
             return page
+    if path == OVERVIEW:
+        return "assets/overview.png"
     return path.removeprefix("docs/").replace("figures/tiny/", "figures/")
 
 

@@ -22,7 +22,7 @@ from datadream_utils.seeds import stable_seed
 def test_mnist_has_the_splits_it_promises(mnist):
     counts = {split: {len(files) for files in classes} for split, classes in mnist.files.items()}
     assert counts == {"train": {100}, "val": {50}, "test": {350}}
-    assert mnist.class_names[7] == "seven" and mnist.folders[7] == "7" and mnist.example == "seven"
+    assert mnist.class_names[7] == "seven" and mnist.folders[7] == "7" and mnist.example == "four"
     assert mnist.split == "the folder's own train, val, test" and "MNIST" in mnist.source
     assert read_image(mnist.files["test"][7][0]).size == (28, 28)
 

@@ -30,7 +30,7 @@ MENU = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Menu)
 ELSEWHERE = MENU["extra"]["elsewhere"]  # {page of the site: its file in the repository}
 WRITTEN = [*PAGES, *(ROOT / file for file in ELSEWHERE.values())]
 ALL = [README, *WRITTEN]
-SITE_HAS = ("docs/", "notebooks/", "solutions/", "figures/tiny/", "params/")  # docs/hooks.py
+SITE_HAS = ("docs/", "notebooks/", "solutions/", "figures/tiny/", "figures/overview.png", "params/")  # docs/hooks.py
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]*)\)")
 FENCE = re.compile(r"^```.*?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -15,9 +15,11 @@ from datadream_utils.analysis.results import (
     count_confusions,
     example_pictures,
     find_class,
+    find_target,
     load_predictions,
     load_results,
     load_stages,
+    pictures_of_classes,
     select_n_shot,
 )
 from datadream_utils.analysis.tables import escape_latex, lay_out_results, to_latex, to_markdown, write_table
@@ -228,6 +230,31 @@ def test_example_pictures_come_from_the_lowest_seed_in_the_tables_order(tmp_path
     pictures = example_pictures(load_stages(tmp_path), "d", 16, label=1, count=2)
     assert list(pictures) == ["IsSynth", "LoFT"]
     assert pictures["IsSynth"] == [folder / "images" / "1" / "0.png", folder / "images" / "1" / "1.png"]
+
+
+def test_pictures_of_all_classes_come_from_one_run(tmp_path):
+    _write_pictures(tmp_path, "disef", 0)
+    folder = _write_pictures(tmp_path, "fakeit", 0)
+    stages = load_stages(tmp_path)
+    assert pictures_of_classes(stages, "d", 16, 2, 1)[1] == [
+        tmp_path / "disef0" / "generate" / "images" / "1" / "0.png"
+    ]
+    assert pictures_of_classes(stages[stages["method"] == "fakeit"], "d", 16, 2, 9) == [
+        [folder / "images" / str(label) / f"{i}.png" for i in range(3)] for label in range(2)]  # fmt: skip
+    assert pictures_of_classes(stages, "other", 16, 2, 1) == [[], []]
+
+
+def _read_models(*models):
+    return pd.DataFrame({"parameters": [{"sd_model": model, "sd_revision": ""} if model else {} for model in models]})
+
+
+def test_what_the_base_model_predicts_is_read_from_its_files(tmp_path):
+    assert find_target(_read_models(None, "models/tiny-stable-diffusion")) == "v"
+    (tmp_path / "mine" / "scheduler").mkdir(parents=True)
+    (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
+    assert find_target(_read_models(str(tmp_path / "mine"))) == "ε"
+    assert find_target(_read_models("nobody/nothing-of-this-name", "/folder/of/another/machine")) == "ε or v"
+    assert find_target(_read_models()) == find_target(_read_models(None)) == "ε or v"
 
 
 def test_pictures_that_cannot_be_listed_are_named(tmp_path):

@@ -7,6 +7,8 @@ module of the analysis looks for runs. ``compute_main_results`` makes the paper'
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from datadream_utils.diffusion.generate import read_metadata
 from datadream_utils.errors import InputError, suggest
@@ -244,6 +246,38 @@ def example_pictures(stages, dataset, n_shot, label, count):
     chosen = select_generated(stages, dataset, n_shot).drop_duplicates("method").set_index("method", drop=False)
     order = [name for name in METHODS if name in chosen.index]
     return {METHODS[name].label: list_pictures(chosen.loc[name], label, count) for name in order}
+
+
+def pictures_of_classes(stages, dataset, n_shot, n_classes, count):
+    """``[[path, ...], ...]``: ``count`` pictures of each class from one run, of DataDream_cls where there is one.
+
+    Of every class an empty list where no method has generated images.
+    """
+    chosen = select_generated(stages, dataset, n_shot)
+    chosen = chosen.sort_values("method", key=lambda names: names != "datadream_cls", kind="stable")
+    stage = next(chosen.itertuples(), None)
+    return [list_pictures(stage, label, count) if stage else [] for label in range(n_classes)]
+
+
+def find_target(stages):
+    """What the base model of the runs predicts: "v", or the noise "ε"; "ε or v" if its files are not here."""
+    for parameters in stages["parameters"]:
+        if "sd_model" in parameters and (file := _find_scheduler(parameters["sd_model"], parameters["sd_revision"])):
+            kind = read_json(file, f"get {parameters['sd_model']} again").get("prediction_type")
+            return "v" if kind == "v_prediction" else "ε"
+    return "ε or v"
+
+
+def _find_scheduler(sd_model, revision):
+    """A base model's configuration of its scheduler, in its folder or the hub's cache; None if it is in neither."""
+    name = "scheduler/scheduler_config.json"
+    if (resolve(sd_model) / name).is_file():
+        return resolve(sd_model) / name
+    try:
+        cached = try_to_load_from_cache(sd_model, name, revision=revision or None)
+    except HFValidationError:  # a folder of another machine
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def find_class(data, class_name):

@@ -8,7 +8,7 @@ also have a ``dataset.yaml``, every key of which is optional:
     domain: satellite                  # one word for the template: "a satellite photo of a forest"
     definition: a digit                # definition of every class, for FakeIt's prompts
     definitions: {zero: a round digit} # definition of one class, by class name
-    example: seven                     # class name of the example figure
+    example: four                      # class name of the example figure
 
 The tiny world's ``mnist5k`` and ``uci_digits`` are written in this form when they are first loaded. The paper's data
 sets are known by name (``params/datasets/*.yaml``) and are read from their original archives or the hub.

@@ -55,7 +55,7 @@ def _write(root, name, pictures, labels, split, source):
         "classes": {str(digit): word for digit, word in enumerate(DIGIT_NAMES)},
         "definitions": dict.fromkeys(DIGIT_NAMES, "a digit"),
         "source": source,
-        "example": "seven",
+        "example": "four",
     }
     with atomic_write(root, keep_existing=True) as temporary:
         for digit in range(10):

@@ -1,14 +1,13 @@
 """Figures of how near generated images are to real ones: distance against gain, fidelity against diversity."""
 
 from datadream_utils.analysis.ablations import STUDY
-from datadream_utils.analysis.alignment import CORRELATIONS, MEASURES, REAL
+from datadream_utils.analysis.alignment import MEASURES, REAL
 from datadream_utils.analysis.compare import Verdict, seeds_interval
 from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
-    BOTH,
-    COLUMN,
-    NORMAL,
+    GAIN_WORDS,
     SETTING_TITLES,
+    WHISKERS,
     can_compare,
     describe,
     empty_figure,
@@ -19,51 +18,47 @@ from datadream_utils.plots.style import (
     panels,
 )
 
-REFERENCES = {"S": "zero-shot CLIP", "R+S": "Real-finetune"}  # by what a gain is measured against
+RELATIONS = {Verdict.BELOW.label: "nearer images bring more", Verdict.ABOVE.label: "nearer images bring less"}
 
 
 def alignment_scatter(points, correlations, setting, space="CLIP features"):
-    """The distance of a class to real images against its gain in accuracy, a point per method and class.
+    """Distance to real images against gain in accuracy, both minus their class's mean, a point per method and class.
 
-    points: ``alignment.join_gains`` of ``setting``; correlations: ``alignment.correlate_settings``; space: the features
-    in which the distance is measured.
+    points: ``alignment.join_gains`` of ``setting``; correlations: ``alignment.correlate_settings``, whose correlation
+    within classes is that of these points; space: the features in which the distance is measured.
     """
     name = f"alignment_{setting.replace('+', '')}"
     if points.empty:
         return empty_figure(name, f"No method has both generated images and a classifier to compare: {STUDY}")
-    figure, (ax,) = panels(1, COLUMN, 2.9)
+    figure, (ax,) = panels(1, 3.8)
+    values = points[["distance", "gain"]]
+    values = values - values.groupby(points["label"]).transform("mean")
     for method in in_table_order(set(points["method"])):
-        rows = points[points["method"] == method]
-        ax.plot(rows["distance"], rows["gain"], ls="", ms=4, alpha=0.8, label=short_label(method),
-                **marker_style(method))  # fmt: skip
-    ax.axhline(0, color="0.6", lw=0.8)
-    ax.set_xscale("log")
-    label_axes(ax, f"Fréchet distance to real test images\n{space}", f"gain over {REFERENCES[setting]} (points)")
-    legend(figure, [ax], 3)
+        rows = values[points["method"] == method]
+        ax.plot(rows["distance"], rows["gain"], label=short_label(method), ms=5, alpha=0.85,
+                **marker_style(method) | {"ls": ""})  # fmt: skip
+    ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.8, zorder=0)
     known = correlations[(correlations["setting"] == setting) & correlations["rho"].notna()]
-    known = known.set_index("kind").to_dict("index")
-    titles = [f"{CORRELATIONS[kind]} {_interval(known[kind])}" for kind in ("within", "between") if kind in known]
-    if titles:
-        ax.set_title("\n".join(["Spearman's correlation:", *titles]), fontsize=NORMAL)
-    alt = f"Scatter plot, one point per method and class: Fréchet distance against gain, {SETTING_TITLES[setting]}."
-    return describe(figure, alt, _relation(known), name, can_compare(points["method"]))
+    known = known.set_index("kind").to_dict("index").get("within")
+    title = f"Within a class, {_relation(known)}:\nrank correlation {_interval(known)}" if known else ""
+    label_axes(ax, f"Fréchet distance to real images minus its class's mean\n{space}",
+               f"gain {GAIN_WORDS[setting]}\nminus its class's mean (points)", title)  # fmt: skip
+    legend(figure, [ax])
+    alt = "Scatter plot, one point per method and class: Fréchet distance against gain, both minus the class's mean, "
+    alt += f"{SETTING_TITLES[setting]}."
+    finding = f"Within classes, {_relation(known)}: rank correlation {_interval(known)}." if known else ""
+    return describe(figure, alt, finding, name, can_compare(points["method"]))
 
 
 def _interval(numbers):
-    """A correlation with its interval, or with its p-value where a permutation test has replaced the interval."""
-    if numbers["low"] != numbers["low"]:
-        return f"{numbers['rho']:+.2f} (p = {numbers['p_holm']:.3f})"
+    """A correlation with its interval."""
     return f"{numbers['rho']:+.2f} [{numbers['low']:+.2f}, {numbers['high']:+.2f}]"
 
 
-def _relation(known):
-    """What the correlation within classes says, as a finding."""
-    numbers = known.get("within")
-    if not numbers:
-        return ""
-    words = {Verdict.BELOW.label: "nearer images bring more", Verdict.ABOVE.label: "nearer images bring less"}
-    relation = words.get(numbers["verdict"], "no relation shows between nearness and gain")
-    return f"Within classes, {relation}: rank correlation {_interval(numbers)}."
+def _relation(numbers):
+    """What a correlation says, in words."""
+    return RELATIONS.get(numbers["verdict"], "no relation shows between nearness and gain")
 
 
 def fidelity_diversity(aligned):
@@ -75,13 +70,13 @@ def fidelity_diversity(aligned):
     if set(means["method"]) <= {REAL}:
         reason = f"No method has generated as many images of a class as the measures need (7): {STUDY}"
         return empty_figure("fidelity", reason)
-    figure, axes = panels(2, BOTH, 2.8)
+    figure, axes = panels(2, 3.2)
     for ax, (x, y) in zip(axes, (("recall", "precision"), ("coverage", "density")), strict=True):
         for method in in_table_order(set(means["method"])):
             rows = means[means["method"] == method]
             spread = rows[[x, y]].std()  # one seed has none
-            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], ls="", ms=5, lw=0.8, capsize=2,
-                        label=short_label(method), **marker_style(method))  # fmt: skip
+            style = marker_style(method) | WHISKERS | {"ls": "", "lw": 1}
+            ax.errorbar(rows[x].mean(), rows[y].mean(), spread[y], spread[x], label=short_label(method), **style)
         label_axes(ax, f"{x} (diversity)", f"{y} (fidelity)")
         ax.set_xlim(-0.03, 1.03)
     legend(figure, axes)

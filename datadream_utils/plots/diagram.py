@@ -1,90 +1,152 @@
-"""The method as a drawing (paper, section 3): what is frozen and what is trained, per class and per data set."""
+"""The method as drawings: an overview of the four notebooks, and what is trained (paper, section 3).
+
+Places in a drawing are inches from its lower left corner.
+"""
+
+from textwrap import fill
 
 import numpy as np
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
 from datadream_utils.data.images import centre_square, read_image
-from datadream_utils.plots.style import BOTH, NORMAL, SMALL, PrintFigure, describe, literal
+from datadream_utils.plots.pictures import square_pixels
+from datadream_utils.plots.style import NORMAL, SMALL, WIDTH, PrintFigure, describe, literal
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: distinct without colour too
 HATCH = "////"
+ROUND = "round,pad=0,rounding_size=0.04"
+STEPS = {"01": "adapt", "02": "draw", "03": "train", "04": "test"}  # by notebook
+NODE, NEXT, BOTTOM, TOP = 0.62, 1.0, 0.46, 1.36  # of the overview: width, distance, lower and upper edge
 
 
-def method_diagram(class_names, shots, domain=""):
+def overview(shots, drawn, tests):
+    """The method in one picture: photos, adapted Stable Diffusion, drawn images, classifier, test images.
+
+    shots, drawn, tests: paths by label, ``shots[label]``; nothing drawn leaves blank places.
+    """
+    figure, ax = _page(1.82)
+    places = [0.09 + NEXT * i for i in range(5)]
+    _pictures(ax, shots, places[0], 2, 3)
+    _box(ax, places[1], BOTTOM + 0.3, NODE, TOP - BOTTOM - 0.3, "Stable\nDiffusion")
+    _box(ax, places[1], BOTTOM, NODE, 0.28, "LoRA", trained=True)
+    _pictures(ax, drawn, places[2], 3, 4)
+    _box(ax, places[3], BOTTOM, NODE, TOP - BOTTOM, "CLIP\nor\nResNet", trained=True)
+    _pictures(ax, tests, places[4], 2, 3)
+    names = ("few photos\nper class", "adapted to\nthese photos", "drawn images\nwith labels", "classifier",
+             "accuracy on\ntest images")  # fmt: skip
+    for x, words in zip(places, names, strict=True):
+        ax.text(x + NODE / 2, BOTTOM - 0.08, words, ha="center", va="top", fontsize=SMALL)
+    for x, (number, words) in zip(places, STEPS.items(), strict=False):
+        left, right, middle = x + NODE + 0.03, x + NEXT - 0.03, (BOTTOM + TOP) / 2
+        _arrow(ax, (left, middle), (right, middle))
+        ax.text((left + right) / 2, middle + 0.06, number, ha="center", va="bottom", fontsize=NORMAL, weight="bold")
+        ax.text((left + right) / 2, middle - 0.06, words, ha="center", va="top", fontsize=SMALL)
+    start, end = places[0] + NODE / 2, places[3] + NODE / 2
+    ax.plot([start, start, end], [TOP + 0.04, TOP + 0.18, TOP + 0.18], color="0.2", lw=0.9)
+    _arrow(ax, (end, TOP + 0.18), (end, TOP + 0.02))
+    ax.text((start + end) / 2, TOP + 0.22, "the real photos too (R+S)", ha="center", va="bottom", fontsize=SMALL)
+    complete = any(map(len, drawn))
+    alt = "From left to right: a few photos; 01 adapt; Stable Diffusion with LoRA; 02 draw; "
+    alt += "drawn images" if complete else "blank places, because nothing is drawn yet"
+    alt += "; 03 train; a classifier, which also gets the real photos; 04 test; test images."
+    return describe(figure, alt, name="overview", complete=complete)
+
+
+def _page(height):
+    figure = PrintFigure(figsize=(WIDTH, height))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, WIDTH), ylim=(0, height))
+    ax.axis("off")
+    return figure, ax
+
+
+def _pictures(ax, files, x, columns, rows):
+    """A grid of pictures, class after class: the first of each, the second of each, ..."""
+    longest = max(map(len, files), default=0)
+    chosen = [of_class[i] for i in range(longest) for of_class in files if i < len(of_class)]
+    wide, high = NODE / columns, (TOP - BOTTOM) / rows
+    side = min(wide, high) - 0.02
+    for place in range(columns * rows):
+        left, low = x + wide * (place % columns + 0.5) - side / 2, TOP - high * (place // columns + 0.5) - side / 2
+        if place < len(chosen):
+            picture = square_pixels(chosen[place], 64)
+            ax.imshow(picture, extent=(left, left + side, low, low + side), aspect="auto", interpolation="nearest")
+        else:
+            ax.add_patch(FancyBboxPatch((left, low), side, side, boxstyle="square,pad=0", fc="0.93", ec="0.7", lw=0.5))
+
+
+def method_diagram(class_names, shots, domain="", target="ε"):
     """How DataDream trains: noised shots and a class sentence through the networks, LoRA in every attention layer.
 
-    Left: one adapter's training. Right: DataDream_dset, one adapter from the shots of all classes, and DataDream_cls,
-    one per class. class_names: two or more, the first two are shown; shots: ``shots[label]``, paths.
+    Above: one adapter's training. Below: DataDream_dset, one adapter from the shots of all classes, and DataDream_cls,
+    one per class. class_names: two or more, the first two are shown; shots: ``shots[label]``, paths; target: what the
+    U-Net predicts, the noise "ε" or "v" (``results.find_target``).
     """
-    figure = PrintFigure(figsize=(BOTH, 3.0))
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 140), ylim=(0, 60))
-    ax.axis("off")
-    name = literal(class_names[0])
-    _training(ax, name, shots[0], domain)
-    second = literal(class_names[min(1, len(class_names) - 1)])
-    _units(ax, name, second, shots[0], shots[min(1, len(shots) - 1)])
+    figure, ax = _page(5.2)
+    names, second = [literal(name) for name in class_names[:2]], min(1, len(class_names) - 1)
+    _training(ax, names[0], shots[0], domain, target)
+    narrow = [fill(name, 10) for name in (names[0], names[second])]
+    _units(ax, narrow, (shots[0], shots[min(1, len(shots) - 1)]))
     return describe(
         figure,
-        "Diagram: shots with noise and a sentence pass through the networks; frozen parts are plain blue, trained "
-        "adapters hatched orange; right: one adapter for all classes, and one for each class.",
+        f"Diagram: shots, encoded and noised, and a sentence pass through the networks, which predict {target}; frozen "
+        "parts are plain blue, trained adapters hatched orange; below: one adapter for all classes, and one for each "
+        "class.",
         name="diagram",
     )
 
 
-def _training(ax, name, shots, domain):
-    ax.add_patch(FancyBboxPatch((13, 3), 65, 53, boxstyle="round,rounding_size=4", fill=False, ls="--", ec="0.3"))
-    ax.text(45, 52.5, "DataDream", ha="center", va="center", fontsize=NORMAL + 2)
-    _key(ax, 16, 49)
-    sentence = f"“a {domain + ' ' if domain else ''}photo of a {name}”"
-    ax.text(6.5, 42, sentence.replace("photo", "\nphoto").replace(" of a ", "\nof a "), ha="center", va="center",
-            fontsize=SMALL)  # fmt: skip
-    ax.text(48, 47.3, "text encoder", ha="center", fontsize=NORMAL)
-    for x in (30, 54):
-        _attention(ax, x, 37, 7, 9)
-        _box(ax, x + 8, 37, 5, 9, "FF")
-    ax.text(48.5, 41.5, "· · ·", ha="center", va="center", fontsize=NORMAL)
-    _arrow(ax, (12.2, 42), (29.5, 42))
-    _arrow(ax, (67.5, 41.5), (71, 41.5), style="-")
-    ax.plot([71, 71, 31], [41.5, 33.5, 33.5], color="0.2", lw=0.8)
-    for x in (31, 59):
-        _arrow(ax, (x, 33.5), (x, 29.5))
-    _half(ax, 18, 9, (24, 18), "conv")
-    _attention(ax, 27.5, 8, 7, 21)
-    _box(ax, 35.5, 10, 5, 17, "FF")
-    _box(ax, 42.5, 13, 11, 11, "· · ·")
-    _attention(ax, 55.5, 8, 7, 21)
-    _box(ax, 63.5, 10, 5, 17, "FF")
-    _half(ax, 70, 9, (18, 24), "conv")
-    ax.text(45, 5.2, "diffusion U-Net", ha="center", va="center", fontsize=NORMAL)
+def _training(ax, name, shots, domain, target):
+    ax.add_patch(FancyBboxPatch((0.08, 1.9), 4.64, 3.22, boxstyle="round,pad=0,rounding_size=0.1", fill=False, ls="--",
+                                ec="0.5", lw=0.8))  # fmt: skip
     _input(ax, shots)
-    _loss(ax)
+    sentence = f"“a {domain + ' ' if domain else ''}photo of a {name}”"
+    ax.text(1.6, 4.93, sentence, va="center", fontsize=SMALL)
+    _arrow(ax, (1.72, 4.83), (1.72, 4.63))
+    for x in (1.6, 3.05):
+        _attention(ax, x, 4.12, 0.62, 0.48)
+        _box(ax, x + 0.66, 4.12, 0.3, 0.48, "FF")
+    ax.text(2.8, 4.36, "···", ha="center", va="center", fontsize=NORMAL)
+    ax.text(4.66, 4.36, "text\nencoder", ha="right", va="center", fontsize=NORMAL)
+    for x in (2.25, 3.35):  # cross-attention
+        _arrow(ax, (x, 4.08), (x, 3.7))
+    ax.text(2.8, 3.89, "conditions", ha="center", va="center", fontsize=SMALL)
+    _half(ax, 1.5, 3.15, (0.95, 0.7), "conv")
+    _attention(ax, 1.95, 2.7, 0.6, 0.95)
+    _box(ax, 2.6, 2.8, 0.42, 0.75, "FF ···")
+    _attention(ax, 3.07, 2.7, 0.6, 0.95)
+    _half(ax, 3.72, 3.15, (0.7, 0.95), "conv")
+    ax.text(2.05, 2.52, "U-Net", ha="right", va="center", fontsize=NORMAL)
+    ax.plot([4.14, 4.42, 4.42], [3.15, 3.15, 2.9], color="0.2", lw=0.9)
+    _arrow(ax, (4.42, 2.9), (4.42, 2.64))
+    ax.add_patch(FancyBboxPatch((3.58, 2.02), 1.06, 0.6, boxstyle=ROUND, fc="white", ec="0.3", lw=0.8))
+    ax.text(4.11, 2.32, f"loss $L_D$:\npredicted against\ntrue {target}", ha="center", va="center", fontsize=SMALL)
+    ax.plot([3.58, 2.25], [2.3, 2.3], color="0.2", lw=0.9, ls="--")
+    for x in (2.25, 3.37):
+        _arrow(ax, (x, 2.3), (x, 2.68), ls="--")
+    ax.text(2.87, 2.15, "gradients: LoRA only", ha="center", va="center", fontsize=SMALL)
+    _key(ax)
 
 
 def _input(ax, shots):
-    """The left column: the shots, and below them the noised shots that the U-Net receives."""
-    ax.text(5.8, 36.6, "real shots $x$", ha="center", va="center", fontsize=SMALL)
-    _stack(ax, shots, 2.4, 26.4, 5)
-    _arrow(ax, (2.2, 28.4), (2.2, 23.4))
-    ax.text(3.1, 24.9, "+ noise ε", va="center", fontsize=SMALL)
-    for i, path in enumerate(shots[:3]):
-        x, y = 1.2 + 1.7 * i, 17.6 - 2.3 * i
-        ax.imshow(_noised(path, i), extent=(x, x + 5.4, y, y + 5.4), aspect="auto", zorder=3 + i)
-    ax.text(5.8, 11.8, "noised shots\n$z_t$", ha="center", va="top", fontsize=SMALL)
-    _arrow(ax, (10.4, 18), (17.5, 18))
+    """The left column: shots, the VAE that encodes them, noise at a timestep, and what the U-Net receives."""
+    ax.text(0.72, 5.0, "few real images $x$", ha="center", va="center", fontsize=SMALL)
+    _stack(ax, [square_pixels(path, 64) for path in shots[:3]], 0.72, 4.6, 0.42)
+    _arrow(ax, (0.72, 4.24), (0.72, 4.06))
+    _box(ax, 0.3, 3.76, 0.84, 0.28, "VAE encoder")
+    _arrow(ax, (0.72, 3.74), (0.72, 3.34))
+    ax.text(0.8, 3.54, "+ noise ε", va="center", fontsize=SMALL)
+    ax.text(0.64, 3.54, "time $t$", ha="right", va="center", fontsize=SMALL)
+    _stack(ax, [_noised(path, i) for i, path in enumerate(shots[:3])], 0.72, 2.98, 0.42)
+    ax.text(0.72, 2.5, "noised, $z_t$", ha="center", va="center", fontsize=SMALL)
+    _arrow(ax, (1.13, 3.0), (1.47, 3.0))
 
 
-def _loss(ax):
-    """The U-Net's output goes into the loss, whose gradients train the adapters alone."""
-    _arrow(ax, (77.2, 19), (82.5, 19))
-    ax.add_patch(
-        FancyBboxPatch((83, 12), 11, 14, boxstyle="round,pad=0,rounding_size=0.8", fc="white", ec="0.3", lw=0.8)
-    )
-    ax.text(88.5, 19, "loss $L_D$:\npredicted\nnoise\nagainst ε", ha="center", va="center", fontsize=SMALL)
-    ax.plot([88.5, 88.5, 31], [12, 1, 1], color="0.2", lw=0.8, ls="--")
-    for x in (31, 59):
-        _arrow(ax, (x, 1), (x, 7.8), ls="--")
-    ax.text(87.7, 6.5, "gradients:\nLoRA only", ha="right", va="center", fontsize=SMALL)
+def _key(ax):
+    for x, words, colour, hatch in ((0.2, "frozen", FROZEN, None), (0.95, "trained", TRAINED, HATCH)):
+        ax.add_patch(FancyBboxPatch((x, 2.0), 0.2, 0.12, boxstyle="square,pad=0", fc=colour, hatch=hatch, ec="0.5",
+                                    lw=0.4))  # fmt: skip
+        ax.text(x + 0.25, 2.06, words, va="center", fontsize=SMALL)
 
 
 def _noised(path, seed, kept=0.5, side=32):
@@ -94,72 +156,53 @@ def _noised(path, seed, kept=0.5, side=32):
     return (0.5 + 0.5 * (kept**0.5 * picture + (1 - kept) ** 0.5 * noise)).clip(0, 1)
 
 
-def _units(ax, first, second, shots, other_shots):
-    for y, title in (
-        (49.5, "DataDream_dset: one for all classes"),
-        (23.5, "DataDream_cls: one for each class"),
+def _units(ax, names, shots):
+    """Below: the adapters of both kinds, with the shots of two classes."""
+    for x, title in (
+        (1.2, "DataDream_dset:\none adapter for all classes"),
+        (3.6, "DataDream_cls:\none for each class"),
     ):
-        ax.text(117, y + 5, title, ha="center", fontsize=NORMAL)
-    _unit(ax, 33, 18, "adapter\nall classes")
-    for y, name, files in ((44.7, first, shots), (32.8, second, other_shots)):
-        ax.text(101.5, y + 2, name, ha="right", va="center", fontsize=SMALL)
-        _arrow(ax, (102, y + 2), (106, y + 2))
-        _stack(ax, files, 129.5, y - 2.5, 5.5)
-        _arrow(ax, (129, y + 2), (126.5, y + 2))
-    for y, name, files in ((16, first, shots), (3.5, second, other_shots)):
-        _unit(ax, y - 1.5, 9, f"adapter\n{name}")
-        ax.text(101.5, y + 3, name, ha="right", va="center", fontsize=SMALL)
-        _arrow(ax, (102, y + 3), (106, y + 3))
-        _stack(ax, files, 129.5, y - 1.5, 5.5)
-        _arrow(ax, (129, y + 3), (126.5, y + 3))
-    for x, y in ((99, 40.8), (132.5, 40.8), (99, 13.2), (132.5, 13.2)):
-        ax.text(x, y, "⋮", ha="center", va="center", fontsize=SMALL)
-
-
-def _unit(ax, y, height, text):
-    ax.add_patch(FancyBboxPatch((107, y), 18, height, boxstyle="round,rounding_size=2", fc=TRAINED, ec="0.3", ls="--",
-                                lw=0.8, hatch=HATCH, alpha=0.55))  # fmt: skip
-    ax.text(116, y + height / 2, text, ha="center", va="center", fontsize=SMALL,
-            bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
-
-
-def _key(ax, x, y):
-    for i, (words, colour, hatch) in enumerate((("frozen", FROZEN, None), ("trained", TRAINED, HATCH))):
-        ax.add_patch(
-            FancyBboxPatch((x, y - 4 * i), 3, 2, boxstyle="square,pad=0", fc=colour, hatch=hatch, ec="0.5", lw=0.4)
-        )
-        ax.text(x + 4, y - 4 * i + 1, words, va="center", fontsize=SMALL)
+        ax.text(x, 1.6, title, ha="center", va="center", fontsize=NORMAL)
+    for left, units in ((0.1, [(0.1, 1.2, "adapter\nall classes")]), (2.55, [])):
+        for y, name, files in zip((0.86, 0.14), names, shots, strict=True):
+            ax.text(left + 0.6, y + 0.2, name, ha="right", va="center", fontsize=SMALL)
+            _stack(ax, [square_pixels(path, 64) for path in files[:3]], left + 0.88, y + 0.2, 0.28)
+            _arrow(ax, (left + 1.15, y + 0.2), (left + 1.35, y + 0.2))
+        for low, height, words in units or [(0.82, 0.48, f"adapter\n{names[0]}"), (0.1, 0.48, f"adapter\n{names[1]}")]:
+            _box(ax, left + 1.38, low, 0.8, height, words, trained=True)
+        ax.text(left + 0.88, 0.7, "⋮", ha="center", va="center", fontsize=SMALL)
 
 
 def _box(ax, x, y, width, height, text, trained=False):
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.8", ec="0.5", lw=0.5,
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=ROUND, ec="0.5", lw=0.5,
                                 fc=TRAINED if trained else FROZEN, hatch=HATCH if trained else None))  # fmt: skip
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=SMALL,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5} if trained else None)  # fmt: skip
+            bbox={"fc": "white", "ec": "none", "pad": 0.8} if trained else None)  # fmt: skip
 
 
 def _attention(ax, x, y, width, height):
-    low = 0.38 * height
-    _box(ax, x, y + low, width, height - low, "attention" if width > 8 else "attn")
+    low = max(0.22, 0.35 * height)
+    _box(ax, x, y + low, width, height - low, "attention")
     _box(ax, x, y, width, low, "LoRA", trained=True)
 
 
-def _half(ax, x, y, heights, text):
+def _half(ax, x, middle, heights, text):
     left, right = heights
-    middle = y + 10
-    corners = [(x, middle - left / 2), (x, middle + left / 2), (x + 7, middle + right / 2), (x + 7, middle - right / 2)]
+    corners = [(x, middle - left / 2), (x, middle + left / 2), (x + 0.4, middle + right / 2),
+               (x + 0.4, middle - right / 2)]  # fmt: skip
     ax.add_patch(Polygon(corners, fc=FROZEN, ec="0.5", lw=0.5))
-    ax.text(x + 3.5, middle, text, ha="center", va="center", fontsize=SMALL)
+    ax.text(x + 0.2, middle, text, ha="center", va="center", fontsize=SMALL)
 
 
-def _stack(ax, paths, x, y, size=9):
-    """Three pictures, one over the other."""
-    for i, path in enumerate(paths[:3]):
-        left, low = x + 0.13 * size * i, y + 0.9 * size - 0.45 * size * i
-        picture = np.asarray(centre_square(read_image(path), 64))
-        ax.imshow(picture, extent=(left, left + size * 0.8, low, low + size * 0.8), aspect="auto", zorder=3 + i)
+def _stack(ax, pictures, x, y, side):
+    """Up to three pictures around (x, y), one over the other."""
+    for i, picture in enumerate(pictures):
+        shift = 0.3 * side * (i - (len(pictures) - 1) / 2)
+        left, low = x + shift - side / 2, y - 0.6 * shift - side / 2
+        ax.imshow(picture, extent=(left, left + side, low, low + side), aspect="auto", zorder=3 + i)
+        ax.add_patch(Rectangle((left, low), side, side, fill=False, ec="white", lw=1, zorder=3 + i))
 
 
-def _arrow(ax, start, end, style="-|>", ls="-"):
-    looks = {"mutation_scale": 6, "color": "0.2", "lw": 0.8, "ls": ls, "shrinkA": 0, "shrinkB": 0}
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle=style, **looks))
+def _arrow(ax, start, end, ls="-"):
+    looks = {"mutation_scale": 8, "color": "0.2", "lw": 0.9, "ls": ls, "shrinkA": 0, "shrinkB": 0}
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", **looks))

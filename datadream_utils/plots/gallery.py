@@ -1,17 +1,19 @@
 """Figures and tables of the catalogue: shown in a notebook, with the committed ones where runs lack, and written."""
 
+import io
 from html import escape
 
 from IPython.display import Markdown, display
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datadream_utils.analysis.tables import escape_markdown, to_markdown, write_table, write_text
 from datadream_utils.catalogue import FIGURES, TABLES
 from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT
-from datadream_utils.plots.style import StoredPicture
+from datadream_utils.plots.style import DPI, StoredPicture
 
 COMMITTED = ROOT / "figures" / "tiny"
-DPI = 150
 
 
 def caption(figure):
@@ -65,11 +67,19 @@ def committed_label(file):
 
 
 def save_figure(figure, folder, name):
-    """Write ``<name>.png`` and ``<name>.pdf``, with the same bytes every time; returns the png's path."""
-    formats = {"png": ({"Software": None}, "Description"), "pdf": ({"CreationDate": None, "Producer": None}, "Subject")}
-    for suffix, (metadata, key) in formats.items():
-        with atomic_write(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, dpi=DPI, metadata=metadata | {key: figure.alt_text()})
+    """Write ``<name>.png`` and ``<name>.pdf``, with the same bytes every time; returns the png's path.
+
+    The png has ``DPI`` dots per inch and 256 colours, which makes it a third as large; the pdf keeps all colours.
+    """
+    with atomic_write(folder / f"{name}.png") as temporary:
+        buffer, words = io.BytesIO(), PngInfo()
+        figure.savefig(buffer, format="png", dpi=DPI)
+        words.add_text("Description", figure.alt_text())
+        picture = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, 1, dither=Image.Dither.NONE)
+        picture.save(temporary, "png", optimize=True, dpi=(DPI, DPI), pnginfo=words)
+    with atomic_write(folder / f"{name}.pdf") as temporary:
+        metadata = {"CreationDate": None, "Producer": None, "Subject": figure.alt_text()}
+        figure.savefig(temporary, format="pdf", dpi=DPI, metadata=metadata)
     return folder / f"{name}.png"
 
 
@@ -87,9 +97,11 @@ def write_tables(tables, folder):
 def write_figures(figures, folder, page):
     """Write figures of the catalogue into ``folder``, and ``<page>.md``, which shows them all; returns the png's paths.
 
-    An empty figure is written only if every study has it. page: an entry of ``catalogue.TABLES``.
+    An empty figure is written only if every study has it. Figures of the appendix come last. page: an entry of
+    ``catalogue.TABLES``.
     """
     kept = [figure for figure in figures if FIGURES[figure.name].always or not figure.reason]
+    kept.sort(key=lambda figure: FIGURES[figure.name].appendix)
     write_text(folder / f"{page}.md", gallery(kept, TABLES[page].title))
     return [save_figure(figure, folder, figure.name) for figure in kept]
 
@@ -99,5 +111,6 @@ def gallery(figures, title):
     lines = [f"# {title}"]
     for figure in figures:
         entry, picture = FIGURES[figure.name], f'<img src="{figure.name}.png" alt="{escape(figure.alt_text())}">'
-        lines += ["", f"## {escape_markdown(entry.title)}", "", picture, "", caption(figure).data]
+        title = f"Appendix: {entry.title}" if entry.appendix else entry.title
+        lines += ["", f"## {escape_markdown(title)}", "", picture, "", caption(figure).data]
     return "\n".join(lines) + "\n"

@@ -8,22 +8,25 @@ from datadream_utils.analysis.compare import Verdict
 from datadream_utils.analysis.per_class import judge_gains
 from datadream_utils.methods import classifier_name, short_label
 from datadream_utils.plots.style import (
-    BOTH,
-    COLUMN,
+    GAIN_WORDS,
+    NORMAL,
     SETTING_TITLES,
     SMALL,
+    WIDTH,
     can_compare,
     describe,
     empty_figure,
+    in_table_order,
     label_axes,
     legend,
     literal,
     marker_style,
     panels,
+    turn_names,
 )
 
-MOST_CLASSES = 25  # in one figure: those that change most
-GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}
+MOST_CLASSES, MOST_CONFUSED = 25, 10  # in one figure: those that change most
+COLOUR_MAP = "RdBu"  # red: below 0, blue: above
 
 
 def _part(count, total):
@@ -37,34 +40,38 @@ def _points(values):
 
 
 def gain_heatmap(gains, setting):
-    """Gains as a heat map: rows are classes, columns methods, numbers points (means over seeds).
+    """Gains beyond noise as a heat map: rows are classes, columns methods, numbers points (means over seeds).
 
-    gains: ``per_class.compute_gains``. A star: the interval over seeds excludes 0. Of many classes, those that change
-    most are shown.
+    gains: ``per_class.compute_gains``. A cell is blank where the interval over seeds has 0 in it; with one seed nothing
+    is known of noise, and every cell is drawn. All settings have one scale of colours. Of many classes, those that
+    change most are shown.
     """
     name, rows = f"class_gains_{setting.replace('+', '')}", gains[gains["setting"] == setting]
     if rows.empty:
         return empty_figure(name, f"No {setting} classifier has its reference: {STUDY}")
-    cells = judge_gains(rows).drop_duplicates(["method", "label"])
-    means = cells.pivot_table("gain_mean", "label", "method", sort=False)
-    beyond = cells.assign(star=cells["verdict"].isin([Verdict.ABOVE.label, Verdict.BELOW.label]))
-    stars = beyond.pivot(index="label", columns="method", values="star")
+    every = judge_gains(gains).drop_duplicates(["method", "setting", "label"])
+    cells = every[every["setting"] == setting]
+    means = cells.pivot(index="label", columns="method", values="gain_mean")
+    means = means[in_table_order(means.columns)]
     names = rows.drop_duplicates("label").set_index("label")["class_name"]
     shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
-    figure, (ax,) = panels(1, COLUMN + 1, 0.22 * len(shown) + 1.1)
-    limit = float(np.nanmax(np.abs(shown.to_numpy()))) or 1.0
-    starred = stars.reindex_like(shown).eq(True).to_numpy()
-    words = np.char.add(_points(shown.to_numpy()).astype(str), np.where(starred, "*", ""))
-    sns.heatmap(shown, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=words, fmt="",
-                annot_kws={"size": SMALL}, cbar=False, xticklabels=[short_label(m) for m in shown.columns],
+    alone = (cells["verdict"] == Verdict.ONE_SEED.label).all()
+    beyond = cells.assign(beyond=alone | cells["verdict"].isin([Verdict.ABOVE.label, Verdict.BELOW.label]))
+    beyond = beyond.pivot(index="label", columns="method", values="beyond").reindex_like(shown).eq(True)
+    figure, (ax,) = panels(1, 0.22 * len(shown) + 1.5)
+    limit = float(every["gain_mean"].abs().max()) or 1.0
+    points = shown.where(beyond)
+    sns.heatmap(points, ax=ax, cmap=COLOUR_MAP, center=0, vmin=-limit, vmax=limit, annot=_points(points.to_numpy()),
+                fmt="", annot_kws={"size": SMALL}, cbar=False, linewidths=0.5, linecolor="0.85",
+                xticklabels=[short_label(m) for m in shown.columns],
                 yticklabels=[literal(names[i]) for i in shown.index])  # fmt: skip
     part = _part(len(shown), len(means))
     title = [f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"]
     title += [part] if part else []
-    title += ["*: more than noise over seeds (95 % interval)"] if starred.any() else []
-    label_axes(ax, title="\n".join(title))
-    ax.tick_params(axis="x", rotation=25)
-    ax.tick_params(axis="y", rotation=0)
+    title += ["one seed: how much is noise is not known"] if alone else ["blank: within the noise of seeds"]
+    label_axes(ax)
+    figure.suptitle("\n".join(title), fontsize=NORMAL)
+    turn_names(ax, 35)
     alt = f"Heat map: gain in accuracy of each class with each method {GAIN_WORDS[setting]}"
     return describe(figure, f"{alt}; {part}." if part else f"{alt}.", _beyond_noise(cells), name, can_compare(means))
 
@@ -85,17 +92,16 @@ def confusion_change_heatmap(change, class_names, method, setting):
     if change is None:
         reason = f"{classifier_name(method, setting)} has no reference to compare it with: {STUDY}"
         return empty_figure("confusion_change", reason)
-    shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CLASSES])
+    shown = np.sort(np.argsort(-np.abs(change).max(1), kind="stable")[:MOST_CONFUSED])
     values, names = change[np.ix_(shown, shown)], [literal(class_names[i]) for i in shown]
-    side = max(2.6, min(0.24 * len(shown) + 1, BOTH))
-    figure, (ax,) = panels(1, side + 0.5, side)
+    figure, (ax,) = panels(1, max(2.6, min(0.34 * len(shown) + 1, WIDTH)))
     limit = float(np.abs(values).max()) or 1.0
-    sns.heatmap(values, ax=ax, cmap="PuOr", center=0, vmin=-limit, vmax=limit, annot=_points(values), fmt="",
+    sns.heatmap(values, ax=ax, cmap=COLOUR_MAP, center=0, vmin=-limit, vmax=limit, annot=_points(values), fmt="",
                 cbar=False, annot_kws={"size": SMALL}, xticklabels=names, yticklabels=names, square=True)  # fmt: skip
     part, title = _part(len(shown), len(change)), f"{classifier_name(method, setting)} {GAIN_WORDS[setting]} (points)"
-    label_axes(ax, "predicted", "true", f"{title}\n{part}" if part else title)
-    ax.tick_params(axis="x", rotation=60)
-    ax.tick_params(axis="y", rotation=0)
+    label_axes(ax, "predicted", "true")
+    figure.suptitle(f"{title}\n{part}" if part else title, fontsize=NORMAL)
+    turn_names(ax, 60)
     alt = f"Heat map: change of the confusion matrix with {classifier_name(method, setting)}"
     alt = f"{alt}; {part}." if part else f"{alt}."
     return describe(figure, alt, _largest_change(change, class_names), "confusion_change")
@@ -124,12 +130,11 @@ def reliability_curves(bins, errors, settings=("R", "R+S")):
     means = errors[errors["setting"].isin(settings)].groupby(["method", "setting"])["error"].mean()
     if means.empty:
         return empty_figure(name, f"No classifier of these settings has been trained: {STUDY}")
-    figure, (ax,) = panels(1, COLUMN, 3.0)
+    figure, (ax,) = panels(1, 4.0)
     ax.axhline(0, color="0.4", lw=1, ls="--")
     for key, rows in bins.groupby(["method", "setting"], sort=False):
         words = f"{classifier_name(*key)}: {means[key]:.1f}"
-        ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=3, lw=1, label=words,
-                **marker_style(key[0]))  # fmt: skip
+        ax.plot(rows["certainty"], rows["accuracy"] - rows["certainty"], ms=4, label=words, **marker_style(key[0]))
     label_axes(ax, "certainty of the prediction (%)", "accuracy minus certainty (points)",
                "Above 0: less sure than right; below: too sure.\nIn the key: calibration error (points)")  # fmt: skip
     legend(figure, [ax], 2)

@@ -7,9 +7,9 @@ from datadream_utils.analysis.results import list_pictures, select_generated
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.methods import short_label
 from datadream_utils.plots.style import (
-    BOTH,
     NORMAL,
     SMALL,
+    WIDTH,
     NotebookFigure,
     PrintFigure,
     describe,
@@ -29,6 +29,12 @@ EACH = 4  # pictures of a method in a row
 
 def _open(image):
     return image if hasattr(image, "size") and not isinstance(image, str) else read_image(image)
+
+
+def square_pixels(path, side):
+    """The middle square of a picture, at most ``side`` pixels wide, as an array; a smaller one keeps its pixels."""
+    image = read_image(path)
+    return np.asarray(centre_square(image, min(side, *image.size)))
 
 
 def show_grid(rows, row_titles=None, column_titles=None, title=None, side=0.8):
@@ -113,12 +119,12 @@ def qualitative(shots, drawn, class_name, dataset, side=96):
     rows = [(n, methods) for n, methods in wanted if any((method, n) in drawn for method in methods)]
     top = 2 if most > 8 else 1
     width, height = 2 * EACH + MIDDLE + 1.7, BETWEEN * (top - 1) + (len(rows) + 1) * (PICTURE + GAP) + 1.8
-    figure = PrintFigure(figsize=(BOTH, BOTH * height / width))
+    figure = PrintFigure(figsize=(WIDTH, WIDTH * height / width))
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(-1.4, width - 1.4), ylim=(height - 0.1, -0.1))
+    ax.set(xlim=(-1.4, width - 1.4), ylim=(height - 0.1, -0.15))
     ax.axis("off")
-    ax.text(EACH + MIDDLE / 2, 0.15, f"Dataset: {literal(dataset)}; class: {literal(class_name)}; real few-shot data",
-            ha="center", va="center", fontsize=NORMAL + 1)  # fmt: skip
+    ax.text(EACH + MIDDLE / 2, 0.1, f"Dataset: {literal(dataset)}; class: {literal(class_name)}; real few-shot data",
+            ha="center", va="center", fontsize=NORMAL)  # fmt: skip
     for i, path in enumerate(shots[:most]):
         _place(ax, path, i % 8, 0.55 + i // 8 * BETWEEN, side)
     for level, (n, style) in enumerate(frames.items()):
@@ -152,7 +158,7 @@ def _place(ax, path, column, y, side):
     if path is None:
         ax.text(x + PICTURE / 2, y + PICTURE / 2, "not run", ha="center", va="center", fontsize=SMALL, color="0.5")
         return
-    ax.imshow(np.asarray(centre_square(read_image(path), side)), extent=box, interpolation="nearest", aspect="auto")
+    ax.imshow(square_pixels(path, side), extent=box, interpolation="nearest", aspect="auto")
 
 
 def _frame(ax, n, margin, style):

@@ -1,8 +1,9 @@
 """How every figure looks: its class and its words, sizes, and one colour and marker for each method.
 
-Sizes are for print: ``COLUMN`` inches are one column of a page, ``BOTH`` two, no letter is smaller than ``SMALL``
-points. Figures of the analysis have an opaque white ground, so that they can be read in dark mode too. Colours differ
-for the colour-blind, and every method has a marker of its own.
+A figure has the size that it has in print: ``WIDTH`` inches are the text width of a conference page, and no letter is
+smaller than ``SMALL`` points. Figures of the analysis have an opaque white ground, so that they can be read in dark
+mode too. DataDream has one strong hue in two shades, and what it is compared with is muted. Colours differ for the
+colour-blind, and every method has a marker of its own, so that figures can be read in grey.
 """
 
 import io
@@ -16,20 +17,24 @@ from IPython import get_ipython
 from matplotlib import font_manager, rcParams
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from datadream_utils.methods import METHODS, short_label
 
-COLUMN, BOTH = 3.4, 7.0  # inches
-SMALL, NORMAL = 6, 7  # points
+WIDTH = 4.8  # inches
+SMALL, NORMAL = 8, 9  # points
+DPI = 300  # of files; on a screen a figure has fewer
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
 # In the order of ``METHODS``. Each colour has a contrast of at least 3 : 1 to white, as thin lines need (WCAG 1.4.11).
-PALETTE = ("#8A8A8A", "#000000", ORANGE, BLUE, "#1B9E4B", "#AA3377", "#1F1FA8", "#7A4A00")
+PALETTE = ("#949494", "#000000", "#8A8356", "#4A8A97", "#735B8C", "#E8590C", "#9C2A00", "#38476A")
 COLOURS = dict(zip(METHODS, cycle(PALETTE)))
 MARKERS = dict(zip(METHODS, cycle("PsovDX^*<>hpd8")))
 NO_METHOD = {"color": "0.25", "marker": "+"}  # real images
-WHISKERS = {"ms": 4, "lw": 1, "capsize": 2}
-SETTING_TITLES = {"S": "synthetic only", "R+S": "real and synthetic", "R": "real only", "none": "zero-shot"}
+STRONG = ("datadream_cls", "datadream_dset")  # drawn over the others, with thicker lines
+WHISKERS = {"ms": 5, "capsize": 2}
+SETTING_TITLES = {"S": "synthetic only (S)", "R+S": "real and synthetic (R+S)"}
+GAIN_WORDS = {"S": "over zero-shot CLIP", "R+S": "over Real-finetune"}  # what a classifier's gain is measured against
 
 
 # Fonts for class names in scripts that matplotlib's own font lacks, as Linux, macOS and Windows have them.
@@ -76,9 +81,9 @@ class NotebookFigure(Figure):
 
 
 class PrintFigure(NotebookFigure):
-    """A figure in sizes for print, on opaque white; its small letters take more dots on a screen."""
+    """A figure in its size in print, on opaque white; a screen shows it half as large again."""
 
-    dots = 140
+    dots = 150
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, facecolor="white", **options)
@@ -117,10 +122,10 @@ def new_figure(rows, columns, width, height, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def panels(columns, width, height, **options):
-    """A white figure for print with a row of panels: ``(figure, [axes, ...])``."""
-    figure = PrintFigure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+def panels(columns, height, rows=1, **options):
+    """A white figure for print, ``WIDTH`` x ``height`` inches, with its panels: ``(figure, [axes, ...])``."""
+    figure = PrintFigure(figsize=(WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def describe(figure, alt, finding="", name="", complete=True):
@@ -131,7 +136,7 @@ def describe(figure, alt, finding="", name="", complete=True):
 
 def empty_figure(name, reason):
     """A figure that says why there is nothing to draw, and what to run."""
-    figure, (ax,) = panels(1, BOTH, 0.6)
+    figure, (ax,) = panels(1, 0.8)
     ax.text(0.5, 0.5, literal(reason), ha="center", va="center", fontsize=NORMAL, wrap=True)
     ax.axis("off")
     figure.reason = reason
@@ -173,8 +178,9 @@ def can_compare(methods):
 
 
 def marker_style(method):
-    """Colour and marker of a method, or of real images, as keywords of matplotlib."""
-    return {"color": COLOURS[method], "marker": MARKERS[method]} if method in METHODS else NO_METHOD
+    """Colour, marker and weight of a method's lines, or those of real images, as keywords of matplotlib."""
+    look = {"color": COLOURS[method], "marker": MARKERS[method]} if method in METHODS else NO_METHOD
+    return look | ({"lw": 2, "zorder": 3} if method in STRONG else {"lw": 1.1, "zorder": 2})
 
 
 def label_axes(ax, xlabel="", ylabel="", title=""):
@@ -186,14 +192,32 @@ def label_axes(ax, xlabel="", ylabel="", title=""):
     sns.despine(ax=ax)
 
 
-def legend(figure, axes, columns=4):
-    """One legend below all panels, with each label of any of ``axes`` once."""
+def logarithmic(ax):
+    """A logarithmic x axis with plain numbers: 1, 2, 5, 10, ... or, over more than three decades, 1, 10, ..."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def turn_names(ax, degrees):
+    """Names below a heat map turned by ``degrees``, so that each ends at its column; those beside it level."""
+    ax.tick_params(axis="y", rotation=0)
+    for tick in ax.get_xticklabels():
+        tick.set(rotation=degrees, ha="right", rotation_mode="anchor")
+
+
+def legend(figure, axes, columns=3):
+    """One legend below all panels with each label of any of ``axes``; methods in the table's order, then others."""
     handles = {}
+    order = {label: i for i, name in enumerate(METHODS) for label in (METHODS[name].label, short_label(name))}
     for ax in axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=SMALL,
-                      frameon=False)  # fmt: skip
+    labels = sorted(handles, key=lambda label: order.get(label, len(order)))
+    if labels:
+        figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns,
+                      fontsize=SMALL, frameon=False, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
 def list_names(methods):

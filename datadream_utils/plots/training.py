@@ -4,7 +4,7 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.plots.pictures import show_grid
-from datadream_utils.plots.style import describe, literal, new_figure
+from datadream_utils.plots.style import NORMAL, SMALL, describe, label_axes, literal, panels, text_width, turn_names
 
 
 def noising_steps(pictures, timesteps):
@@ -17,15 +17,14 @@ def noising_steps(pictures, timesteps):
 
 def loss_curves(losses, title="Denoising loss", window=20):
     """Losses of several adapters, ``{name: sequence}``, as running means over ``window`` steps, fewer in short runs."""
-    figure, axes = new_figure(1, 1, 6, 3)
-    ax = axes[0, 0]
+    figure, (ax,) = panels(1, 2.8)
     width = max(1, min([window, *(len(values) // 5 for values in losses.values())]))
     for name, values in losses.items():
         mean = np.convolve(values, np.ones(width) / width, "valid")
         ax.plot(np.arange(width - 1, len(values)), mean, marker="." if len(mean) < 20 else "", label=name)
-    ax.set(xlabel="optimizer step", ylabel=f"loss (mean of {width} steps)" if width > 1 else "loss", title=title)
+    label_axes(ax, "optimizer step", f"loss (mean of {width} steps)" if width > 1 else "loss", literal(title))
     if 0 < len(losses) <= 12:
-        ax.legend(fontsize=7, ncols=2)
+        ax.legend(fontsize=SMALL, ncols=2)
     alt = f"{title}: the loss of {len(losses)} adapters against the optimizer steps."
     return describe(figure, alt, _falls(list(losses.values())))
 
@@ -43,18 +42,19 @@ def _falls(losses):
 
 def training_curves(history):
     """Training loss, and validation accuracy (%) now and then, over the optimizer steps."""
-    figure, axes = new_figure(1, 2, 8, 2.8)
-    axes[0, 0].plot(history["step"], history["loss"], lw=0.8)
-    axes[0, 0].set(xlabel="optimizer step", ylabel="loss", title="Training loss")
+    figure, (left, right) = panels(2, 2.4)
+    left.plot(history["step"], history["loss"], lw=0.8)
+    label_axes(left, "optimizer step", "training loss")
     validated = history.dropna(subset="val_accuracy")
     accuracy = 100 * validated["val_accuracy"].astype(float)
-    axes[0, 1].plot(validated["step"], accuracy, marker="o", ms=3)
-    axes[0, 1].set(xlabel="optimizer step", ylabel="accuracy (%)", title="Validation accuracy while training")
+    right.plot(validated["step"], accuracy, marker="o", ms=4)
+    label_axes(right, "optimizer step", "validation accuracy (%)")
     tenth = max(1, len(history) // 10)
     first, last = history["loss"].head(tenth).mean(), history["loss"].tail(tenth).mean()
     finding = f"The training loss goes from {first:.2f} to {last:.2f}"
     if validated.empty:
-        axes[0, 1].text(0.5, 0.5, "this data set has no val split", ha="center", transform=axes[0, 1].transAxes)
+        words = "this data set\nhas no val split"
+        right.text(0.5, 0.5, words, ha="center", va="center", fontsize=SMALL, transform=right.transAxes)
     else:
         finding += f"; validation accuracy ends at {accuracy.iloc[-1]:.0f} %"
     alt = f"Training loss and validation accuracy over {len(history)} optimizer steps."
@@ -62,17 +62,22 @@ def training_curves(history):
 
 
 def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the true class, %)"):
-    """Row: true class; column: predicted class; numbers up to 20 classes."""
+    """Row: true class; column: predicted class; names up to 20 classes, numbers up to 12."""
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side = max(3.5, min(0.45 * len(class_names) + 1.5, 12))
-    figure, axes = new_figure(1, 1, side + 0.6, side)
-    labels = [literal(name) for name in class_names] if len(class_names) <= 50 else False
-    small = len(class_names) <= 20
-    sns.heatmap(share, ax=axes[0, 0], cmap="cividis", vmin=0, vmax=100, annot=small, fmt=".0f",
-                annot_kws={"size": 8}, xticklabels=labels, yticklabels=labels, square=True,
+    side = max(3.0, min(0.32 * len(class_names) + 1, 4.4))
+    figure, (ax,) = panels(1, side)
+    room = 2.0 if len(class_names) <= 12 else 1.0  # inches for the names
+    fits = len(class_names) <= 20 and max(text_width(literal(name), SMALL) for name in class_names) <= room
+    labels = [literal(name) for name in class_names] if fits else False
+    sns.heatmap(share, ax=ax, cmap="cividis", vmin=0, vmax=100, annot=len(class_names) <= 12, fmt=".0f",
+                annot_kws={"size": SMALL}, xticklabels=labels, yticklabels=labels, square=True,
                 cbar_kws={"label": "%", "shrink": 0.8})  # fmt: skip
-    axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
-    axes[0, 0].tick_params(axis="y", rotation=0)
+    label_axes(ax, "predicted", "true")
+    figure.suptitle(title, fontsize=NORMAL)
+    turn_names(ax, 60)
+    colour_bar = figure.axes[-1]
+    colour_bar.tick_params(labelsize=SMALL)
+    colour_bar.yaxis.label.set_size(NORMAL)
     return describe(figure, f"{title}, as a heat map.", largest_confusion(share, class_names))
 
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.worlds import SIZES as PUBLISHED
 from benchmarks.worlds import write_clip, write_stable_diffusion
-from datadream_utils.diffusion.generate import count_passes
+from datadream_utils.diffusion.generate import passes_per_image
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, read_json, write_json
 from datadream_utils.params import NOTEBOOKS, ROOT, parameter_names, read_params_file, resolve
@@ -181,9 +181,7 @@ def scale_up(rows, study, scheduler):
             if task.stage == "adapt" and p.system.adapter != "dataset":
                 images *= p.adapters_together  # the estimate's unit is a step of all of them
             if task.stage == "generate":
-                noise = p.start_noise if p.system.start == "shot" else None
-                passes = count_passes(SimpleNamespace(scheduler=scheduler), p.num_inference_steps, noise)
-                passes *= 2 if p.guidance_scale > 1 else 1
+                passes = passes_per_image(SimpleNamespace(scheduler=scheduler), p)
             seconds = row["unit_seconds"] * images / row["images"] * passes / row["passes"]
             units, so_far = hours.get(task.stage, (0, 0.0))
             hours[task.stage] = units + task.units, so_far + task.units * seconds / 3600

@@ -11,6 +11,7 @@ few drawn photographs go through 01, 02, 03, 04 and 06 with ``params/paper.yaml`
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -213,7 +214,8 @@ def _outputs(executed):
 def table(result):
     """Markdown of one rehearsal: its stages, the errors, and the hours of the paper's main table."""
     lines = [
-        f"On {result['device']}, {result['precision']}, commit {result['git'][:7]}, {result['date']}:",
+        f"On {result['device']}, {result['cores']} cores (load of the last 15 minutes: {result['load']:.1f}), "
+        f"{result['precision']}, commit {result['git'][:7]}, {result['date']}:",
         "",
         "| stage | method | images in a unit | seconds a unit | peak memory, GB |",
         "|---|---|--:|--:|--:|",
@@ -267,6 +269,8 @@ def main(arguments=None):
         "precision": precision,
         "date": time.strftime("%Y-%m-%d"),
         "git": git_commit() or "unknown",
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[2],
         "rows": rows,
         "hours": scale_up(rows, read_study(STUDY), scheduler),
     }

@@ -11,6 +11,7 @@ few drawn photographs go through 01, 02, 03, 04 and 06 with ``params/paper.yaml`
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.worlds import SIZES as PUBLISHED
 from benchmarks.worlds import write_clip, write_stable_diffusion
-from datadream_utils.diffusion.generate import count_passes
+from datadream_utils.diffusion.generate import passes_per_image
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, read_json, write_json
 from datadream_utils.params import NOTEBOOKS, ROOT, parameter_names, read_params_file, resolve
@@ -181,9 +182,7 @@ def scale_up(rows, study, scheduler):
             if task.stage == "adapt" and p.system.adapter != "dataset":
                 images *= p.adapters_together  # the estimate's unit is a step of all of them
             if task.stage == "generate":
-                noise = p.start_noise if p.system.start == "shot" else None
-                passes = count_passes(SimpleNamespace(scheduler=scheduler), p.num_inference_steps, noise)
-                passes *= 2 if p.guidance_scale > 1 else 1
+                passes = passes_per_image(SimpleNamespace(scheduler=scheduler), p)
             seconds = row["unit_seconds"] * images / row["images"] * passes / row["passes"]
             units, so_far = hours.get(task.stage, (0, 0.0))
             hours[task.stage] = units + task.units, so_far + task.units * seconds / 3600
@@ -215,7 +214,8 @@ def _outputs(executed):
 def table(result):
     """Markdown of one rehearsal: its stages, the errors, and the hours of the paper's main table."""
     lines = [
-        f"On {result['device']}, {result['precision']}, commit {result['git'][:7]}, {result['date']}:",
+        f"On {result['device']}, {result['cores']} cores (load of the last 15 minutes: {result['load']:.1f}), "
+        f"{result['precision']}, commit {result['git'][:7]}, {result['date']}:",
         "",
         "| stage | method | images in a unit | seconds a unit | peak memory, GB |",
         "|---|---|--:|--:|--:|",
@@ -269,6 +269,8 @@ def main(arguments=None):
         "precision": precision,
         "date": time.strftime("%Y-%m-%d"),
         "git": git_commit() or "unknown",
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[2],
         "rows": rows,
         "hours": scale_up(rows, read_study(STUDY), scheduler),
     }

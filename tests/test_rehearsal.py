@@ -104,5 +104,5 @@ def test_hours_are_those_of_the_studys_units(scheduler):
 
 def test_a_failure_is_in_the_table():
     rows = [{"method": "loft", "stage": "adapt", "images": 1, "error": "InputError: the memory of the device is full"}]
-    result = {"device": "cpu", "precision": "no", "git": "0" * 40, "date": "2026-01-01", "rows": rows, "hours": {}}
+    result = dict(device="cpu", cores=2, load=0.1, precision="no", git="0" * 40, date="2026-01-01", rows=rows, hours={})
     assert "First failure: adapt of loft: InputError: the memory of the device is full." in rehearsal.table(result)

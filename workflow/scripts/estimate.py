@@ -49,7 +49,7 @@ LOWER = {
 }
 # Parameters that change neither the seconds nor the memory of one unit, by stage.
 SAME_COST = {
-    "adapt": ("adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps"),
+    "adapt": ("adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps", "sampler"),
     "generate": ("images_per_class",),
     "train": ("method", "n_shot", "setting", "images_per_class", "train_epochs", "real_weight"),
 }

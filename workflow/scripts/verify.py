@@ -58,7 +58,8 @@ def make_again(stage, output_root):
     Returns the new ``Stage``. InputError with the end of the log if the notebook fails.
     """
     manifest = stage.manifest()
-    machine = {name: manifest["machine"][name] for name in ("data_root", "num_workers") if name in manifest["machine"]}
+    noted = manifest["machine"]
+    machine = {name: noted[name] for name in ("data_root", "num_workers", "compile") if name in noted}
     machine |= {"num_threads": manifest["num_threads"], "output_root": str(output_root)}
     file, executed = output_root / f"{stage.name}.yaml", output_root / f"{stage.name}.ipynb"
     values = manifest["parameters"] | machine

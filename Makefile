@@ -4,6 +4,7 @@
 # make site     the executed notebooks, figures and API as static pages (RUN=outputs/...: of another run)
 # make browser  the notebooks in JupyterLab and the site, tested in a real Chromium
 # make results  the committed results: a night of two cores; goes on where it was (STUDIES=tiny: the main table alone)
+# make rehearsal  the paper's notebooks at full size with random weights, a few steps (FLAGS="--precision no")
 # make pretrain the tiny base models, again from the beginning
 PYTHON ?= python3
 CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -15,7 +16,7 @@ STUDIES := tiny tiny_shots tiny_ablations tiny_images
 SHOWN = $(or $(RUN),outputs/site/mnist5k_datadream_cls_16shot_seed0)
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 
-.PHONY: demo test lab site site-notebooks browser results pretrain lint
+.PHONY: demo test lab site site-notebooks browser results rehearsal pretrain lint
 .DEFAULT_GOAL := demo
 
 .venv/installed: pyproject.toml constraints.txt
@@ -38,9 +39,12 @@ test: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,site,browser]'
 	@touch $@
 
-# Executed once, for the site: the solutions beside the run, 05 with its example beside the study
+# Executed once, for the site: 03 with all settings beside each other (a study trains each in a notebook of its own), the
+# solutions beside the run, 05 with its example beside the study
 site-notebooks: .venv/site
 	@test -n "$(RUN)" || $(SNAKEMAKE) --configfile params/studies/site.yaml
+	@test -n "$(RUN)" || test -e $(SHOWN)/03_train_clip.ipynb || \
+		$(PAPERMILL) notebooks/03_train_clip.ipynb $(SHOWN)/03_train_clip.ipynb -f params/site.yaml
 	@mkdir -p $(SHOWN)/solutions
 	@for n in $(notdir $(basename $(wildcard solutions/*.ipynb))); do \
 		test -e $(SHOWN)/solutions/$$n.ipynb || $(PAPERMILL) solutions/$$n.ipynb $(SHOWN)/solutions/$$n.ipynb \
@@ -63,6 +67,9 @@ results: .venv/installed
 	$(SNAKEMAKE) --forcerun analysis beyond --configfile params/studies/tiny.yaml
 	$(BIN)/python -m workflow.scripts.collect outputs/tiny figures/tiny
 	@cat figures/tiny/main_results.md
+
+rehearsal: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.rehearsal $(FLAGS)
 
 pretrain: .venv/installed
 	$(BIN)/python -m models.pretraining.pretrain --output models

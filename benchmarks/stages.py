@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from benchmarks.tables import write_readme
+from benchmarks.tables import STAGES, write_readme
 from benchmarks.worlds import WORLDS, prepare, write_pictures
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.diffusion.lora import WEIGHTS, read_lora
@@ -31,7 +31,6 @@ from datadream_utils.runs.device import choose_device, device_name
 from datadream_utils.runs.run import PACKAGES
 from datadream_utils.runs.stage import cpu_name, git_commit
 
-STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SIDES = ("reference", "ours")
 # Largest distance between the sides' results: of an adapter's change of weights; mean levels of 255; share of
 # predictions. Half precision and cuDNN's TF32 round other batches otherwise.
@@ -149,7 +148,7 @@ def adapter_distance(theirs, ours):
         raise ValueError(f"adapters of other layers: {sorted(map(str, theirs.keys() ^ ours.keys()))[:3]}")
     distance, size = 0.0, 0.0
     for layer in theirs:
-        first, second = (up.double() @ down.double() for down, up in (theirs[layer], ours[layer]))
+        first, second = (up.double() * scale @ down.double() for down, up, scale in (theirs[layer], ours[layer]))
         distance, size = distance + (first - second).square().sum(), size + first.square().sum()
     return float((distance / size).sqrt())
 

@@ -21,6 +21,7 @@ TARGETS = (
     ("evaluate classes=100", "total", 10.0, 10.0),
     ("evaluate classes=1000", "total", 10.0, 10.0),
 )
+STAGES = ("adapt_cls", "adapt_dset", "generate", "train", "evaluate")
 SAMPLING = (3.0, 5.0)  # as fast as DDIM's 50 steps, at equal or better Fréchet distance: on a CPU, on a GPU
 WORDS = {"total": "start to last file", "work": "work alone"}
 
@@ -96,6 +97,30 @@ def sampling_ratio(rows):
     return rows[0]["seconds"] / fastest["seconds"], f" ({fastest['sampler']})"
 
 
+def summary(results):
+    """How fast each stage is beside the authors' procedure and beside the machine: three lines."""
+    lines = []
+    for world, where in (("tiny", "in the tiny world on a"), ("full", "at full size on an")):
+        said, result = [], results.get(world, {})
+        for stage in STAGES:
+            if sides := result.get(stage):
+                limits = sides.get("limits")
+                share = f" ({100 * limits['flops_per_second'] / limits['matmul_peak']:.0f} %)" if limits else ""
+                said.append(f"{stage} {ratio(sides, _clock(sides, 'total')):.1f}{share}")
+            else:
+                said.append(f"{stage} not measured")
+        device = next((sides["machine"]["device"] for sides in result.values()), "none yet")
+        lines.append(f"- Times as fast as the authors' procedure, {where} {device}: {', '.join(said)}.")
+    lines[0] = lines[0][:-1] + "; in brackets the share of the FLOP/s of a matrix product."
+    best = {}
+    for name, row in results.get("gpu", {}).items():
+        if "flops" in row:
+            part, share = name.split(":")[0], row["flops"] / row["peak"]
+            best[part] = max(best.get(part, 0), share)
+    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in best.items()) or "not measured"
+    return [*lines, f"- Share of a GPU's FLOP/s in a matrix product, the best row of each stage: {shares}."]
+
+
 def limit_table(result):
     """Achieved FLOP/s of the package beside the machine's, and where the time goes.
 
@@ -150,6 +175,24 @@ def crops_table(result):
     return [*lines, "", share]
 
 
+def gpu_table(result):
+    """A row per measured unit: seconds, images and FLOP/s beside the machine's own; then what was only tried."""
+    lines = [
+        "| what | s | images/s | TFLOP/s | of matmul's | memory, GB | compiling, s | pictures classified/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in result.items():
+        if "seconds" in row:
+            cells = [f"{name}, a {row['unit']}", f"{row['seconds']:.3f}", f"{row['images'] / row['seconds']:.1f}"]
+            cells += [f"{row['flops'] / 1e12:.2f}", f"{100 * row['flops'] / row['peak']:.0f} %"]
+            cells += [f"{row['memory'] / 1e9:.1f}", f"{row['compile']:.0f}" if "compile" in row else ""]
+            cells += [f"{row['evaluated']:.0f}" if "evaluated" in row else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {name}: {row['says']}" for name, row in result.items() if "says" in row)]
+    machines = {f"{_where(row['machine'])}; commit {_commit(row['machine'])}." for row in result.values()}
+    return [*lines, "", *sorted(machines)]
+
+
 def _machine(noted):
     m = noted["machine"]
     return ["", f"{_where(m)}; commit {_commit(m)}, load {m['load']:.1f}."]
@@ -182,6 +225,7 @@ TABLES = {
     "frechet": lambda r: [*frechet_table(r), *_machine(r)],
     "crops": lambda r: [*crops_table(r), *_machine(r)],
     "frechet_gpu": lambda r: [*frechet_table(r), *_machine(r)],
+    "gpu": gpu_table,
 }
 
 
@@ -191,7 +235,7 @@ def write_readme():
     paths = {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
     results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
     made = {name: TABLES[name](results[name]) if name in results else ["*not measured*"] for name in TABLES}
-    for name, lines in (made | {"targets": target_table(results)}).items():
+    for name, lines in (made | {"targets": target_table(results), "summary": summary(results)}).items():
         block = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
         text, found = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
         if not found:

@@ -73,15 +73,15 @@ def make_run(p, folder, source=None, shard=""):
     return Run(p, Stage(p.stage, Path(folder)), data, shots, choose_device(p.device), source, shard, no_progress)
 
 
-def write_stable_diffusion(folder, sizes):
-    """A pipeline with random weights in half precision."""
+def write_stable_diffusion(folder, sizes, vocabulary=None, dtype=torch.float16):
+    """A pipeline with random weights; ``vocabulary``: as in ``stable_diffusion``."""
     torch.manual_seed(0)
-    stable_diffusion(sizes).to(dtype=torch.float16).save_pretrained(folder)
+    stable_diffusion(sizes, vocabulary).to(dtype=dtype).save_pretrained(folder)
 
 
-def stable_diffusion(sizes):
-    """A pipeline with random weights, with the tiny world's vocabulary."""
-    tokenizer = _tokenizer()
+def stable_diffusion(sizes, vocabulary=None):
+    """A pipeline with random weights; ``vocabulary``: its number of tokens, None for the tiny world's own."""
+    tokenizer = _tokenizer(vocabulary)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), max_position_embeddings=TOKENS, hidden_act="gelu", **_ids(tokenizer), **sizes["text"]
     )
@@ -111,10 +111,10 @@ def stable_diffusion(sizes):
     )
 
 
-def write_clip(folder, sizes):
-    """A CLIP with random weights, its tokenizer and its picture processor."""
+def write_clip(folder, sizes, vocabulary=None):
+    """A CLIP with random weights, its tokenizer (of ``vocabulary`` tokens) and its picture processor."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(vocabulary)
     text = dict(vocab_size=len(tokenizer), max_position_embeddings=TOKENS, **_ids(tokenizer), **sizes["clip_text"])
     CLIPModel(CLIPConfig(text_config=text, vision_config=sizes["clip_vision"])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -124,8 +124,12 @@ def write_clip(folder, sizes):
     )
 
 
-def _tokenizer():
-    return CLIPTokenizer.from_pretrained(ROOT / "models" / "tiny-clip", model_max_length=TOKENS)
+def _tokenizer(vocabulary=None):
+    """The tiny world's tokenizer, filled up to ``vocabulary`` tokens with some that no text has."""
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models" / "tiny-clip", model_max_length=TOKENS)
+    if vocabulary:
+        tokenizer.add_tokens([f"<unused {i}>" for i in range(vocabulary - len(tokenizer))])
+    return tokenizer
 
 
 def _ids(tokenizer):

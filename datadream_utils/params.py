@@ -47,6 +47,7 @@ class OnlyIf(NamedTuple):
 
 MACHINE = "machine"  # marks a parameter that sets where a run is kept or what computes it: no result depends on it
 PICTURES = "pictures"  # marks a parameter that affects only pictures shown in the notebook
+LATER = {"sampler": "model"}  # parameters that came when there were runs already, each with what made those
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -63,6 +64,8 @@ Folder = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=0)]
 Precision = Literal["no", "fp16", "bf16"]
+Sampler = Literal["model", "dpmsolver++"]
+Compile = Annotated[Literal["auto", "yes", "no"], MACHINE]  # the same results, up to rounding: ``runs.compiling``
 
 
 def resolve(path):
@@ -137,8 +140,12 @@ class Parameters(BaseModel):
         return [name for name in marks if MACHINE not in marks[name] and PICTURES not in marks[name]]
 
     def identity(self):
-        """What decides the result: ``{name: value}`` of the ``decisive`` parameters."""
-        return {name: getattr(self, name) for name in self.decisive()}
+        """What decides the result: ``{name: value}`` of the ``decisive`` parameters.
+
+        Those of ``LATER`` are left out where they change nothing, so that earlier runs stay the same runs.
+        """
+        values = {name: getattr(self, name) for name in self.decisive()}
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 class RunParams(Parameters):
@@ -235,6 +242,7 @@ class AdaptParams(RunParams):
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     guidance_scale: Annotated[NonNegative, PICTURES]
     num_inference_steps: Annotated[Passes, PICTURES]
+    sampler: Annotated[Sampler, PICTURES]
     pictures_shown: Annotated[Count, PICTURES]
 
     _resolution = model_validator(mode="after")(_check_resolution)
@@ -254,6 +262,9 @@ class GenerateParams(RunParams):
     means other noise on another model's schedule. "n_shot" becomes IsSynth's (``ISSYNTH_NOISE``; for other numbers of
     shots, that of the next smaller one). IsSynth's code (He et al. 2023) begins at step 15, 20, 35, 40, 50 from the end
     of 100 for 16, 8, 4, 2, 1 shots; the amplitudes are those of these steps on GLIDE's cosine schedule.
+
+    sampler: the solver of the denoising steps, "model" for the one that is published with sd_model, "dpmsolver++" for
+    DPM-Solver++ (Lu et al. 2022), which needs fewer steps (``num_inference_steps``).
     """
 
     stage: ClassVar[str] = "generate"
@@ -268,6 +279,7 @@ class GenerateParams(RunParams):
     images_per_class: Images
     guidance_scale: NonNegative
     num_inference_steps: Passes
+    sampler: Sampler
     start_noise: Annotated[float, Field(gt=0, le=1), OnlyIf("start", "shot")]
     captioner: Annotated[str, OnlyIf("prompt", "caption")]
     captioner_revision: Annotated[str, OnlyIf("prompt", "caption")]
@@ -276,6 +288,7 @@ class GenerateParams(RunParams):
     filter_tries: Annotated[Count, OnlyIf("keep", "clip")]
     generate_batch_size: Count
     mixed_precision: Precision
+    compile: Compile
     pictures_shown: Annotated[Count, PICTURES]
 
     _resolution = model_validator(mode="after")(_check_resolution)
@@ -318,10 +331,12 @@ class TrainParams(RunParams):
     solarize: Fraction
     mix_share: Fraction
     val_every: Count
+    compare_settings: Annotated[bool, PICTURES]
     eval_batch_size: Count
     num_workers: Annotated[Threads, MACHINE]
     mixed_precision: Precision
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
+    compile: Compile
 
     @field_validator("clip_model", "classifier")
     @classmethod

@@ -102,6 +102,7 @@ def _as_text(value):
 
 
 def _as_word(value, words):
-    """One of a few words, in any case. YAML reads no as false, and papermill None as nothing: both mean "no"."""
-    text = "no" if value is False or value is None else str(value)
-    return next((word for word in words if word.lower() == text.strip().lower()), value)
+    """One of a few words, in any case. YAML reads yes as true and no as false, papermill None as nothing: "no"."""
+    text = str(value).strip().lower()
+    text = {"true": "yes", "false": "no", "none": "no"}.get(text, text)
+    return next((word for word in words if word.lower() == text), value)

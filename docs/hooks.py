@@ -31,10 +31,11 @@ LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 def executed_notebooks(extra):
     """``{page: executed notebook}`` of 01 to 04 and 06, for the run and the setting in mkdocs.yml's ``extra``."""
     run = ROOT / extra["run"]
+    compared, alone = run / "03_train_clip.ipynb", run / f"03_train_clip-{extra['setting']}.ipynb"
     files = {
         "01_adapt_sd": run / "01_adapt_sd.ipynb",
         "02_generate": run / "02_generate.ipynb",
-        "03_train_clip": run / f"03_train_clip-{extra['setting']}.ipynb",
+        "03_train_clip": compared if compared.is_file() else alone,
         "04_analysis": run.parent / "04_analysis.ipynb",
         "06_beyond_the_paper": run.parent / "06_beyond_the_paper.ipynb",
     }
@@ -170,6 +171,7 @@ def on_page_content(html, page, config, files):
     if not _outputs(page.file.abs_src_path):
         soup.insert(0, BeautifulSoup(STORED, "html.parser"))
     describe_pictures(soup, page.file.abs_src_path)
+    fold_parameters(soup)
     write_formulas(soup)
     follow_links(soup, page, files, config)
     tidy(soup)
@@ -188,6 +190,16 @@ def describe_pictures(soup, notebook):
         if not words.get(data):
             raise PluginError(f"{notebook}: a figure has no description; give it a title (plots.style)")
         picture["alt"] = words[data]
+
+
+def fold_parameters(soup):
+    """Fold the cell of the parameters, as JupyterLab does, and the one in which papermill has set some."""
+    for tag, words in (("parameters", "Parameters"), ("injected-parameters", "Parameters that were set for this page")):
+        for cell in soup.select(f".celltag_{tag} .jp-Cell-inputWrapper"):
+            box = cell.wrap(soup.new_tag("details"))
+            summary = soup.new_tag("summary")
+            summary.string = words
+            box.insert(0, summary)
 
 
 def write_formulas(soup):
@@ -225,12 +237,14 @@ def _lettered(letter, style):
 
 
 def follow_links(soup, page, files, config):
-    """Links to files of the repository lead to pages here; one that leads nowhere stops the build."""
-    for link in soup.select("a[href]:not([href*=':'], [href^='#'])"):
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link["href"]))
+    """Links and pictures of the repository lead to those here; one that leads nowhere stops the build."""
+    links = [(link, "href") for link in soup.select("a[href]:not([href*=':'], [href^='#'])")]
+    links += [(picture, "src") for picture in soup.select("img[src]:not([src*=':'])")]
+    for link, where in links:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link[where]))
         if not (target := files.get_file_from_path(site_page(path, config))):
-            raise PluginError(f"{page.file.abs_src_path}: its link to {link['href']} leads to no page")
-        link["href"] = target.url_relative_to(page.file)
+            raise PluginError(f"{page.file.abs_src_path}: its link to {link[where]} leads to no page")
+        link[where] = target.url_relative_to(page.file)
 
 
 def tidy(soup):

@@ -138,7 +138,8 @@ def run_notebook(stage, folder, kernel=None, **changes):
 def smoke(tmp_path_factory):
     """All four notebooks at smoke parameters: ``(folder, {stage: executed notebook})``. Read only."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, {stage: run_notebook(stage, folder) for stage in STAGES}
+    changes = {"train": {"compare_settings": True}}  # as a reader has it, who runs 01 to 04
+    return folder, {stage: run_notebook(stage, folder, **changes.get(stage, {})) for stage in STAGES}
 
 
 SAME = {"dataset": "/data/mine", "method": "datadream_cls", "n_shot": 4, "seed": 0, "variant": ""}

@@ -155,3 +155,16 @@ def test_a_value_is_compared_with_the_reference_seed_by_seed():
 def test_every_ablation_names_its_study():
     assert all(f"params/studies/tiny_{kind}.yaml" in ablations.study_command(parameter)
                for parameter, kind in zip(ABLATIONS, ["shots", "images"] + ["ablations"] * 5, strict=True))  # fmt: skip
+
+
+def test_runs_from_before_a_parameter_have_the_value_that_made_them(tmp_path):
+    rows = []
+    for run, variant, own in (("a", "", {}), ("b", "fast", {"sampler": "dpmsolver++"})):
+        write_stage(tmp_path, run, "generate", variant=variant, images_per_class=12, **own)
+        folder = write_stage(tmp_path, run, "train-S", setting="S", variant=variant)
+        rows.append(dict(dataset="mine", method="datadream_cls", setting="S", n_shot=4, classifier="clip", seed=0,
+                         protocol="sound", folder=folder, accuracy=50.0, variant=variant))  # fmt: skip
+    stages = load_stages(tmp_path)
+    assert ablations.find_changes(stages)["b"][0] == {"sampler": "dpmsolver++"}
+    table = ablations.select_ablation(pd.DataFrame(rows), stages, "mine", 4, "sampler")
+    assert table["value"].tolist() == ["model", "dpmsolver++"]

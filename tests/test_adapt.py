@@ -6,16 +6,27 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.adapt import Adapter, SingleTraining, adapt, plan_adapters
 from datadream_utils.diffusion.denoising import Batches, Shots, denoising_loss, noise_scheduler, tokenize
 from datadream_utils.diffusion.generate import sample
-from datadream_utils.diffusion.lora import WEIGHTS, adapted_parts, attach_lora, attached_lora, fused_lora, save_lora
+from datadream_utils.diffusion.lora import (
+    WEIGHTS,
+    adapted_layers,
+    adapted_parts,
+    attach_lora,
+    attached_lora,
+    fused_lora,
+    save_lora,
+)
 from datadream_utils.diffusion.probe import count_lora
 from datadream_utils.diffusion.stacked import StackedLinear, stacked_lora
+from datadream_utils.errors import InputError
 from datadream_utils.params import ROOT
 
 
@@ -137,6 +148,55 @@ def test_fused_predicts_what_attached_does_and_gives_the_base_back(pipe, tmp_pat
             assert (fused - plain).abs().mean() > 0.05
     after = {name: w for m in (pipe.unet, pipe.text_encoder) for name, w in m.state_dict().items()}
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def _weights(pipe):
+    return {name: w.clone() for m in (pipe.unet, pipe.text_encoder) for name, w in m.state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_fused_weights_are_those_of_diffusers_bit_for_bit(tmp_path, dtype, text_encoder):
+    pipe = load_stable_diffusion("models/tiny-stable-diffusion", dtype=dtype)
+    parts = (pipe.unet, pipe.text_encoder)
+    parameters = attach_lora(pipe, rank=5, alpha=7.0, seed=0, text_encoder=text_encoder)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in parameters:
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    save_lora(pipe, tmp_path / "adapter", text_encoder)
+    pipe.unload_lora_weights()
+    base, modules = _weights(pipe), [id(module) for part in parts for module in part.modules()]
+    with fused_lora(pipe, tmp_path / "adapter"):
+        fused = _weights(pipe)
+        assert [id(module) for part in parts for module in part.modules()] == modules
+    assert [id(module) for part in parts for module in part.modules()] == modules
+    assert all(torch.equal(weight, base[name]) for name, weight in _weights(pipe).items())
+    pipe.load_lora_weights(tmp_path / "adapter")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    theirs = _weights(pipe)
+    assert theirs.keys() == fused.keys() and all(torch.equal(theirs[name], fused[name]) for name in theirs)
+    assert sum(not torch.equal(fused[name], base[name]) for name in base) == len(adapted_layers(pipe, text_encoder))
+
+
+def test_an_adapter_of_another_model_is_refused(pipe, tmp_path):
+    _perturbed_adapter(pipe, tmp_path / "adapter")
+    pipe.unload_lora_weights()
+    with safe_open(tmp_path / "adapter" / WEIGHTS, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = file.metadata()
+    before = _weights(pipe)
+    key = next(key for key in tensors if ".to_k." in key and ".up." in key)
+    for changed, message in (
+        (tensors | {key: torch.zeros(3, 4)}, "to_k of the U-Net, 3 x "),
+        ({name.replace("mid_block", "end_block"): value for name, value in tensors.items()}, "which is not there"),
+        ({}, "changes no layer"),
+    ):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        save_file(changed, tmp_path / "other" / WEIGHTS, metadata)
+        with pytest.raises(InputError, match=message), fused_lora(pipe, tmp_path / "other"):
+            pass
+    assert all(torch.equal(weight, before[name]) for name, weight in _weights(pipe).items())
 
 
 @pytest.mark.parametrize("method, names", [("datadream_cls", 10), ("datadream_dset", 1), ("fakeit", 0)])

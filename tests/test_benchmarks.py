@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from benchmarks import (
     clock,
     crops,
+    gpu,
     growth,
     limits,
     ours_diffusion,
@@ -318,3 +319,41 @@ def test_stages_are_measured_in_processes_of_their_own(tmp_path):
     lines = tables.TABLES["tiny"]({stage: sides | {"repeats": 1, "set": {}} for stage, sides in found.items()})
     assert [line.split(" | ")[0] for line in lines[2:6]] == ["| adapt_cls", "| generate", "| evaluate", "| train"]
     assert found["adapt_cls"]["reference"][0]["load"] > found["adapt_cls"]["ours"][0]["load"]  # a process per class
+
+
+def test_a_gpus_rows_are_measured_once_and_noted_one_by_one(tmp_path):
+    calls, path = [], tmp_path / "gpu.json"
+
+    class Bench:
+        def params(self, stage):
+            return make_params(stage, {})
+
+        def train_rows(self):
+            return {"a": lambda: calls.append("a") or {"says": "fine"}, "b": self.fail}
+
+        def fail(self):
+            calls.append("b")
+            if len(calls) < 3:
+                raise MemoryError
+            row = {"unit": "step", "seconds": 0.5, "images": 64, "flops": 2e12, "peak": 8e12, "memory": 3e9}
+            return row | {"evaluated": 100.0}
+
+    with pytest.raises(MemoryError):
+        gpu.measure(Bench(), ["train"], path, again=False)
+    gpu.measure(Bench(), ["train"], path, again=False)
+    assert calls == ["a", "b", "b"]
+    result = json.loads(path.read_text())
+    lines = tables.gpu_table(result)
+    assert lines[2] == "| train: b, a step | 0.500 | 128.0 | 2.00 | 25 % | 3.0 |  | 100 |"
+    assert "- train: a: fine" in lines and tables.summary({"gpu": result})[2].endswith("each stage: train 25 %.")
+    gpu.measure(Bench(), ["train"], path, again=True)
+    assert calls == ["a", "b", "b", "a", "b"]
+
+
+def test_the_readme_begins_with_how_fast_each_stage_is():
+    seconds = lambda total: [{"total": 0.0, "total cpu": total}]  # noqa: E731
+    limits = {"flops_per_second": 1e9, "matmul_peak": 4e9}
+    sides = {"reference": seconds(9.0), "ours": seconds(3.0), "machine": {"device": "cpu (old)"}, "limits": limits}
+    first, second, third = tables.summary({"tiny": {"train": sides}})
+    assert "cpu (old): adapt_cls not measured," in first and "train 3.0 (25 %), evaluate not measured;" in first
+    assert "none yet: adapt_cls not measured" in second and third.endswith("not measured.")

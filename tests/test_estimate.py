@@ -83,8 +83,8 @@ def test_hours_and_bytes_are_counts_times_what_was_measured():
     picture = 3.0 / 2  # a batch of two takes three seconds
     # adapt: 20 adapters in one group of up to 40, two epochs of two images; generate: ten classes, one batch of two
     assert rows.loc["adapt", "units"] == 2 and rows.loc["generate", "units"] == 10
-    assert rows.loc["adapt", "hours"] * 3600 == pytest.approx(2 * 2.0 + 7 + 11 + 34 * picture)
-    assert rows.loc["generate", "hours"] * 3600 == pytest.approx(10 * 3.0 + 7 + 11 + 61 * picture)
+    assert rows.loc["adapt", "hours"] * 3600 == pytest.approx(2 * 2.0 + 7 + 11 + 26 * picture)
+    assert rows.loc["generate", "hours"] * 3600 == pytest.approx(10 * 3.0 + 7 + 11 + 57 * picture)
     steps, pictures = 2 * 2, 3500 + 2 * 500  # 20 images in batches of 16; validated after both epochs
     assert rows.loc["train", "hours"] * 3600 == pytest.approx(steps * 5.0 + 0.25 * pictures + 7 + 11)
     assert rows.loc["adapt", "disk"] == 20 * 1000 + estimate.NOTEBOOK_BYTES

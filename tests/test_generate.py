@@ -11,8 +11,10 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from datadream_utils.backbones.clip import ClipClassifier, clip_judge
+from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import few_shot
@@ -35,6 +37,7 @@ from datadream_utils.diffusion.recipe import Recipe, image_seed
 from datadream_utils.errors import InputError
 from datadream_utils.methods import METHODS, get_method
 from datadream_utils.params import ROOT
+from datadream_utils.runs import compiling
 from datadream_utils.runs.stage import finished_stage
 
 
@@ -351,3 +354,99 @@ def test_a_replaced_part_makes_the_other_methods_row():
     assert replace(METHODS["issynth"], label="") == replace(
         get_method("datadream_cls", adapter="none", start="shot"), label=""
     )
+
+
+@pytest.fixture
+def fresh_pipe():
+    """A pipeline of its own: dynamo's records of a module outlive compiling."""
+    return load_stable_diffusion("models/tiny-stable-diffusion")
+
+
+@pytest.mark.parametrize("method", ["datadream_cls", "loft"])
+def test_compiled_images_are_the_same_and_classes_share_what_is_compiled(fresh_pipe, make_run, monkeypatch, method):
+    """Two classes of three images in batches of two: the odd image of each is drawn uncompiled."""
+    monkeypatch.setattr(compiling, "HOW", {"backend": "aot_eager"})
+    pipe, changes = fresh_pipe, {**SMALL, "method": method}
+    adapted = make_run("adapt", method=method, n_shot=3, adapt_epochs=2)
+    adapt(pipe, plan_adapters(adapted), adapted)
+    modules, images, graphs = [id(module) for module in pipe.unet.modules()], {}, []
+    draw_block = generating._draw_block
+
+    def counted(*args):
+        rows = draw_block(*args)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return rows
+
+    monkeypatch.setattr(generating, "_draw_block", counted)
+    for choice in ("no", "yes"):
+        run = make_run("generate", source=adapted.stage, output_root=f"{adapted.folder}-{choice}", compile=choice,
+                       shard="1/5", **changes)  # fmt: skip
+        _generate(pipe, run)
+        images[choice] = sorted(run.folder.rglob("*.png"))
+        assert [id(module) for module in pipe.unet.modules()] == modules
+        assert all(module._compiled_call_impl is None for module in pipe.unet.modules())
+    assert len(images["yes"]) == len(images["no"]) == 6
+    for one, other in zip(images["no"], images["yes"], strict=True):
+        assert np.abs(_pixels(Image.open(one)) - _pixels(Image.open(other))).max() <= 1
+    compiled_graphs = graphs[len(graphs) // 2 :]
+    assert graphs[0] < compiled_graphs[0] and len(set(compiled_graphs)) == 1
+
+
+def test_a_compiler_that_fails_is_named(fresh_pipe, make_run, monkeypatch, capsys):
+    def fail(graph, inputs):
+        raise OSError("no such compiler")
+
+    monkeypatch.setattr(compiling, "HOW", {"backend": fail})
+    changes = {**SMALL, "method": "fakeit", "shard": "1/10"}
+    with pytest.raises(InputError, match=r"torch.compile fails .*no such compiler.*: set compile to 'no'"):
+        _generate(fresh_pipe, make_run("generate", compile="yes", **changes))
+    run = make_run("generate", compile="auto", variant="auto", **changes)
+    generate(fresh_pipe, make_recipe(run), run, pays=True)
+    assert "going on without" in capsys.readouterr().out and len(list(run.folder.rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    "device, changes, pays",
+    [
+        ("cuda", {}, True),
+        ("cpu", {}, False),
+        ("mps", {}, False),
+        ("cuda", {"images_per_class": 99}, False),
+        ("cuda", {"guidance_scale": 1.0}, False),
+        ("cuda", {"sampler": "dpmsolver++", "num_inference_steps": 49}, False),
+    ],
+)
+def test_auto_compiles_a_long_stage_on_a_gpu(pipe, make_params, device, changes, pays):
+    gpu = type("Pipe", (), {"device": torch.device(device), "scheduler": pipe.scheduler})
+    p = make_params("generate", **{"images_per_class": 100, "num_inference_steps": 50} | changes)
+    assert generating.compile_pays(gpu, p, 10) == pays
+
+
+def test_another_solver_draws_the_same_in_other_steps(pipe, monkeypatch, make_params):
+    tiny = sample(pipe, ["a photo of a seven"], [0], 2.0, 6, 32)
+    assert _pixels(sample(pipe, ["a photo of a seven"], [0], 2.0, 6, 32, sampler="dpmsolver++")[0]).tolist() == (
+        _pixels(tiny[0]).tolist()  # the tiny model's own solver
+    )
+    scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
+    calls = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: calls.append(int(inputs[1])))
+    try:
+        for sampler, passes in (("model", 7), ("dpmsolver++", 6)):
+            calls.clear()
+            sample(pipe, ["a photo of a seven"], [0], 2.0, 6, 32, sampler=sampler)
+            assert len(calls) == passes == count_passes(pipe, 6, sampler=sampler)
+            p = make_params("generate", num_inference_steps=6, sampler=sampler)
+            assert generating.passes_per_image(pipe, p) == 2 * passes
+    finally:
+        hook.remove()
+    assert pipe.scheduler is scheduler
+
+
+def test_a_solver_of_ones_own_makes_another_run_and_the_models_own_does_not(make_run):
+    run = make_run("generate")
+    run.begin()
+    assert "sampler" not in json.loads((run.folder / "parameters.json").read_text())["parameters"]
+    make_run("generate", compile="yes")  # how it is computed, not what
+    with pytest.raises(InputError, match="was made with sampler=None, not 'dpmsolver"):
+        make_run("generate", sampler="dpmsolver++")

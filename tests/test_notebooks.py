@@ -1,21 +1,29 @@
 """The notebooks: clean as stored, and run from first to last cell through papermill."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from base64 import b64decode
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from conftest import execute_notebook, run_notebook
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from datadream_utils.catalogue import FIGURES, TABLES, files
+from datadream_utils.errors import InputError
 from datadream_utils.params import NOTEBOOKS, ROOT, STAGES
+from datadream_utils.plots.classifiers import LEARNS_FROM
 from datadream_utils.plots.gallery import COMMITTED
+from workflow.scripts.expected import BYTES, PLACE, WIDTH, expected_cells, small_picture, write_pictures
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -54,7 +62,7 @@ def _outputs(notebook):
 def test_all_four_run_in_order_and_leave_their_files(smoke):
     folder, _notebooks = smoke
     run = folder / "outputs" / "mnist5k_datadream_cls_2shot_seed0"
-    assert {path.parent.name for path in run.glob("*/manifest.json")} == {"adapt", "generate", "train-R+S"}
+    assert {path.parent.name for path in run.glob("*/manifest.json")} == {"adapt", "generate", "train-S", "train-R+S"}
     assert len(list(run.glob("adapt/adapters/*/pytorch_lora_weights.safetensors"))) == 10
     assert len(list(run.glob("generate/images/*/*.png"))) == 20
     metrics = json.loads((run / "train-R+S" / "metrics.json").read_text())
@@ -62,6 +70,83 @@ def test_all_four_run_in_order_and_leave_their_files(smoke):
     written = {path.name for path in (folder / "figures").iterdir()}
     assert written == {*files(FIGURES, always=True), *files(TABLES, always=True)}
     assert not list(folder.rglob("*.part"))
+
+
+def test_03_sets_the_settings_beside_each_other(smoke):
+    """S, R, R+S and zero-shot CLIP on the same test images; each is the stage that a run of its own would be."""
+    folder, notebooks = smoke
+    places = {"none": ("clip_zeroshot", "none"), "R": ("real", "R")}
+    places |= {setting: ("datadream_cls", setting) for setting in ("S", "R+S")}
+    (cell,) = [cell for cell in notebooks["train"].cells if "train_and_test(" in cell.source]
+    words = next(o.metadata["image/png"]["alt"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    tested = set()
+    for setting, (method, name) in places.items():
+        stage = folder / "outputs" / f"mnist5k_{method}_2shot_seed0" / f"train-{name}"
+        manifest = json.loads((stage / "manifest.json").read_text())
+        metrics = json.loads((stage / "metrics.json").read_text())
+        tested.add(manifest["evaluated_sha256"])
+        assert "compare_settings" not in manifest["parameters"] and metrics["setting"] == setting
+        assert f"{LEARNS_FROM[setting]} {metrics['accuracy']:.1f} %" in words
+    assert len(tested) == 1
+
+
+def test_03_trains_one_classifier_where_a_study_runs_it(tmp_path, warm_kernel, smoke):
+    shutil.copytree(smoke[0] / "outputs" / "mnist5k_datadream_cls_2shot_seed0" / "generate",
+                    tmp_path / "outputs" / "mnist5k_datadream_cls_2shot_seed0" / "generate")  # fmt: skip
+    run_notebook("train", tmp_path, warm_kernel, setting="S")
+    made = {path.parent.relative_to(tmp_path / "outputs").as_posix() for path in tmp_path.rglob("manifest.json")}
+    run = "mnist5k_datadream_cls_2shot_seed0"
+    assert made == {f"{run}/generate", f"{run}/train-S"}
+    for name in ("predictions.parquet", "history.csv", "metrics.json"):  # as the notebook of another setting made it
+        alone, beside = (root / "outputs" / run / "train-S" / name for root in (tmp_path, smoke[0]))
+        assert alone.read_bytes() == beside.read_bytes()
+
+
+def test_the_first_picture_comes_early_and_parameters_are_folded():
+    """A picture at the top; then hardly a screen of code before the first cell that draws."""
+    for file in FILES[:3]:
+        cells = nbformat.read(file, 4).cells
+        assert "docs/assets/expected/" in cells[0].source
+        drawn = next(i for i, cell in enumerate(cells) if re.search(r"pictures\.show|heatmaps\(", cell.source))
+        visible = [cell for cell in cells[1:drawn] if not cell.metadata.get("jupyter", {}).get("source_hidden")]
+        assert sum(len(cell.source.splitlines()) for cell in visible) <= 45, file.stem
+        (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
+        assert parameters not in visible
+
+
+def test_every_expected_picture_is_there_small_and_shown():
+    ids = [name for file in FILES for name in expected_cells(file)]
+    assert len(ids) >= 8 and {path.stem for path in PLACE.iterdir()} == set(ids)
+    for file in FILES:
+        shown = "\n".join(cell.source for cell in nbformat.read(file, 4).cells if cell.cell_type == "markdown")
+        for name in expected_cells(file):
+            assert (PLACE / f"{name}.webp").stat().st_size <= BYTES
+            assert f"](../docs/assets/expected/{name}.webp)" in shown, name
+        assert set(re.findall(r"assets/expected/([\w-]+)\.webp", shown)) <= set(ids)
+
+
+def test_expected_pictures_are_those_that_the_cells_drew(smoke, tmp_path):
+    for stage in ("adapt", "generate", "train"):
+        nbformat.write(smoke[1][stage], tmp_path / f"{NOTEBOOKS[stage]}.ipynb")
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "old.png").touch()
+    paths = write_pictures(tmp_path, tmp_path / "place")
+    assert sorted(paths) == sorted((tmp_path / "place").iterdir())
+    (cell,) = [cell for cell in smoke[1]["adapt"].cells if cell.id == "01-after"]
+    (drawn,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    a, b = (Image.open(f).convert("RGB") for f in (io.BytesIO(b64decode(drawn)), tmp_path / "place" / "01-after.webp"))
+    b = b.resize(a.size)
+    assert np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() < 8
+    with pytest.raises(InputError, match="no notebook in which cell '01-after'"):
+        write_pictures(tmp_path / "place", tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_picture_with_much_in_it_is_made_smaller():
+    noise, buffer = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(buffer, format="png")
+    small = small_picture(buffer.getvalue())
+    assert len(small) <= BYTES and Image.open(io.BytesIO(small)).width < WIDTH
 
 
 def test_pictures_show_and_nothing_is_printed_to_stderr(smoke):
@@ -85,7 +170,7 @@ def test_widgets_leave_a_picture_with_alt_text_and_no_state(smoke):
 
 @pytest.mark.parametrize("stage, sections", [("analysis", 9), ("beyond", 10)])
 def test_no_section_of_the_analysis_is_empty_after_one_run(smoke, stage, sections):
-    """Each has a picture or a table; where one run compares nothing, the committed results, and named as such."""
+    """Each has a picture or a table; where these runs compare nothing, the committed results, and named as such."""
     parts = []
     for cell in smoke[1][stage].cells:
         if re.match(r"## [1-9]", cell.source):
@@ -98,10 +183,10 @@ def test_no_section_of_the_analysis_is_empty_after_one_run(smoke, stage, section
         assert len(shown) >= 1, number
     texts = [data.get("text/markdown", "") for part in parts for data in part]
     reasons = [i for i, text in enumerate(texts) if "snakemake -s workflow/Snakefile" in text]
-    assert len(reasons) >= 4
+    assert reasons
     without = [i for i in reasons if "Not from your runs: the committed results (`figures/tiny/" not in texts[i + 1]]
     names = [name for name, entry in FIGURES.items() if entry.notebook == NOTEBOOKS[stage] and name != "overview"]
-    assert len(without) == sum(not (COMMITTED / f"{name}.png").is_file() for name in names)  # each was empty here
+    assert len(without) <= sum(not (COMMITTED / f"{name}.png").is_file() for name in names)
 
 
 def test_04_opens_with_a_conclusion_and_06_with_what_it_measures(smoke):
@@ -111,7 +196,7 @@ def test_04_opens_with_a_conclusion_and_06_with_what_it_measures(smoke):
     assert texts[0] == conclusion and len(conclusion.split(". ")) <= 5
     metrics = next(folder.glob("outputs/*/train-R+S/metrics.json")).read_text()
     assert f"{json.loads(metrics)['accuracy']:.1f} %" in conclusion
-    assert "1 classifiers of mnist5k, 1 sets of generated images" in _outputs(notebooks["beyond"])[0].text
+    assert "4 classifiers of mnist5k, 1 sets of generated images" in _outputs(notebooks["beyond"])[0].text
 
 
 def test_progress_lines_end_at_their_total(smoke):

@@ -241,6 +241,13 @@ def test_what_can_only_mean_one_thing_is_that(make_params, written, meant):
     assert params.identity() == make_params("adapt", **meant).identity()
 
 
+@pytest.mark.parametrize(
+    "written, meant", [(True, "yes"), ("true", "yes"), (False, "no"), ("false", "no"), ("No", "no"), ("Auto", "auto")]
+)
+def test_a_word_that_yaml_and_papermill_take_for_a_switch(make_params, written, meant):
+    assert make_params("generate", compile=written).compile == make_params("train", compile=written).compile == meant
+
+
 @pytest.mark.parametrize("word, meant", [("false", False), ("False", False), ("no", False), ("true", True)])
 def test_a_switch_as_papermill_gives_it(word, meant):
     for given in (_resolve_type(word), yaml.safe_load(word), word):  # -p, -y, -r

@@ -26,7 +26,7 @@ from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.generate import generate, make_recipe, sample
 from datadream_utils.errors import InputError
 from datadream_utils.runs import plausible
-from datadream_utils.runs.plausible import check_loss, check_pictures, check_prompts, check_skipped
+from datadream_utils.runs.plausible import check_loss, check_pictures, check_prompts, check_skipped, steps_taken
 
 ADAPT = dict(n_shot=2, adapt_epochs=2, adapt_batch_size=1, adapt_warmup_steps=0)
 TRAIN = dict(method="real", n_shot=2, images_per_class=4, train_epochs=2, train_batch_size=20)
@@ -138,7 +138,7 @@ def _skip(params, skipped, steps):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        check_skipped(optimizer, step + 1, steps, params)
+        check_skipped(steps_taken(optimizer), step + 1, steps, params)
 
 
 def test_steps_skipped_at_the_start_are_normal(make_params):

@@ -187,7 +187,12 @@ def test_a_manifest_says_how_the_stage_was_made(make_run):
     assert run.begin()
     run.finish(model={"folder": "m"})
     manifest, every = run.stage.manifest(), run.params.model_dump()
-    shown = {"guidance_scale", "num_inference_steps", "pictures_shown"}  # decide only pictures in the notebook
+    shown = {
+        "guidance_scale",
+        "num_inference_steps",
+        "sampler",
+        "pictures_shown",
+    }  # decide only pictures shown
     assert manifest["parameters"] | manifest["machine"] == {k: v for k, v in every.items() if k not in shown}
     assert manifest["parameters"]["lora_rank"] == 16 and manifest["machine"]["num_threads"] == 1
     assert manifest["shots"] == [str(path.relative_to(run.data.root)) for files in run.shots for path in files]

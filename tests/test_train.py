@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from datadream_utils.backbones.clip import (
     ClipClassifier,
@@ -43,6 +45,7 @@ from datadream_utils.classifier.train import (
 )
 from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
+from datadream_utils.runs import compiling
 from datadream_utils.runs.progress import no_progress
 
 
@@ -431,3 +434,63 @@ def test_half_trained_weights_never_become_a_result(make_run):
     run.progress = no_progress
     history = fit(model, sets, run)
     assert save_results(run, model, history, evaluate(model, run))["n_test"] == 3500
+
+
+@pytest.mark.parametrize("mix_share", [0.0, 1.0])
+def test_pictures_prepared_ahead_and_losses_read_later_change_nothing(few, make_run, monkeypatch, mix_share):
+    """As on a GPU, where dropout has a generator of its own; here it would take augmentation's numbers."""
+    changes = dict(method="fakeit", setting="R+S", n_shot=2, images_per_class=4, train_epochs=2, train_batch_size=15)
+    histories, threads = [], set()
+    augment = train.Augment.__call__
+
+    def noted(self, pictures):
+        threads.add(threading.current_thread().name)
+        return augment(self, pictures)
+
+    monkeypatch.setattr(train.Augment, "__call__", noted)
+    for ahead in (set(), {"cpu"}):
+        monkeypatch.setattr(train, "AHEAD", ahead)
+        run = make_run("train", data=few, clip_lora_dropout=0.0, mix_share=mix_share, **changes)
+        model, rows = _train(run, few.files["val"])
+        histories.append((rows, model.state_dict()))
+    assert len(threads) == 2 and histories[0][0] == histories[1][0] and len(histories[0][0]) == 6
+    assert all(torch.equal(weight, histories[1][1][name]) for name, weight in histories[0][1].items())
+
+
+def test_a_loss_that_is_read_later_still_stops_the_training(few, make_run, monkeypatch):
+    monkeypatch.setattr(train, "AHEAD", {"cpu"})
+    monkeypatch.setattr(train, "mixed_loss", lambda logits, *_: logits["real"].sum() * float("nan"))
+    run, steps = make_run("train", data=few, **BRIEF), []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: steps.append(1) or backward(self))
+    with pytest.raises(InputError, match="The loss of the classifier is nan at step 0"):
+        _train(run)
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("classifier", ["clip", "models/tiny-resnet"])
+@pytest.mark.parametrize("sparing", [False, True])
+def test_compiled_training_is_the_same_up_to_rounding(few, make_run, monkeypatch, classifier, sparing):
+    """Batches of 15 of 40 pictures: the last of an epoch is smaller and runs uncompiled, as validation does."""
+    monkeypatch.setattr(compiling, "HOW", {"backend": "aot_eager"})
+    changes = dict(BRIEF, train_batch_size=15, gradient_checkpointing=sparing, classifier=classifier)
+    histories, graphs = [], []
+    for choice in ("no", "yes"):
+        run = make_run("train", data=few, compile=choice, **changes)
+        model = make_classifier(run)
+        sets = make_sets(run.params, run.shots, few_shot(few, 4, 1), 32)
+        rows = []
+        for row in train_classifier(model, sets, run.params, few.files["val"]):
+            rows.append(row)
+            graphs.append(counters["stats"]["unique_graphs"])
+        histories.append(pd.DataFrame(rows))
+        assert all(module._compiled_call_impl is None for module in model.modules())
+    before, after = graphs[:6], graphs[6:]
+    assert len(set(before)) == len(set(after)) == 1 and before[0] < after[0]
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-4, check_dtype=False)
+
+
+def test_auto_compiles_a_long_training_on_a_gpu(make_params):
+    long = make_params("train", images_per_class=640, train_epochs=10, train_batch_size=64)
+    assert train.compile_pays("cuda", long, 10) and not train.compile_pays("cpu", long, 10)
+    assert not train.compile_pays("cuda", long, 9)

@@ -100,10 +100,10 @@ def test_spectra_are_those_of_the_whole_product(pipe, adapted):
     spectra, matrices = probe.lora_spectra(pipe, folder), read_lora(folder)
     assert len(spectra) == len(matrices) == len(adapted_layers(pipe))
     for (values, share), (model, name, layer) in zip(spectra.values(), adapted_layers(pipe), strict=True):
-        down, up = matrices[model is pipe.unet, name]
-        whole = np.linalg.svd((up @ down).numpy(), compute_uv=False)[: len(values)]
+        down, up, scale = matrices[model is pipe.unet, name]
+        whole = np.linalg.svd(scale * (up @ down).numpy(), compute_uv=False)[: len(values)]
         np.testing.assert_allclose(values, whole, atol=1e-5)
-        assert share == pytest.approx(float((up @ down).norm() / layer.weight.norm()), rel=1e-4)
+        assert share == pytest.approx(float(scale * (up @ down).norm() / layer.weight.norm()), rel=1e-4)
 
 
 def test_effective_rank():

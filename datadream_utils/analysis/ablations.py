@@ -5,6 +5,7 @@ import pandas as pd
 
 from datadream_utils.analysis.compare import compare_seeds
 from datadream_utils.analysis.results import BLOCKS
+from datadream_utils.params import LATER
 
 COMMAND = (
     "snakemake -s workflow/Snakefile --cores 2 --configfile params/studies/{0}.yaml makes them; then set "
@@ -44,6 +45,7 @@ def find_changes(stages):
 
 def _find_changed(before, after):
     """The parameters of a stage that have other values than before; lora_alpha is no change where it is the rank's."""
+    before, after = LATER | before, LATER | after
     changed = {
         name: value
         for name, value in after.items()
@@ -64,7 +66,7 @@ def _find_value(parameters, name):
 
     Of ``synthetic_per_class``, whose 0 means "all", the number of all.
     """
-    value = next((values[name] for values in parameters.values() if name in values), None)
+    value = next((values[name] for values in parameters.values() if name in values), LATER.get(name))
     return _find_value(parameters, "images_per_class") if name == "synthetic_per_class" and value == 0 else value
 
 

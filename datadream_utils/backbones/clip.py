@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
@@ -70,6 +71,10 @@ class ClipClassifier(torch.nn.Module):
     def forward(self, pixel_values, class_weights):
         """Logits (n, classes)."""
         return class_logits(self.clip, image_features(self.clip, pixel_values), class_weights)
+
+    def blocks(self):
+        """What is compiled: the layers of both towers."""
+        return [module for module in self.clip.modules() if isinstance(module, CLIPEncoderLayer)]
 
     def checkpoint_activations(self):
         """Compute activations twice instead of keeping them: the same gradients in less memory."""

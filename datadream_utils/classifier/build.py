@@ -33,6 +33,10 @@ class ResNetClassifier(torch.nn.Module):
         """Logits (n, classes)."""
         return self.resnet(pixel_values).logits
 
+    def blocks(self):
+        """What is compiled: all of it, since its blocks are of many shapes."""
+        return [self.resnet]
+
     def checkpoint_activations(self):
         """Does nothing: transformers' ResNet does not support it."""
 

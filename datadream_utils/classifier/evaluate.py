@@ -21,8 +21,8 @@ from datadream_utils.runs.plausible import check_finite
 
 
 @torch.inference_mode()
-def class_probabilities(classifier, paths, params):
-    """The class probabilities of the pictures ``paths``, a tensor (pictures, classes).
+def class_scores(classifier, paths, params):
+    """The logits of the pictures ``paths``, a tensor (pictures, classes); ``softmax(-1)`` makes probabilities of them.
 
     The class weights are computed once, not once per batch. The classifier's mode (train or eval) is left as it was.
     InputError for logits that are not finite: an accuracy of them would mean nothing.
@@ -37,13 +37,13 @@ def class_probabilities(classifier, paths, params):
     classifier.train(was_training)
     fix = "the classifier's weights cannot be used; train it again with another train_lr or clip_model"
     check_finite(logits, pictures.paths, "The logits", fix)
-    return logits.float().softmax(-1)
+    return logits.float()
 
 
 def predict(classifier, files, params):
     """A table with a row per picture of ``files[label]``: label, prediction, correct, probability of the prediction."""
     paths, labels = flatten(files)
-    probability, prediction = class_probabilities(classifier, paths, params).max(-1)
+    probability, prediction = class_scores(classifier, paths, params).softmax(-1).max(-1)
     table = pd.DataFrame({"label": labels, "prediction": prediction.numpy()})
     return table.assign(correct=table["label"] == table["prediction"], probability=probability.numpy())
 

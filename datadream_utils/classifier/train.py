@@ -5,6 +5,8 @@ CE(synthetic) with lambda = ``real_weight``, 0.8 in the paper (equation 4).
 """
 
 import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pandas as pd
@@ -15,11 +17,14 @@ from datadream_utils.classifier.augment import Augment, mix
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict, read_results
 from datadream_utils.classifier.pictures import evaluation_split, load_batches
+from datadream_utils.runs.compiling import compiled, uncompiled
 from datadream_utils.runs.device import DTYPES, advise_on_memory
-from datadream_utils.runs.plausible import check_loss, check_skipped, check_weights
+from datadream_utils.runs.plausible import check_loss, check_skipped, check_weights, steps_taken
 from datadream_utils.seeds import stable_seed
 
 MIN_LR = 1e-8  # the learning rate at which the warm-up starts and the cosine ends
+COMPILE_PAYS = 1000  # training steps from which on compile "auto" compiles: an estimate, not measured
+AHEAD = {"cuda"}  # devices that get work before they have done the last: pictures (``ahead``), a step before its loss
 
 
 def fit(classifier, sets, run):
@@ -60,49 +65,144 @@ def fit(classifier, sets, run):
     return pd.DataFrame(history)
 
 
-def train_classifier(classifier, sets, params, watched=None):
+def train_classifier(classifier, sets, params, watched=None, pays=None):
     """Train with AdamW and a fixed schedule; yields a dict per step: step, loss, learning_rate, val_accuracy.
 
     watched: the paths ``files[label]`` to evaluate after every ``val_every`` epochs and after the last one; in other
-    steps val_accuracy is None. Seeds torch's global generator, which dropout and kornia use.
+    steps val_accuracy is None. Seeds torch's global generator, which dropout and kornia use. pays: whether compile
+    "auto" compiles; None: as ``compile_pays`` says.
+
+    The text tower passes through every step: LoRA trains it in every setting, so its features are never old ones.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     device, n_classes = parameters[0].device, 1 + max(int(labels.max()) for _, labels in sets.values())
     processor = classifier.processor
     torch.manual_seed(stable_seed("train", params.seed, params.setting))
     augment = Augment(params, classifier.image_size, processor.image_mean, processor.image_std, device)
-    optimizer = torch.optim.AdamW(parameters, lr=params.train_lr, weight_decay=params.train_weight_decay)
+    fused = device.type == "cuda" or None  # with fp16 the others wait for the GPU in every step
+    optimizer = torch.optim.AdamW(parameters, lr=params.train_lr, weight_decay=params.train_weight_decay, fused=fused)
     per_epoch, steps = train_steps(params, n_classes)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params, per_epoch))
     dtype = DTYPES[params.mixed_precision]
+    autocast = lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32)  # noqa: E731
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if params.gradient_checkpointing:
         classifier.checkpoint_activations()
     classifier.train()
-    for step, batch in enumerate(_batches(sets, params, per_epoch)):
-        logits, targets = {}, {}
-        mixing = torch.rand(()) < params.mix_share  # for both kinds, each then with its own operation
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            weights = classifier.class_weights()
-            for kind, (pictures, labels) in batch.items():
-                pixels, targets[kind] = augment(pictures), F.one_hot(labels.to(device), n_classes).float()
-                if mixing:
-                    pixels, targets[kind] = mix(pixels, targets[kind])
-                logits[kind] = classifier(pixels, weights)
-            loss = mixed_loss(logits, targets, params.real_weight)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        row = {"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "val_accuracy": None}
-        schedule.step()
-        check_loss([row["loss"]], ["the classifier"], step, params)
-        check_skipped(optimizer, step + 1, steps, params)
-        epoch, within_epoch = divmod(step + 1, per_epoch)
-        if watched and not within_epoch and (epoch % params.val_every == 0 or epoch == params.train_epochs):
-            row["val_accuracy"] = predict(classifier, watched, params)["correct"].mean()
-        yield row
+    pays = compile_pays(device, params, n_classes) if pays is None else pays
+    trial, waiting = (lambda: _try(classifier, params, autocast)), deque()
+    inputs = ahead(_inputs(sets, params, per_epoch, augment, n_classes, autocast), device)
+    with compiled(classifier.blocks(), params.compile, pays, trial) as is_compiled:
+        for step, (size, batch) in enumerate(inputs):
+            logits, targets = {}, {}
+            with autocast(), uncompiled(is_compiled and size != params.train_batch_size):
+                weights = classifier.class_weights()
+                for kind, pixels, wanted in batch:
+                    logits[kind], targets[kind] = classifier(pixels, weights), wanted
+                loss = mixed_loss(logits, targets, params.real_weight)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            taken = torch.zeros_like(loss) + steps_taken(optimizer)
+            waiting.append((step, schedule.get_last_lr()[0], _send(torch.stack([loss.detach(), taken]))))
+            schedule.step()
+            epoch, within_epoch = divmod(step + 1, per_epoch)
+            looks = watched and not within_epoch and (epoch % params.val_every == 0 or epoch == params.train_epochs)
+            while len(waiting) > (0 if looks or step + 1 == steps else device.type in AHEAD):
+                done, rate, read = waiting.popleft()
+                number, taken = read()
+                check_loss([number], ["the classifier"], done, params)
+                check_skipped(taken, done + 1, steps, params)
+                row = {"step": done, "loss": number, "learning_rate": rate, "val_accuracy": None}
+                if looks and done == step:
+                    with uncompiled(is_compiled):
+                        row["val_accuracy"] = predict(classifier, watched, params)["correct"].mean()
+                yield row
     classifier.eval()
+
+
+def compile_pays(device, params, n_classes):
+    """Whether compile "auto" compiles a training of this length."""
+    return torch.device(device).type == "cuda" and train_steps(params, n_classes)[1] >= COMPILE_PAYS
+
+
+def _try(classifier, params, autocast):
+    """One step forwards and backwards on black pictures; the classifier and all random numbers stay as they were."""
+    state, device = deepcopy(classifier.state_dict()), next(classifier.parameters()).device
+    pixels = torch.zeros(params.train_batch_size, 3, classifier.image_size, classifier.image_size, device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with autocast():
+            logits = classifier(pixels, classifier.class_weights())
+        logits.float().sum().backward()
+    classifier.zero_grad(set_to_none=True)
+    classifier.load_state_dict(state)
+
+
+def _inputs(sets, params, per_epoch, augment, n_classes, autocast):
+    """For each step ``(size, batch)``: pictures of each kind, and an iterator that gives (kind, pixels, targets).
+
+    The iterator augments a kind when it is asked for it. On a CPU augmentation and dropout draw from one generator, in
+    the order: mixing, dropout of the text tower, real pictures, their dropout, synthetic pictures, their dropout.
+    """
+
+    def prepare(batch, mixing):
+        for kind, (pictures, labels) in batch.items():
+            with autocast():
+                pixels = augment(pictures)
+                targets = F.one_hot(labels.to(pixels.device), n_classes).float()
+                if mixing:
+                    pixels, targets = mix(pixels, targets)
+            yield kind, pixels, targets
+
+    for batch in _batches(sets, params, per_epoch):
+        mixing = torch.rand(()) < params.mix_share  # for both kinds, each then with its own operation
+        yield len(next(iter(batch.values()))[1]), prepare(batch, mixing)
+
+
+def ahead(inputs, device):
+    """The items of ``inputs`` (of ``_inputs``); on a CUDA GPU each is prepared beside the step before.
+
+    That takes a thread and a stream of its own. Dropout has the GPU's generator there and augmentation the CPU's, so
+    all random numbers are what they would be one after the other. On a CPU dropout would get others.
+    """
+    if device.type not in AHEAD:
+        yield from inputs
+        return
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream:
+        stream.wait_stream(torch.cuda.current_stream(device))
+
+    def prepare():
+        with torch.cuda.stream(stream):
+            for size, batch in inputs:
+                return size, list(batch), stream and stream.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(prepare)
+        while item := coming.result():
+            coming = thread.submit(prepare)
+            size, batch, ready = item
+            if stream:
+                torch.cuda.current_stream(device).wait_event(ready)
+                for tensor in (tensor for _, *tensors in batch for tensor in tensors):
+                    tensor.record_stream(torch.cuda.current_stream(device))  # its memory is kept until this has read it
+            yield size, batch
+
+
+def _send(numbers):
+    """Send a tensor to the CPU without waiting for it; returns a function that waits, and gives its list."""
+    copy = numbers.to("cpu", non_blocking=True)
+    if not numbers.is_cuda:
+        return copy.tolist
+    sent = torch.cuda.Event()
+    sent.record()
+
+    def read():
+        sent.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def mixed_loss(logits, targets, real_weight):

@@ -30,7 +30,7 @@ from datadream_utils.diffusion.stacked import stacked_lora
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
 from datadream_utils.runs.device import DTYPES, advise_on_memory, free_memory, is_out_of_memory
-from datadream_utils.runs.plausible import check_loss, check_prompts, check_skipped, check_weights
+from datadream_utils.runs.plausible import check_loss, check_prompts, check_skipped, check_weights, steps_taken
 from datadream_utils.runs.shards import part_of
 
 
@@ -165,7 +165,7 @@ class Training:
         self.rows.append((len(self.rows), losses.tolist(), self.schedule.get_last_lr()[0]))
         self.schedule.step()
         check_loss(losses.flatten().tolist(), self.names, len(self.rows) - 1, self.params)
-        check_skipped(self.optimizer, len(self.rows), self.steps, self.params)
+        check_skipped(steps_taken(self.optimizer), len(self.rows), self.steps, self.params)
 
 
 class SingleTraining(Training):

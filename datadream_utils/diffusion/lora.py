@@ -16,6 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -104,7 +105,7 @@ def write_lora(folder, states, configs):
 
 
 def read_lora(folder):
-    """An adapter's matrices, ``{(of the U-Net, layer name): (A (rank, in), (alpha / rank) B (out, rank))}``."""
+    """An adapter's matrices, ``{(of the U-Net, layer name): (A (rank, in), B (out, rank), alpha / rank)}``."""
     layers = {}
     with safe_open(folder / WEIGHTS, "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
@@ -113,7 +114,7 @@ def read_lora(folder):
                 part, name, down, end = found.groups()
                 scale = config[f"{part}.lora_alpha"] / config[f"{part}.r"]
                 up = file.get_tensor(f"{part}.{name}.{DOWN_TO_UP[down]}{end}")
-                layers[part == "unet", name.removeprefix("text_model.")] = (file.get_tensor(key), up * scale)
+                layers[part == "unet", name.removeprefix("text_model.")] = (file.get_tensor(key), up, scale)
     return layers
 
 
@@ -121,22 +122,50 @@ def read_lora(folder):
 def fused_lora(pipe, folder):
     """Sample with the adapter in ``folder`` added into the weights (as fast as the base); afterwards the base is back.
 
-    ``folder=None`` leaves the base model as it is. diffusers' ``unfuse_lora`` subtracts, which leaves rounding errors
-    behind; here the base's own weights are put back, bit for bit.
+    ``folder=None`` leaves the base model as it is. The weights are those of diffusers' ``load_lora_weights`` and
+    ``fuse_lora``, bit for bit, but they change in place: no module is replaced, so a compiled model stays compiled.
+    Afterwards the base's own weights are copied back; diffusers' ``unfuse_lora`` subtracts, which leaves rounding
+    errors. InputError for an adapter of another model.
     """
     if folder is None:
         yield pipe
         return
-    with torch.no_grad():
-        before = {(model, name): layer.weight.detach().clone() for model, name, layer in adapted_layers(pipe)}
-        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS)
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-        try:
-            yield pipe
-        finally:
-            for (model, name), weight in before.items():
-                model.get_submodule(name).weight.copy_(weight)
+    weights = {(model is pipe.unet, name): layer.weight for model, name, layer in adapted_layers(pipe)}
+    adapter = read_lora(folder)
+    _check_fit(folder, adapter, weights)
+    before = {key: weights[key].detach().clone() for key in adapter}
+    try:
+        with torch.no_grad():
+            for key, matrices in adapter.items():
+                weights[key] += _change(weights[key], *matrices)
+        yield pipe
+    finally:
+        with torch.no_grad():
+            for key, weight in before.items():
+                weights[key].copy_(weight)
+
+
+def _check_fit(folder, adapter, weights):
+    """InputError unless every layer of ``adapter`` (of ``read_lora``) is in ``weights`` and has the same shape."""
+    for key, (down, up, _) in adapter.items():
+        wanted, found = (len(up), down.shape[1]), key in weights and tuple(weights[key].shape)
+        if wanted != found:
+            part, name = "U-Net" if key[0] else "text encoder", key[1]
+            has = f"is {found[0]} x {found[1]} there" if found else "is not there"
+            raise InputError(
+                f"{folder / WEIGHTS} does not fit sd_model: it changes the layer {name} of the {part}, "
+                f"{wanted[0]} x {wanted[1]}, which {has}. Set sd_model to the model that it was trained on."
+            )
+    if not adapter:
+        raise InputError(f"{folder / WEIGHTS} changes no layer of U-Net or text encoder: it is no adapter of theirs.")
+
+
+def _change(weight, down, up, scale):
+    """(alpha / rank) B A as PEFT merges it: of A and B in the weight's dtype, on a CPU multiplied in float32."""
+    down, up = (part.to(weight.device, weight.dtype) for part in (down, up))
+    if weight.device.type == "cpu":
+        down, up = down.float(), up.float()
+    return (up @ down * scale).to(weight.dtype)
 
 
 def _plain_values(config):

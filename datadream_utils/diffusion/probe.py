@@ -5,11 +5,13 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import StableDiffusionPipeline
 
 from datadream_utils.backbones.clip import image_features
 from datadream_utils.backbones.load import load_clip
 from datadream_utils.data.images import read_image
 from datadream_utils.diffusion.denoising import Shots, noise_scheduler, tokenize
+from datadream_utils.diffusion.generate import make_scheduler, with_scheduler
 from datadream_utils.diffusion.lora import adapted_layers, adapted_parts, read_lora
 from datadream_utils.diffusion.stacked import per_image_adapters
 from datadream_utils.errors import InputError
@@ -81,7 +83,8 @@ def trajectory(pipe, draw, params, count=7):
         latents.append(tensors["latents"])
         return tensors
 
-    pipe(
+    drawing = with_scheduler(StableDiffusionPipeline, pipe, make_scheduler(pipe, params.sampler))
+    drawing(
         [draw.prompt],
         height=params.resolution,
         width=params.resolution,
@@ -167,8 +170,8 @@ def lora_spectra(pipe, folder):
     for model, name, layer in adapted_layers(pipe):
         key = (model is pipe.unet, name)
         if key in adapter:
-            down, up = (part.float() for part in adapter[key])
-            values = torch.linalg.svdvals(torch.linalg.qr(up).R @ torch.linalg.qr(down.T).R.T).numpy()
+            down, up, scale = adapter[key]
+            values = torch.linalg.svdvals(torch.linalg.qr(up * scale).R @ torch.linalg.qr(down.T).R.T).numpy()
             norm = float(layer.weight.detach().float().norm())
             title = ("U-Net " if key[0] else "text ") + _short(name)
             spectra[title] = (values, float(np.linalg.norm(values)) / norm)

@@ -104,8 +104,8 @@ def per_image_adapters(pipe, folders_of_images, scale=1.0):
         key = (model is pipe.unet, name)
         if all(key in adapter for adapter in adapters.values()):  # LoFT leaves the text encoder as it is
             pairs = [[adapters[folder][key] for folder in folders] for folders in folders_of_images]
-            down = torch.stack([torch.cat([a for a, _ in of_image]) for of_image in pairs])
-            up = torch.stack([torch.cat([b for _, b in of_image], dim=1) for of_image in pairs])
+            down = torch.stack([torch.cat([a for a, _, _ in of_image]) for of_image in pairs])
+            up = torch.stack([torch.cat([b * own for _, b, own in of_image], dim=1) for of_image in pairs])
             down, up = (part.to(base.weight.device, base.weight.dtype) for part in (down, up))
             layers[model, name] = StackedLinear(base, down, up, scale / len(pairs[0])).requires_grad_(False)
     with _in_place(layers):

@@ -106,5 +106,6 @@ def choose(draw, label, values, start=None):
 
 
 def show_source(function):
-    """Show a function's source, highlighted, as the cell's output."""
-    display(Markdown(f"```python\n{inspect.getsource(function)}```"))
+    """Show a function's source, highlighted and folded, as the cell's output."""
+    summary = f"<details><summary>The source of <code>{function.__name__}</code></summary>"
+    display(Markdown(f"{summary}\n\n```python\n{inspect.getsource(function)}```\n\n</details>"))

@@ -23,9 +23,13 @@ class OwnImagesParams(RunParams):
     params_file: str
 
     def values(self):
-        """Every parameter that is set, ``{name: value}``: those of the file, overridden by those of the notebook."""
+        """Every parameter that is set, ``{name: value}``: those of the file, overridden by those of the notebook.
+
+        Notebook 05 compares settings itself; 03 need not.
+        """
         file = read_params_file(resolve(self.params_file)) if self.params_file else {}
-        return file | {name: value for name, value in self.model_dump().items() if name != "params_file"}
+        own = {name: value for name, value in self.model_dump().items() if name != "params_file"}
+        return file | own | {"compare_settings": False}
 
 
 def write_example(folder, data_root):

@@ -1,10 +1,23 @@
 """Figures of adaptation and training: the forward process, losses, accuracy while training, the confusion matrix."""
 
+from itertools import cycle
+
 import numpy as np
 import seaborn as sns
 
 from datadream_utils.plots.pictures import show_grid
-from datadream_utils.plots.style import NORMAL, SMALL, describe, label_axes, literal, panels, text_width, turn_names
+from datadream_utils.plots.style import (
+    BLUE,
+    NORMAL,
+    ORANGE,
+    SMALL,
+    describe,
+    label_axes,
+    literal,
+    panels,
+    text_width,
+    turn_names,
+)
 
 
 def noising_steps(pictures, timesteps):
@@ -13,6 +26,19 @@ def noising_steps(pictures, timesteps):
     return show_grid(
         [list(pictures)], column_titles=titles, title="The same picture with more and more noise", side=1.0
     )
+
+
+def losses_over_time(timesteps, losses, title="How hard is it to undo the noise?"):
+    """The loss at each timestep, a line for each of ``losses``, ``{who: [loss at each timestep, ...]}``."""
+    (figure, (ax,)), times = panels(1, 2.4), [int(t) for t in timesteps]
+    for (name, values), colour in zip(losses.items(), cycle((BLUE, ORANGE, "0.25")), strict=False):
+        ax.plot(times, values, color=colour, marker="o", ms=4, label=name)
+    ax.set_ylim(0, None)
+    label_axes(ax, "timestep t (0: clean, 999: nothing but noise)", "loss", title)
+    ax.legend(fontsize=SMALL)
+    ends = [f"{name}: {values[0]:.2f} at t = {times[0]}, {min(values):.2f} at its lowest, {values[-1]:.2f} at "
+            f"t = {times[-1]}" for name, values in losses.items()]  # fmt: skip
+    return describe(figure, f"{title} The loss against the timestep.", "; ".join(ends) + ".")
 
 
 def loss_curves(losses, title="Denoising loss", window=20):

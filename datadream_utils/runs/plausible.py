@@ -37,10 +37,17 @@ def check_loss(losses, names, step, params):
             raise InputError(f"The loss of {name} is {loss} at step {step}: {_gentler(params)}.")
 
 
-def check_skipped(optimizer, done, steps, params):
-    """InputError when more than half of the ``done`` steps, of ``steps`` in all, left the weights as they were."""
-    state = next(iter(optimizer.state.values()), {})
-    skipped = done - int(state.get("step", 0))
+def steps_taken(optimizer):
+    """How many steps have changed the weights: a scalar tensor, on a GPU for a fused optimizer, or 0."""
+    return next(iter(optimizer.state.values()), {}).get("step", 0)
+
+
+def check_skipped(taken, done, steps, params):
+    """InputError when more than half of the ``done`` steps, of ``steps`` in all, left the weights as they were.
+
+    taken: ``steps_taken``, as a number.
+    """
+    skipped = done - int(taken)
     if 2 * skipped > max(done, min(steps, PATIENCE)):
         raise InputError(
             f"{skipped} of {done} optimizer steps were skipped, because their gradients were not finite, so the "

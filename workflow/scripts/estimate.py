@@ -49,7 +49,7 @@ LOWER = {
 }
 # Parameters that change neither the seconds nor the memory of one unit, by stage.
 SAME_COST = {
-    "adapt": ("adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps"),
+    "adapt": ("adapt_epochs", "adapt_lr", "guidance_scale", "num_inference_steps", "sampler"),
     "generate": ("images_per_class",),
     "train": ("method", "n_shot", "setting", "images_per_class", "train_epochs", "real_weight"),
 }
@@ -126,15 +126,15 @@ def plan_task(study, run, stage, size):
             size,
             jobs,
             units=ceil(n_adapters / together) * steps,
-            examples=2 * min(4, p.pictures_shown) * min(p.pictures_shown, n_classes) + 2,  # 01 draws them for display
+            examples=2 * min(3, p.pictures_shown) * min(p.pictures_shown, n_classes) + 2,  # 01 draws them for display
             saved=n_adapters,
         )
     if kind == "generate":
         draws = min(FILTER_DRAWS, p.filter_tries) if p.system.keep == "clip" else 1
         units = n_classes * ceil(p.images_per_class / p.generate_batch_size) * draws
         saved = n_classes * p.images_per_class
-        row = min(8, p.pictures_shown)  # 02's grids: guidance, guidance by strength, image to image, alone and together
-        examples = 4 * row + 3 * 4 * min(2, row) + 4 * row + row + 1
+        row = min(8, p.pictures_shown)  # 02's pictures: guidance, guidance by strength, image to image, and one alone
+        examples = 4 * row + 3 * 4 * min(2, row) + 4 * row + 1
         return Task(kind, key, p, size, jobs, units, examples=examples, saved=saved)
     sources = 0 if p.setting == "none" else len(p.setting.split("+"))  # real images, synthetic images or both
     key = (*key, sources, n_classes, size.picture)

@@ -19,10 +19,11 @@ from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.classifier.pictures import make_sets
+from datadream_utils.classifier.train import compile_pays as compile_pays_to_train
 from datadream_utils.classifier.train import train_classifier
 from datadream_utils.data.dataset import Dataset
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
-from datadream_utils.diffusion.generate import generate, make_recipe
+from datadream_utils.diffusion.generate import compile_pays, generate, make_recipe
 from datadream_utils.runs.device import advise_on_memory, peak_memory, set_threads, weight_dtype
 from datadream_utils.runs.run import Run
 from datadream_utils.runs.stage import Stage
@@ -51,8 +52,9 @@ class DataSize:
 class UnitCost:
     """What one unit (a step or a batch) of a stage costs.
 
-    seconds: of a unit. load: seconds to load the models. memory: peak bytes of the GPU, or else of the process. saved:
-    bytes of an adapter, an image or a classifier. per_evaluated, per_caption: seconds to classify or caption a picture.
+    seconds: of a unit. load: seconds to load the models, and to compile them for ``generate``. memory: peak bytes of
+    the GPU, or else of the process. saved: bytes of an adapter, an image or a classifier. per_evaluated, per_caption:
+    seconds to classify or caption a picture.
     """
 
     seconds: float
@@ -113,25 +115,31 @@ class Meter:
     def generate(self, params, size):
         """The ``UnitCost`` of a batch of images: two are drawn, of two classes, and the second is timed."""
         pipe, load = self._load_pipeline(params)
+        pays = compile_pays(pipe, params, len(size.class_names))
         few = params.model_copy(update={"images_per_class": params.generate_batch_size, "filter_tries": 1})
         run, ticks = self._make_run(few, size, params.n_shot, 2)
         if params.system.adapts:
             run.source = Stage("adapt", self.folder / f"adapters of {params.method}")
             for adapter in plan_adapters(run):  # copies of the adapter that was measured
-                shutil.copytree(self.adapters[params.method], run.source.folder / "adapters" / adapter.name)
+                place = run.source.folder / "adapters" / adapter.name
+                shutil.copytree(self.adapters[params.method], place, dirs_exist_ok=True)
         began = clock()
         recipe = make_recipe(run)
         per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0
         ticks.clear()
         self._reset_peak()
-        generate(pipe, recipe, run)
+        began = clock()
+        generate(pipe, recipe, run, pays)
         saved = _count_bytes(run.folder / "images", "*.png") / (2 * params.generate_batch_size)
-        return UnitCost(_mean_difference(ticks), load, self._read_peak(), saved, per_caption=per_caption)
+        seconds = _mean_difference(ticks)
+        load += max(0.0, ticks[0] - began - seconds)
+        return UnitCost(seconds, load, self._read_peak(), saved, per_caption=per_caption)
 
     def train(self, params, size):
         """The ``UnitCost`` of a training step, and of an evaluated picture by two batches."""
         self.kept = (None, None, 0.0)
         n_classes = len(size.class_names)
+        pays = compile_pays_to_train(self.device, params, n_classes)
         images = ceil(STEPS * params.train_batch_size / n_classes)
         params = params.model_copy(update={"images_per_class": images, "synthetic_per_class": 0})
         run, ticks = self._make_run(params, size, 1, n_classes)
@@ -143,7 +151,7 @@ class Meter:
         self._reset_peak()
         if sets:
             with run.progress(STEPS, "") as advance:
-                for _ in zip(range(STEPS), train_classifier(classifier, sets, params), strict=False):
+                for _ in zip(range(STEPS), train_classifier(classifier, sets, params, pays=pays), strict=False):
                     advance()
             classifier.save(run.folder / "classifier")
             seconds, saved = _mean_difference(ticks), _count_bytes(run.folder / "classifier")

@@ -58,11 +58,14 @@ def make_again(stage, output_root):
     Returns the new ``Stage``. InputError with the end of the log if the notebook fails.
     """
     manifest = stage.manifest()
-    machine = {name: manifest["machine"][name] for name in ("data_root", "num_workers") if name in manifest["machine"]}
+    noted = manifest["machine"]
+    machine = {name: noted[name] for name in ("data_root", "num_workers", "compile") if name in noted}
     machine |= {"num_threads": manifest["num_threads"], "output_root": str(output_root)}
     file, executed = output_root / f"{stage.name}.yaml", output_root / f"{stage.name}.ipynb"
+    values = manifest["parameters"] | machine
+    values |= {"compare_settings": False} if stage.name.startswith("train-") else {}  # this stage and no other
     with atomic_write(file) as temporary:
-        temporary.write_text(yaml.safe_dump(manifest["parameters"] | machine, allow_unicode=True), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     source = ROOT / "notebooks" / f"{stage.notebook}.ipynb"
     execute = ROOT / "workflow" / "scripts" / "execute.py"
     command = [sys.executable, execute, "-k", "python3", "--no-progress-bar", "-f", file, source, executed]

@@ -1,5 +1,6 @@
 """Errors and interruptions as a reader meets them: in a real kernel, and with papermill stopped from outside."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -97,3 +98,29 @@ def test_sigint_to_papermill_leaves_a_state_that_goes_on_to_the_same_bytes(tmp_p
         subprocess.run(command(root), cwd=ROOT, check=True, capture_output=True)
     (one,), (other,) = (list(root.glob("*/adapt")) for root in (disturbed, undisturbed))
     assert (one / "checksums.txt").read_text() == (other / "checksums.txt").read_text()
+
+
+def test_a_requeued_job_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path):
+    """As Slurm takes a node away: SIGTERM to the job, and later the same command again."""
+
+    def command(root):
+        values = {"output_root": root, "adapt_epochs": 30, "checkpoint_every": 1}
+        options = [x for name, value in values.items() for x in ("-p", name, str(value))]
+        return [sys.executable, "-m", "workflow.scripts.launch", "adapt", "-f", "params/smoke.yaml", *options]
+
+    requeued, undisturbed = tmp_path / "requeued", tmp_path / "undisturbed"
+    with subprocess.Popen(command(requeued), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not list(requeued.glob("*/adapt/checkpoints/*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGTERM
+    (stage,) = requeued.glob("*/adapt")
+    assert not (stage / "manifest.json").exists() and not list(stage.glob("adapters/*"))
+    for root in (requeued, undisturbed):
+        subprocess.run(command(root), cwd=ROOT, check=True, capture_output=True)
+    (other,) = undisturbed.glob("*/adapt")
+    resumed = [json.loads((one / "manifest.json").read_text(encoding="utf-8"))["resumed"] for one in (stage, other)]
+    assert resumed == [True, False]
+    assert (stage / "checksums.txt").read_text() == (other / "checksums.txt").read_text()

@@ -161,7 +161,7 @@ def unit_images(p, size):
     if p.stage == "adapt":
         n_shots = {"class": p.n_shot, "dataset": p.n_shot * len(size.class_names), "image": 1}
         return min(p.adapt_batch_size, n_shots[p.system.adapter])
-    kinds = len(p.setting.split("+")) if p.stage == "train" else 1
+    kinds = len(p.setting.split("+")) if p.stage.startswith("train") else 1
     return p.generate_batch_size if p.stage == "generate" else p.train_batch_size * kinds
 
 

@@ -77,4 +77,4 @@ def suggest(wrong, known):
     near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.5)
     if near:
         return f" Did you mean {near[0]!r}?"
-    return f" Known: {', '.join(known)}." if len(known) <= LISTED else ""
+    return f" Known: {', '.join(known)}." if 0 < len(known) <= LISTED else ""

@@ -114,7 +114,7 @@ def test_images_of_another_split_are_not_measured(tmp_path):
 def test_a_broken_manifest_is_named(tmp_path):
     folder = write_stage(tmp_path, "run", "adapt")
     (folder / "manifest.json").write_text(f'{{"format": {FORMAT}}}')
-    with pytest.raises(InputError, match="manifest.json cannot be read.*run its notebook again"):
+    with pytest.raises(InputError, match="manifest.json cannot be read.*run 01_adapt_sd again"):
         load_stages(tmp_path)
 
 

@@ -110,15 +110,15 @@ def summary(results):
             else:
                 said.append(f"{stage} not measured")
         device = next((sides["machine"]["device"] for sides in result.values()), "none yet")
-        lines.append(f"- Times as fast as the authors' procedure, {where} {device}: {', '.join(said)}.")
-    lines[0] = lines[0][:-1] + "; in brackets the share of the FLOP/s of a matrix product."
+        lines.append(f"- How many times as fast as the authors' procedure, {where} {device}: {', '.join(said)}.")
+    lines[0] += " In brackets: the share of the FLOP/s that a matrix product reaches there."
     best = {}
     for name, row in results.get("gpu", {}).items():
         if "flops" in row:
             part, share = name.split(":")[0], row["flops"] / row["peak"]
             best[part] = max(best.get(part, 0), share)
     shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in best.items()) or "not measured"
-    return [*lines, f"- Share of a GPU's FLOP/s in a matrix product, the best row of each stage: {shares}."]
+    return [*lines, f"- What the best row of each stage reaches of a matrix product's FLOP/s on a GPU: {shares}."]
 
 
 def limit_table(result):

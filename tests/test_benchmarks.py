@@ -345,7 +345,7 @@ def test_a_gpus_rows_are_measured_once_and_noted_one_by_one(tmp_path):
     result = json.loads(path.read_text())
     lines = tables.gpu_table(result)
     assert lines[2] == "| train: b, a step | 0.500 | 128.0 | 2.00 | 25 % | 3.0 |  | 100 |"
-    assert "- train: a: fine" in lines and tables.summary({"gpu": result})[2].endswith("each stage: train 25 %.")
+    assert "- train: a: fine" in lines and tables.summary({"gpu": result})[2].endswith(": train 25 %.")
     gpu.measure(Bench(), ["train"], path, again=True)
     assert calls == ["a", "b", "b", "a", "b"]
 
@@ -355,5 +355,5 @@ def test_the_readme_begins_with_how_fast_each_stage_is():
     limits = {"flops_per_second": 1e9, "matmul_peak": 4e9}
     sides = {"reference": seconds(9.0), "ours": seconds(3.0), "machine": {"device": "cpu (old)"}, "limits": limits}
     first, second, third = tables.summary({"tiny": {"train": sides}})
-    assert "cpu (old): adapt_cls not measured," in first and "train 3.0 (25 %), evaluate not measured;" in first
+    assert "cpu (old): adapt_cls not measured," in first and "train 3.0 (25 %), evaluate not measured." in first
     assert "none yet: adapt_cls not measured" in second and third.endswith("not measured.")

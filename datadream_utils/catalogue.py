@@ -71,8 +71,9 @@ FIGURES = {
     "gain_by_shots": _figure(
         PAPER,
         "What generated images bring, by number of shots",
-        "Accuracy of R+S minus that of Real-finetune on the same shots and test images, with 95 % intervals over seeds "
-        "and test images. Small marks: single data sets.",
+        "Accuracy minus that of Real-finetune on the same shots and test images, with 95 % intervals over seeds and "
+        "test images: above, with generated images beside the real ones (R+S); below, instead of them (S). Small "
+        "marks: single data sets.",
     ),
     "qualitative": _figure(
         PAPER,

@@ -108,9 +108,11 @@ def _results():
 def _gains_by_shots():
     """``questions.gains_by_shots`` of two classifiers."""
     rows = [
-        {"classifier": classifier, "method": method, "n_shot": n_shot, "difference": 3.0 - n_shot / 8, "low": 1.0,
-         "high": 5.0, "p": 0.01, "per_dataset": {"a": 4.0, "b": 2.0}, "n_seeds": 5}
-        for classifier in ("clip", "resnet") for method in ("datadream_cls", "datadream_dset") for n_shot in (1, 16)
+        {"classifier": classifier, "method": method, "setting": setting, "n_shot": n_shot,
+         "difference": 3.0 - n_shot / 8, "low": 1.0, "high": 5.0, "p": 0.01,
+         "per_dataset": {"a": 4.0, "b": 2.0}, "n_seeds": 5}
+        for classifier in ("clip", "resnet") for method in ("datadream_cls", "datadream_dset")
+        for setting in ("R+S", "S") for n_shot in (1, 16)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 

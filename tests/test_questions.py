@@ -101,11 +101,12 @@ def test_every_answer(gains, answer, monkeypatch):
 
 
 def test_the_gain_in_a_sentence():
-    row = {"method": "datadream_cls", "n_shot": 1, "low": 1.0, "high": 5.0, "n_seeds": 5}
+    row = {"method": "datadream_cls", "setting": "R+S", "n_shot": 1, "low": 1.0, "high": 5.0, "n_seeds": 5}
     table = pd.DataFrame(
         [row | {"classifier": "clip", "difference": 3.0}, row | {"classifier": "resnet", "difference": 14.2}]
     )
-    text = questions.write_gain(table, 1)
+    instead = table.assign(setting="S", difference=-9.0)
+    text = questions.write_gain(pd.concat([instead, table]), 1)
     assert "1 real image per class" in text and "CLIP +3.0 points (+1.0 to +5.0)" in text
     assert "ResNet from scratch +14.2 points" in text and "seeds and test images" in text
     assert "one seed" in questions.write_gain(table.assign(n_seeds=1), 1)

@@ -24,6 +24,7 @@ FILE = ROOT / "params" / "questions" / "tiny.yaml"
 ANSWERS = ("yes", "reversed", "no difference that matters", "cannot tell", "one seed", "not run")
 CLASSIFIERS = {"clip": "CLIP", "resnet": "ResNet"}
 MEAN = "mean"  # of all numbers of shots
+GAINS = ("R+S", "S")  # beside the real images, and instead of them
 
 # Of ``compare_sides``, and of ``answer_questions``.
 DIFFERENCE = ("difference", "low", "high", "p", "per_dataset", "n_seeds")
@@ -150,28 +151,28 @@ def _wins(correct, pair, dataset, n_shot, classifier, seeds):
 
 
 def gains_by_shots(runs):
-    """What generated images bring beside the real ones, R+S minus R in points, by number of shots.
+    """What generated images bring beside the real ones and instead of them, by number of shots.
 
-    runs: ``results.load_results``. A row per classifier, method and number of shots that was run in both settings:
-    "classifier", "method", "n_shot" and ``DIFFERENCE``.
+    runs: ``results.load_results``. A row per classifier, method, setting ("R+S" or "S") and number of shots, for what
+    was run beside Real-finetune: "classifier", "method", "setting", "n_shot" and ``DIFFERENCE``, in points to R.
     """
     correct, rows = Correct(runs), []
     plain = runs[(runs["protocol"] == "sound") & (runs["variant"] == "")]
-    for classifier, method, n_shot in product(CLASSIFIERS, METHODS, sorted(set(plain["n_shot"]))):
+    for classifier, method, setting, n_shot in product(CLASSIFIERS, METHODS, GAINS, sorted(set(plain["n_shot"]))):
         same = plain[(plain["classifier"] == classifier) & (plain["n_shot"] == n_shot)]
-        datasets = sorted(set(same.loc[(same["method"] == method) & (same["setting"] == "R+S"), "dataset"]))
-        pair = (f"{method} R+S", "real R")
+        datasets = sorted(set(same.loc[(same["method"] == method) & (same["setting"] == setting), "dataset"]))
+        pair = (f"{method} {setting}", "real R")
         if row := compare_sides(correct, pair, datasets, [n_shot], classifier):
-            rows.append({"classifier": classifier, "method": method, "n_shot": n_shot} | row)
-    return pd.DataFrame(rows, columns=["classifier", "method", "n_shot", *DIFFERENCE])
+            rows.append({"classifier": classifier, "method": method, "setting": setting, "n_shot": n_shot} | row)
+    return pd.DataFrame(rows, columns=["classifier", "method", "setting", "n_shot", *DIFFERENCE])
 
 
 def write_gain(table, n_shot, method="datadream_cls"):
-    """The gain of ``method`` with ``n_shot`` real images per class in a sentence; "" where it was not run.
+    """The gain of ``method`` beside ``n_shot`` real images per class in a sentence; "" where it was not run.
 
     table: ``gains_by_shots``.
     """
-    rows = table[(table["n_shot"] == n_shot) & (table["method"] == method)]
+    rows = table[(table["n_shot"] == n_shot) & (table["method"] == method) & (table["setting"] == "R+S")]
     if rows.empty:
         return ""
     names = {"clip": "CLIP", "resnet": "a ResNet from scratch"}

@@ -1,12 +1,14 @@
 """Figures of the results: the teaser, accuracies, the published order, accuracy against cost."""
 
+from itertools import product
+
 from matplotlib.patheffects import withStroke
 
 from datadream_utils.analysis.ablations import STUDY, study_command
 from datadream_utils.analysis.compare import OUTCOMES, Verdict
 from datadream_utils.analysis.cost import COSTS, pareto_front
 from datadream_utils.analysis.published import published_order
-from datadream_utils.analysis.questions import CLASSIFIERS
+from datadream_utils.analysis.questions import CLASSIFIERS, GAINS
 from datadream_utils.analysis.results import BLOCKS
 from datadream_utils.catalogue import ABLATIONS
 from datadream_utils.methods import METHODS, classifier_name, short_label
@@ -165,39 +167,46 @@ def _without_settings(pair):
 
 
 def gain_by_shots(table):
-    """R+S minus Real-finetune against the number of shots, a panel per classifier.
+    """R+S and S minus Real-finetune against the number of shots: a row per setting, a column per classifier.
 
     table: ``questions.gains_by_shots``.
     """
     name = "gain_by_shots"
     if table.empty:
-        return empty_figure(name, f"No method was trained with R+S beside Real-finetune: {study_command('n_shot')}")
+        return empty_figure(name, f"No method was trained beside Real-finetune: {study_command('n_shot')}")
     classifiers = [key for key in CLASSIFIERS if key in set(table["classifier"])]
-    figure, axes = panels(len(classifiers), 3.0, sharey=True)
+    settings = [setting for setting in GAINS if setting in set(table["setting"])]
+    figure, axes = panels(len(classifiers), 0.8 + 2.1 * len(settings), len(settings), sharex=True, sharey="row")
     shots = sorted(set(table["n_shot"]))
-    for ax, classifier in zip(axes, classifiers, strict=True):
-        rows = table[table["classifier"] == classifier]
-        methods = in_table_order(set(rows["method"]))
-        ax.axhline(0, color=COLOURS["real"], ls="--", lw=1, label=short_label("real"))
-        for i, method in enumerate(methods):
-            of_method, shift = rows[rows["method"] == method], 0.12 * (i - (len(methods) - 1) / 2)
-            places, style = [shots.index(n_shot) + shift for n_shot in of_method["n_shot"]], marker_style(method)
-            whiskers = [of_method["difference"] - of_method["low"], of_method["high"] - of_method["difference"]]
-            ax.errorbar(places, of_method["difference"], whiskers, label=short_label(method), **style, **WHISKERS)
-            for x, points in zip(places, of_method["per_dataset"], strict=True):
-                if len(points) > 1:
-                    ax.plot([x] * len(points), points.values(), ms=3, alpha=0.6, **style | {"lw": 0})
-        ax.set_xticks(range(len(shots)), shots)
-        ax.set_xlim(-0.5, len(shots) - 0.5)
-        ylabel = "R+S minus Real-finetune\n(points)" if ax is axes[0] else ""
-        label_axes(ax, ABLATIONS["n_shot"], ylabel, CLASSIFIERS[classifier])
+    for ax, (setting, classifier) in zip(axes, product(settings, classifiers), strict=True):
+        first, last = classifier == classifiers[0], setting == settings[-1]
+        _gains(ax, table[(table["classifier"] == classifier) & (table["setting"] == setting)], shots)
+        ylabel = f"{setting} minus Real-finetune\n(points)" if first else ""
+        title = CLASSIFIERS[classifier] if setting == settings[0] else ""
+        label_axes(ax, ABLATIONS["n_shot"] if last else "", ylabel, title)
     legend(figure, axes)
-    several = table[table["n_seeds"] > 1]
+    several = table[(table["n_seeds"] > 1) & (table["setting"] == "R+S")]
     above, below = int((several["low"] > 0).sum()), int((several["high"] < 0).sum())
-    finding = f"Of {len(several)} gains, {above} intervals lie above 0 and {below} below." if len(several) else ""
-    finding = finding or "One seed: the intervals are over test images alone."
-    alt = "Lines: what generated images bring beside the real ones, against the number of shots."
+    finding = f"Of {len(several)} gains of R+S, {above} intervals lie above 0 and {below} below."
+    finding = finding if len(several) else "One seed: the intervals are over test images alone."
+    alt = "Lines: what generated images bring beside the real ones and instead of them, against the number of shots."
     return describe(figure, alt, finding, name, len(shots) > 1)
+
+
+def _gains(ax, rows, shots):
+    """One panel of ``gain_by_shots``."""
+    methods = in_table_order(set(rows["method"]))
+    ax.axhline(0, color=COLOURS["real"], ls="--", lw=1, label=short_label("real"))
+    for i, method in enumerate(methods):
+        of_method, shift = rows[rows["method"] == method], 0.12 * (i - (len(methods) - 1) / 2)
+        places, style = [shots.index(n_shot) + shift for n_shot in of_method["n_shot"]], marker_style(method)
+        whiskers = [of_method["difference"] - of_method["low"], of_method["high"] - of_method["difference"]]
+        ax.errorbar(places, of_method["difference"], whiskers, label=short_label(method), **style, **WHISKERS)
+        for x, points in zip(places, of_method["per_dataset"], strict=True):
+            if len(points) > 1:
+                ax.plot([x] * len(points), points.values(), ms=3, alpha=0.6, **style | {"lw": 0})
+    ax.set_xticks(range(len(shots)), shots)
+    ax.set_xlim(-0.5, len(shots) - 0.5)
 
 
 def pareto(table, cost="seconds"):

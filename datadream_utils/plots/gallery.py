@@ -3,6 +3,7 @@
 import io
 from html import escape
 
+import pandas as pd
 from IPython.display import Markdown, display
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -63,7 +64,9 @@ def show_text(name, text, complete=True):
 
 def committed_label(file):
     """The line above a committed figure or table, which keeps it apart from the reader's own."""
-    return Markdown(f"*Not from your runs: the committed results (`{file.relative_to(ROOT)}`; mnist5k, three seeds).*")
+    main = pd.read_csv(COMMITTED / "main_results.csv")
+    of = f"{', '.join(sorted(set(main['dataset'])))}; {main['n_seeds'].max()} seeds"
+    return Markdown(f"*Not from your runs: the committed results (`{file.relative_to(ROOT)}`; {of}).*")
 
 
 def save_figure(figure, folder, name):

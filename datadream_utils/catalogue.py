@@ -270,8 +270,8 @@ TABLES = {
     "class_gains": _table(
         BEYOND,
         "Gain of every class",
-        f"Accuracy of each class and its gain: {GAINS}. Mean, 95 % interval (Student's t) and verdict are those of all "
-        f"seeds together. {INTERVAL_OF_TWENTY}",
+        f"Accuracy of each class and its gain, means over seeds: {GAINS}. 95 % interval over seeds (Student's t). "
+        f"{INTERVAL_OF_TWENTY}",
     ),
     "calibration": _table(
         BEYOND,

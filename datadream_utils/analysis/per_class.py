@@ -41,15 +41,18 @@ def compute_gains(predictions, class_names):
 
 
 def judge_gains(gains):
-    """``compute_gains`` with "gain_mean" (points), "low", "high" and "verdict" (``compare.judge_seeds``).
+    """``compute_gains`` over seeds: a row for each class of a method and setting, with a verdict.
 
-    They are of all seeds of a class, method and setting together, and stand in each of these seeds' rows.
+    Columns: "method", "setting", "label", "class_name", "n_seeds", "accuracy" (%, mean), "gain" (points, mean), "low",
+    "high" and "verdict" (``compare.judge_seeds``).
     """
+    columns = ["method", "setting", "label", "class_name"]
     rows = []
-    for _, cell in gains.groupby(["method", "setting", "label"], sort=False):
+    for names, cell in gains.groupby(columns, sort=False):
         judged = judge_seeds(cell["gain"])
-        rows.append(cell.assign(gain_mean=judged.pop("mean"), **judged))
-    return pd.concat(rows).loc[gains.index] if rows else gains.assign(gain_mean=0.0, low=0.0, high=0.0, verdict="")
+        means = {"n_seeds": len(cell), "accuracy": cell["accuracy"].mean(), "gain": round(judged.pop("mean"), 6)}
+        rows.append(dict(zip(columns, names, strict=True)) | means | judged)
+    return pd.DataFrame(rows, columns=[*columns, "n_seeds", "accuracy", "gain", "low", "high", "verdict"])
 
 
 def compute_confusion_change(predictions, method, setting, n_classes):

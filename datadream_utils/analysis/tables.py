@@ -38,7 +38,7 @@ HEADINGS = {
     "density": "Density (fidelity) ↑",
     "coverage": "Coverage (diversity, 0 to 1) ↑",
     "gain": "Gain (points) ↑",
-    "gain_mean": "Mean gain over seeds",
+    "n_seeds": "Seeds",
     "gain_S": "Gain of S over zero-shot CLIP (points) ↑",
     "gain_R+S": "Gain of R+S over Real-finetune (points) ↑",
     "accuracy": "Accuracy (%) ↑",
@@ -337,7 +337,7 @@ def _lay_out_answers(answers):
         question, previous = "" if row.question == previous else row.question, row.question
         rows.append([escape_markdown(question), row.classifier, row.n_shot, f"{row.first} − {row.second}",
                      *(_points(row.per_dataset.get(name, float("nan"))) for name in datasets), _points(row.difference),
-                     _interval(row.low, row.high), _number(row.visible), row.answer])  # fmt: skip
+                     _interval(row.low, row.high), _points(row.visible).lstrip("+"), row.answer])  # fmt: skip
     headings = ["Question", "Classifier", "Shots", "Comparison", *map(escape_markdown, datasets), "Difference",
                 "95 %", "Visible", "Answer"]  # fmt: skip
     return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crl", rows)

@@ -49,9 +49,9 @@ def gain_heatmap(gains, setting):
     name, rows = f"class_gains_{setting.replace('+', '')}", gains[gains["setting"] == setting]
     if rows.empty:
         return empty_figure(name, f"No {setting} classifier has its reference: {STUDY}")
-    every = judge_gains(gains).drop_duplicates(["method", "setting", "label"])
+    every = judge_gains(gains)
     cells = every[every["setting"] == setting]
-    means = cells.pivot(index="label", columns="method", values="gain_mean")
+    means = cells.pivot(index="label", columns="method", values="gain")
     means = means[in_table_order(means.columns)]
     names = rows.drop_duplicates("label").set_index("label")["class_name"]
     shown = means.loc[sorted(means.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_CLASSES])]
@@ -59,7 +59,7 @@ def gain_heatmap(gains, setting):
     beyond = cells.assign(beyond=alone | cells["verdict"].isin([Verdict.ABOVE.label, Verdict.BELOW.label]))
     beyond = beyond.pivot(index="label", columns="method", values="beyond").reindex_like(shown).eq(True)
     figure, (ax,) = panels(1, 0.22 * len(shown) + 1.5)
-    limit = float(every["gain_mean"].abs().max()) or 1.0
+    limit = float(every["gain"].abs().max()) or 1.0
     points = shown.where(beyond)
     sns.heatmap(points, ax=ax, cmap=COLOUR_MAP, center=0, vmin=-limit, vmax=limit, annot=_points(points.to_numpy()),
                 fmt="", annot_kws={"size": SMALL}, cbar=False, linewidths=0.5, linecolor="0.85",

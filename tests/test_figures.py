@@ -600,7 +600,7 @@ def test_gains_within_noise_are_blank_and_all_settings_have_one_scale(figures):
 
 def test_a_heat_map_of_many_classes_names_how_many_it_shows():
     rows = [("loft", i, f"class {i}", float(i)) for i in range(30)]
-    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"]).assign(setting="S")
+    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"]).assign(setting="S", accuracy=50.0)
     change = np.diag(np.arange(30.0)) - np.diag(np.arange(29.0), 1)
     changed = confusion_change_heatmap(change, [f"class {i}" for i in range(30)], "loft", "S")
     for count, figure in ((25, gain_heatmap(gains, "S")), (10, changed)):

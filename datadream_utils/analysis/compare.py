@@ -82,10 +82,10 @@ def compare_seeds(first, second):
 
 def format_difference(difference, unit=" points"):
     """``judge_seeds`` in words: "+3.0 points (-1.0 to +7.0 over seeds: within noise)"."""
-    mean, verdict = f"{difference['mean']:+.1f}{unit}", difference["verdict"]
+    mean, verdict = f"{difference['mean']:+z.1f}{unit}", difference["verdict"]
     if verdict == Verdict.ONE_SEED.label:
         return f"{mean} ({verdict})"
-    return f"{mean} ({difference['low']:+.1f} to {difference['high']:+.1f} over seeds: {verdict})"
+    return f"{mean} ({difference['low']:+z.1f} to {difference['high']:+z.1f} over seeds: {verdict})"
 
 
 def stack_correct(predictions):

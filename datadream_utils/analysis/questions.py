@@ -177,7 +177,7 @@ def write_gain(table, n_shot, method="datadream_cls"):
         return ""
     names = {"clip": "CLIP", "resnet": "a ResNet from scratch"}
     gains = [
-        f"{names[row.classifier]} {row.difference:+.1f} points ({row.low:+.1f} to {row.high:+.1f})"
+        f"{names[row.classifier]} {row.difference:+z.1f} points ({row.low:+z.1f} to {row.high:+z.1f})"
         for row in rows.itertuples()
     ]
     noise = "test images alone, one seed" if rows["n_seeds"].min() == 1 else "seeds and test images"

@@ -317,16 +317,16 @@ def _lay_out_pairs(pairs):
 
 def _intervals(row):
     """A row's interval over test images, its differences per seed, and their interval."""
-    per_seed = ", ".join(f"{points:+.1f}" for points in row.per_seed.values())
+    per_seed = ", ".join(f"{points:+z.1f}" for points in row.per_seed.values())
     return [_interval(row.low, row.high), per_seed, _interval(row.seeds_low, row.seeds_high)]
 
 
 def _interval(low, high):
-    return "" if pd.isna(low) else f"{low:+.1f} to {high:+.1f}"
+    return "" if pd.isna(low) else f"{low:+z.1f} to {high:+z.1f}"
 
 
 def _points(value):
-    return "" if pd.isna(value) else f"{value:+.1f}"
+    return "" if pd.isna(value) else f"{value:+z.1f}"
 
 
 def _lay_out_answers(answers):

@@ -99,8 +99,8 @@ def gain(generated, alone):
     low, high = result["low"], result["high"]
     unclear = "no difference, or too few test images to tell"
     verdict = "they have helped" if low > 0 else "they have done harm" if high < 0 else unclear
-    interval = f"95 % interval over test images {low:+.1f} to {high:+.1f}"
+    interval = f"95 % interval over test images {low:+z.1f} to {high:+z.1f}"
     return (
-        f"The generated images bring {result['difference']:+.1f} points ({interval}): {verdict}. "
+        f"The generated images bring {result['difference']:+z.1f} points ({interval}): {verdict}. "
         "It is one run: other shots or another seed may bring otherwise."
     )

@@ -116,7 +116,7 @@ def _largest_change(change, class_names):
         return "No class is taken for another more or less often."
     how = "more" if points > 0 else "less"
     confused = f"'{class_names[true]}' is taken for '{class_names[predicted]}'"
-    return f"Largest change: {confused} {how} often ({points:+.1f} points)."
+    return f"Largest change: {confused} {how} often ({points:+z.1f} points)."
 
 
 def reliability_curves(bins, errors, settings=("R", "R+S")):

@@ -84,7 +84,7 @@ def on_files(files, config):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
         files.append(File(name, str(COLLECTED), config.site_dir, config.use_directory_urls))
-    for file in sorted((ROOT / "figures" / "tiny").glob("*.png")):
+    for file in sorted(chain.from_iterable((ROOT / "figures" / "tiny").glob(f"*.{kind}") for kind in ("png", "json"))):
         files.append(File.generated(config, f"figures/{file.name}", abs_src_path=str(file)))
     files.append(File.generated(config, "assets/overview.png", abs_src_path=str(ROOT / OVERVIEW)))
     for file in tables():

@@ -522,6 +522,8 @@ def test_a_stage_is_not_continued_after_an_earlier_one_was_made_otherwise(changi
     make("adapt", lora_rank=8)
     with pytest.raises(InputError, match="generate was made from an earlier stage that has been made again since"):
         changing("generate")
+    with pytest.raises(InputError, match="generate was made from an earlier stage that has been made again since"):
+        changing("train", setting="S")  # without 02
     shutil.rmtree(first.folder.parent / "generate")
     make("generate")
     with pytest.raises(InputError, match=r"train-R\+S was made from an earlier stage that has been made again since"):

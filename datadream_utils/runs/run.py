@@ -206,6 +206,9 @@ def open_run(params, shard="", progress=show_progress):
         source = finished_stage(params, "adapt", paths)
     elif params.stage.startswith("train") and params.system.generates:
         source = finished_stage(params, "generate", paths)
+        adapted = Stage("adapt", params.run_folder / "adapt")
+        if params.system.adapts and adapted.finished:  # 02 may have been left out since 01 was made again
+            source.check_inputs(describe_inputs(paths, adapted))
     device = choose_device(params.device)
     weight_dtype(params.mixed_precision, device)  # InputError for a precision that the device lacks
     set_threads(params.num_threads)

@@ -103,6 +103,7 @@ def plan(output, precision, device):
     size, folder = SMALL if device == "cpu" else LARGE, output / precision
     cut = read_params_file(ROOT / "benchmarks" / "rehearsal.yaml") | write_models(output / "models", SIZES)
     cut |= {"mixed_precision": precision, "output_root": str(folder), "figures_dir": str(folder / "figures")}
+    cut |= {"num_threads": os.cpu_count()} if device == "cpu" else {}
     cut |= {name: value for name, value in size.items() if name in parameter_names()}
     photos = output / f"photos-{size['classes']}x{size['n_shot']}"
     if not photos.exists():
@@ -149,6 +150,7 @@ def read_stages(study):
             manifest, (units, seconds) = stage.manifest(), _units(executed)
             memory = manifest.get("peak_gpu_memory_mb", manifest["peak_memory_mb"]) / 1e3
             row |= {"units": units, "unit_seconds": seconds / units, "memory_gb": memory}
+            row |= {"threads": manifest["machine"]["num_threads"] or 1}  # 0: what Snakemake gives a job, one core
             rows.append(row | {"passes": manifest.get("passes_per_image", 1)})
     for stage in ("analysis", "beyond"):
         if error := _error(resolve(study.value("output_root")) / f"{NOTEBOOKS[stage]}.ipynb", None):
@@ -217,11 +219,11 @@ def table(result):
         f"On {result['device']}, {result['cores']} cores (load of the last 15 minutes: {result['load']:.1f}), "
         f"{result['precision']}, commit {result['git'][:7]}, {result['date']}:",
         "",
-        "| stage | method | images in a unit | seconds a unit | peak memory, GB |",
-        "|---|---|--:|--:|--:|",
+        "| stage | method | threads | images in a unit | seconds a unit | peak memory, GB |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for row in result["rows"]:
-        cells = [row["stage"], row["method"], str(row["images"])]
+        cells = [row["stage"], row["method"], str(row.get("threads", "")), str(row["images"])]
         if "error" in row:
             lines.append(f"| {' | '.join(cells)} | **failed** | {row['error']} |")
         else:

@@ -66,6 +66,7 @@ def test_the_rehearsal_runs_every_notebook_and_says_what_each_took(tmp_path, mon
         ("datadream_cls", "train-R+S"),
     ]
     assert all(row["unit_seconds"] > 0 and row["memory_gb"] > 0.1 for row in result["rows"])
+    assert {row["threads"] for row in result["rows"]} == {1}
     adapt, generate, train = result["rows"][2:]
     assert (adapt["units"], adapt["images"]) == (2 * 3, 2)  # three steps of each of two adapters, on two shots
     assert (generate["units"], generate["images"], generate["passes"]) == (4, 1, 2 * 3)  # PNDM: one more than its steps

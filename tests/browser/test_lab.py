@@ -16,6 +16,7 @@ import papermill.iorw
 import papermill.parameterize
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import expect
 
 from datadream_utils.params import ROOT, read_params_file
 
@@ -77,7 +78,7 @@ def folder(tmp_path_factory):
     """A folder as this repository, with all notebooks at smoke parameters."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
-    for part in ("docs", "solutions"):
+    for part in ("docs", "figures", "solutions"):
         shutil.copytree(ROOT / part, folder / part)
     for name in CONTROLS:
         _write_notebook(name, folder)
@@ -234,14 +235,13 @@ def test_links_from_notebook_to_notebook_and_glossary_open_in_lab(lab, watch):
     page.set_default_timeout(SLOW)
     page.goto(f"{lab}/lab/workspaces/links/tree/notebooks/{OWN}.ipynb")
     for link, file in (
-        ("glossary", "glossary.md"),
-        ("03", "03_train_clip.ipynb"),
-        (f"solutions/{OWN}", f"{OWN}.ipynb"),
+        ("glossary", "docs/learn/glossary.md"),
+        ("03", "notebooks/03_train_clip.ipynb"),
+        (f"solutions/{OWN}", f"solutions/{OWN}.ipynb"),
     ):
         page.get_by_role("tab", name=f"{OWN}.ipynb").first.click()
         page.locator(".jp-Notebook:visible").get_by_role("link", name=link, exact=True).first.click()
-        page.wait_for_function("name => jupyterapp.shell.currentWidget?.title.label === name", arg=file)
-    assert page.evaluate("jupyterapp.shell.currentWidget.context.path") == f"solutions/{OWN}.ipynb"
+        page.wait_for_function("path => jupyterapp.shell.currentWidget?.context?.path === path", arg=file)
     assert not watched.errors and not watched.outside, (watched.errors, watched.outside)
 
 
@@ -272,7 +272,8 @@ def test_a_known_mistake_shows_one_boxed_sentence(lab, folder, watch):
         shown.first.scroll_into_view_if_needed()
         watched.screenshot(f"lab-mistake-{name}")
         assert error["ename"] == "InputError" and words in error["evalue"], error["evalue"]
-        assert shown.count() == 1 and len(error["traceback"]) == 3 and "Traceback" not in shown.inner_text()
+        expect(shown).to_have_count(1)  # the box of the mistake before this one goes a little later
+        assert len(error["traceback"]) == 3 and "Traceback" not in shown.inner_text()
         assert words in re.sub(r"[\s│]+", " ", shown.inner_text()) and not _violations(page)
     assert not watched.errors and not watched.outside, (watched.errors, watched.outside)
 

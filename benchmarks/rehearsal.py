@@ -149,7 +149,8 @@ def read_stages(study):
                 continue
             manifest, (units, seconds) = stage.manifest(), _units(executed)
             memory = manifest.get("peak_gpu_memory_mb", manifest["peak_memory_mb"]) / 1e3
-            row |= {"units": units, "unit_seconds": seconds / units, "memory_gb": memory}
+            row |= {"units": units, "unit_seconds": seconds / units} if units else {}  # none: done before it was killed
+            row |= {"memory_gb": memory}
             row |= {"threads": manifest["machine"]["num_threads"] or 1}  # 0: what Snakemake gives a job, one core
             rows.append(row | {"passes": manifest.get("passes_per_image", 1)})
     for stage in ("analysis", "beyond"):
@@ -227,7 +228,8 @@ def table(result):
         if "error" in row:
             lines.append(f"| {' | '.join(cells)} | **failed** | {row['error']} |")
         else:
-            lines.append(f"| {' | '.join(cells)} | {row['unit_seconds']:.2f} | {row['memory_gb']:.1f} |")
+            seconds = f"{row['unit_seconds']:.2f}" if "units" in row else "killed and continued"
+            lines.append(f"| {' | '.join(cells)} | {seconds} | {row['memory_gb']:.1f} |")
     if result["hours"]:
         hours = "; ".join(f"{stage} {h:,.0f} hours ({n:,} units)" for stage, (n, h) in result["hours"].items())
         lines += ["", f"The paper's main table at this speed, on one such device: {hours}."]

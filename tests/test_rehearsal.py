@@ -106,4 +106,6 @@ def test_hours_are_those_of_the_studys_units(scheduler):
 def test_a_failure_is_in_the_table():
     rows = [{"method": "loft", "stage": "adapt", "images": 1, "error": "InputError: the memory of the device is full"}]
     result = dict(device="cpu", cores=2, load=0.1, precision="no", git="0" * 40, date="2026-01-01", rows=rows, hours={})
+    killed = {"method": "loft", "stage": "adapt", "images": 1, "threads": 1, "memory_gb": 8.26}
+    assert "| adapt | loft | 1 | 1 | killed and continued | 8.3 |" in rehearsal.table(result | {"rows": [killed]})
     assert "First failure: adapt of loft: InputError: the memory of the device is full." in rehearsal.table(result)

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from datadream_utils.classifier import augment as augmenting
 from datadream_utils.classifier.augment import RAND_AUGMENT, Augment, mix, rand_augment
+from datadream_utils.classifier.pictures import augment_examples
 from datadream_utils.data.images import to_tensor
 
 
@@ -109,6 +110,16 @@ def test_the_last_solarize_inverts_from_128_on(make_params):
         flat = Image.new("RGB", (36, 36), (level,) * 3)
         ours = (augment(to_tensor(flat)[None]) * 255).round()
         assert ours.unique().tolist() == [ImageOps.solarize(flat).getpixel((0, 0))[0]]
+
+
+def test_the_shown_examples_are_the_same_every_time(make_params):
+    pictures = torch.randint(0, 256, (20, 3, 36, 36), dtype=torch.uint8)
+    classifier = torch.nn.Linear(1, 1)
+    classifier.image_size = 32
+    first, second = (augment_examples({"real": (pictures, None)}, classifier, make_params("train")) for _ in range(2))
+    assert list(first) == ["real, as it is", "real, augmented"]
+    assert np.array_equal(first["real, augmented"], second["real, augmented"])
+    assert np.shape(first["real, augmented"]) == (12, 32, 32, 3)
 
 
 def test_augmentation_keeps_shape_and_range(make_params):

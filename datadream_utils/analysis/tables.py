@@ -335,9 +335,10 @@ def _lay_out_answers(answers):
     rows, previous = [], None
     for row in answers.itertuples():
         question, previous = "" if row.question == previous else row.question, row.question
+        visible = "" if pd.isna(row.visible) else f"{row.visible:.1f}"
         rows.append([escape_markdown(question), row.classifier, row.n_shot, f"{row.first} − {row.second}",
                      *(_points(row.per_dataset.get(name, float("nan"))) for name in datasets), _points(row.difference),
-                     _interval(row.low, row.high), _points(row.visible).lstrip("+"), row.answer])  # fmt: skip
+                     _interval(row.low, row.high), visible, row.answer])  # fmt: skip
     headings = ["Question", "Classifier", "Shots", "Comparison", *map(escape_markdown, datasets), "Difference",
                 "95 %", "Visible", "Answer"]  # fmt: skip
     return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crl", rows)

@@ -13,6 +13,7 @@ from datadream_utils.data.images import centre_square, check_images, read_image,
 from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
 from datadream_utils.runs.plausible import check_pictures
+from datadream_utils.seeds import stable_seed
 
 CACHE_BYTES = 4 * 2**30  # decoded pictures are kept in memory up to this size
 
@@ -115,13 +116,19 @@ def make_sets(params, shots, synthetic, image_size):
 
 
 def augment_examples(sets, classifier, params, count=12):
-    """``{title: [array (height, width, 3) in [0, 1], ...]}``: ``count`` pictures of each set, plain and augmented."""
+    """``{title: [array (height, width, 3) in [0, 1], ...]}``: ``count`` pictures of each set, plain and augmented.
+
+    The same parameters give the same pictures.
+    """
     device = next(classifier.parameters()).device
     augment = Augment(params, classifier.image_size, [0.0] * 3, [1.0] * 3, device)  # for display: not normalised
     examples = {}
     for kind, (pictures, _) in sets.items():
         chosen = torch.stack([pictures[i * len(pictures) // count] for i in range(count)])
-        for title, pixels in {"as it is": chosen / 255, "augmented": augment(chosen).clamp(0, 1).cpu()}.items():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(stable_seed("examples", params.seed, kind))
+            augmented = augment(chosen).clamp(0, 1).cpu()
+        for title, pixels in {"as it is": chosen / 255, "augmented": augmented}.items():
             examples[f"{kind}, {title}"] = list(pixels.permute(0, 2, 3, 1).numpy())
     return examples
 

@@ -250,8 +250,9 @@ def test_worlds_are_parameters_of_every_stage(world):
 
 
 def test_the_readmes_tables_are_those_of_the_results(monkeypatch, tmp_path):
-    results = sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json"))
-    assert set(results) <= set(tables.TABLES)
+    results = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    results -= {"rehearsal"}  # its table is in docs/howto/reproduce-paper.md
+    assert results <= set(tables.TABLES)
     (tmp_path / "README.md").write_text((ROOT / "benchmarks" / "README.md").read_text())
     if results:
         (tmp_path / "results").symlink_to(ROOT / "benchmarks" / "results")

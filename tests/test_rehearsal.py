@@ -76,6 +76,14 @@ def test_the_rehearsal_runs_every_notebook_and_says_what_each_took(tmp_path, mon
     assert "Every notebook ran to its end" in text and f"{adapt['unit_seconds']:.2f}" in text
 
 
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    committed = rehearsal.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(rehearsal, "PAGE", tmp_path / "page.md")
+    rehearsal.PAGE.write_text(committed.replace("| generate | loft |", "| old |"), encoding="utf-8")
+    rehearsal.write_page(json.loads(rehearsal.RESULT.read_text(encoding="utf-8")))
+    assert rehearsal.PAGE.read_text(encoding="utf-8") == committed
+
+
 @pytest.fixture
 def scheduler():
     return worlds.PNDMScheduler(skip_prk_steps=True, steps_offset=1)

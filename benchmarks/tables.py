@@ -100,7 +100,7 @@ def sampling_ratio(rows):
 def summary(results):
     """How fast each stage is beside the authors' procedure and beside the machine: three lines."""
     lines = []
-    for world, where in (("tiny", "in the tiny world on a"), ("full", "at full size on an")):
+    for world, where in (("tiny", "in the tiny world"), ("full", "at full size")):
         said, result = [], results.get(world, {})
         for stage in STAGES:
             if sides := result.get(stage):
@@ -109,8 +109,8 @@ def summary(results):
                 said.append(f"{stage} {ratio(sides, _clock(sides, 'total')):.1f}{share}")
             else:
                 said.append(f"{stage} not measured")
-        device = next((sides["machine"]["device"] for sides in result.values()), "none yet")
-        lines.append(f"- How many times as fast as the authors' procedure, {where} {device}: {', '.join(said)}.")
+        where += next((f" on one {sides['machine']['device']}" for sides in result.values()), "")
+        lines.append(f"- How many times as fast as the authors' procedure, {where}: {', '.join(said)}.")
     lines[0] += " In brackets: the share of the FLOP/s that a matrix product reaches there."
     best = {}
     for name, row in results.get("gpu", {}).items():

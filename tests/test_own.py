@@ -16,6 +16,7 @@ from datadream_utils.interactive.own_images import (
     describe_folder,
     duplicates,
     gain,
+    loose_pictures,
     write_example,
 )
 from datadream_utils.params import ROOT
@@ -38,6 +39,17 @@ def test_the_example_is_a_folder_as_a_user_has_it(example):
     assert table["class"].tolist() == sorted(EXAMPLE_CLASSES) and (table["smallest side"] == 28).all()
     assert table[["train", "val", "test"]].to_numpy().tolist() == [[50, 20, 30]] * 3
     assert table["not read"].tolist() == [0, 0, 1]  # mine.txt, of "three"
+
+
+def test_pictures_beside_the_class_folders_are_named(example, folder_dataset):
+    three = load_dataset(str(example)).files["train"][EXAMPLE_CLASSES.index("three")][0]
+    assert loose_pictures(load_dataset(str(example))) == []
+    shutil.copy(three, example / "loose.png")
+    assert loose_pictures(load_dataset(str(example))) == [example / "loose.png"]
+    shutil.copy(three, folder_dataset / "train" / "loose.png")
+    shutil.copy(three, folder_dataset / "loose.png")
+    found = loose_pictures(load_dataset(str(folder_dataset)))
+    assert found == [folder_dataset / "loose.png", folder_dataset / "train" / "loose.png"]
 
 
 def test_one_class_is_refused_before_anything_runs(example):

@@ -7,6 +7,7 @@ import papermill
 
 from datadream_utils.analysis.compare import paired_difference
 from datadream_utils.data.dataset import load_dataset
+from datadream_utils.data.folders import list_pictures
 from datadream_utils.data.images import check_images
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, sha256s
@@ -70,6 +71,12 @@ def duplicates(data):
     others = [path for split in ("val", "test") for paths in data.files.get(split, ()) for path in paths]
     train_path = dict(zip(sha256s(train), train, strict=True))
     return [(train_path[key], path) for key, path in zip(sha256s(others), others, strict=True) if key in train_path]
+
+
+def loose_pictures(data):
+    """The pictures beside the class folders, which belong to no class and are not read, sorted."""
+    parents = {path.parent.parent for classes in data.files.values() for paths in classes for path in paths}
+    return sorted(path for folder in {data.root, *parents} for path in list_pictures(folder))
 
 
 def run_notebook(params):

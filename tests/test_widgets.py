@@ -218,7 +218,9 @@ def test_each_sample_is_shown_with_its_nearest_shot(mnist):
     pixels = lambda paths: torch.nn.functional.normalize(  # noqa: E731
         torch.stack([torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32).ravel()) for path in paths])
     )
-    browser = model_widgets.nearest_shot_browser({"copies": shots}, shots, mnist.class_names, pixels, 7)
+    sets = {"copies": shots, "too few": [[], *shots[1:]]}
+    browser = model_widgets.nearest_shot_browser(sets, shots, mnist.class_names, pixels, 7)
+    assert browser.controls["Method"].options == (("copies", "copies"),)
     figure = browser.still()
     upper, lower = ([image.get_array() for image in ax.images] for ax in figure.axes)
     assert np.array_equal(upper, lower) and "1.00" in alt_from_titles(figure) and "seven" in alt_from_titles(figure)

@@ -65,7 +65,9 @@ def nearest_shot_browser(sets, shots, class_names, features, label=0, method="",
     """Is a generated picture a copy? Samples of a class and method, with the nearest few-shot image under each.
 
     sets: ``{method: files[label]}``; shots: ``files[label]``; features: ``features(paths) -> (n, d)``, unit length.
+    A set that lacks images of a class is left out.
     """
+    sets = {name: files for name, files in sets.items() if all(files)}
     of_shots = cache(lambda k: features(shots[k]))
 
     @cache
@@ -77,8 +79,8 @@ def nearest_shot_browser(sets, shots, class_names, features, label=0, method="",
         title = f"{method}, {class_name}: each sample and the real shot most like it (cosine of CLIP features)"
         return show_grid([drawn, near], ["generated", "nearest shot"], [f"{x:.2f}" for x in likeness], title, 0.95)
 
-    names = list(class_names)
-    return Explorer(draw, {"Class": names, "Method": list(sets)}, [names[label], method or next(iter(sets))])
+    names, first = list(class_names), method if method in sets else next(iter(sets))
+    return Explorer(draw, {"Class": names, "Method": list(sets)}, [names[label], first])
 
 
 def lora_browser(pipe, folders):

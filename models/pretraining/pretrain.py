@@ -32,7 +32,8 @@ CARD = """# The tiny world's base models
 
 `tiny-clip` (`CLIPModel`, `CLIPTokenizer`, `CLIPImageProcessor`) and `tiny-stable-diffusion` (`StableDiffusionPipeline`:
 `AutoencoderKL`, `UNet2DConditionModel`, the CLIP's text tower, `DPMSolverMultistepScheduler`), in fp16 safetensors.
-Stock `transformers` and `diffusers` load them; nothing of this project is needed.
+Stock `transformers` and `diffusers` load them; nothing of this project is needed. `tiny-resnet` is a configuration
+without weights: a ResNet of the tiny world is trained from scratch.
 
 **Data.** Pictures of typeset characters, 32x32, drawn as they are needed by `models/pretraining/typeset.py`: 62
 characters in 21 fonts that ship with matplotlib, 10 colours, with captions such as "a photo of a red seven on a blue

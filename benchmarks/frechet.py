@@ -44,7 +44,8 @@ SAMPLERS = (
 def features(encoder, images):
     """CLIP features (n, d) of PIL images."""
     pixels = [torch.from_numpy(encoder.processor(images=image).pixel_values[0]) for image in images]
-    return torch.cat([image_features(encoder.clip, batch) for batch in torch.stack(pixels).split(256)])
+    batches = torch.stack(pixels).to(encoder.clip.device).split(256)
+    return torch.cat([image_features(encoder.clip, batch) for batch in batches]).cpu()
 
 
 def draw(pipe, recipe, p, scheduler, steps):

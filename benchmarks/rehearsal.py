@@ -34,6 +34,7 @@ from datadream_utils.params import NOTEBOOKS, ROOT, parameter_names, read_params
 from datadream_utils.runs.device import DTYPES, choose_device, device_name, weight_dtype
 from datadream_utils.runs.stage import Stage, git_commit
 from workflow.scripts.estimate import plan_task, read_size
+from workflow.scripts.reference import fill_marks
 from workflow.scripts.study import read_study
 
 METHODS = ("real", "issynth", "disef", "datadream_cls", "datadream_dset", "loft")
@@ -59,7 +60,6 @@ LARGE = dict(classes=4, n_shot=16, n_test=16)
 STUDY = ROOT / "params" / "studies" / "paper.yaml"
 PAGE = ROOT / "docs" / "howto" / "reproduce-paper.md"
 RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
-MARKS = ("<!-- rehearsal -->", "<!-- /rehearsal -->")
 COUNTED = re.compile(r"(\d+)/\1 +([\d.]+) s")  # the last state of a line of progress
 
 
@@ -232,7 +232,7 @@ def table(result):
             lines.append(f"| {' | '.join(cells)} | {seconds} | {row['memory_gb']:.1f} |")
     if result["hours"]:
         hours = "; ".join(f"{stage} {h:,.0f} hours ({n:,} units)" for stage, (n, h) in result["hours"].items())
-        lines += ["", f"The paper's main table at this speed, on one such device: {hours}."]
+        lines += ["", f"What was rehearsed of the paper's main table, at this speed, on one such device: {hours}."]
     failed = next((row for row in result["rows"] if "error" in row), None)
     last = "Every notebook ran to its end."
     if failed:
@@ -242,13 +242,8 @@ def table(result):
 
 def write_page(results):
     """Put the tables of all rehearsals between the marks of ``PAGE``."""
-    block = "\n".join([MARKS[0], *(line for result in results.values() for line in [*table(result), ""]), MARKS[1]])
-    text = PAGE.read_text(encoding="utf-8")
-    text, found = re.subn(f"{MARKS[0]}.*{MARKS[1]}", lambda _: block, text, flags=re.DOTALL)
-    if not found:
-        raise ValueError(f"{PAGE} has no marks {' ... '.join(MARKS)}")
-    with atomic_write(PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    lines = [line for result in results.values() for line in [*table(result), ""]]
+    fill_marks(PAGE, {"rehearsal": "\n".join(lines)})
 
 
 def main(arguments=None):

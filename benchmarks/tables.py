@@ -1,12 +1,11 @@
 """The tables of ``benchmarks/README.md``, from ``benchmarks/results/*.json``."""
 
 import json
-import re
 from statistics import mean, median, stdev
 
 from datadream_utils.analysis.compare import format_difference, judge_seeds
-from datadream_utils.files import atomic_write
 from datadream_utils.params import ROOT
+from workflow.scripts.reference import fill_marks
 
 FOLDER = ROOT / "benchmarks"
 # Ratios that the package should reach: (row of the stages' table, what is compared, on a CPU, on a GPU or None).
@@ -231,14 +230,8 @@ TABLES = {
 
 def write_readme():
     """Put every table between its marks; one that has no result says "not measured"."""
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
     paths = {name: FOLDER / "results" / f"{name}.json" for name in TABLES}
     results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
     made = {name: TABLES[name](results[name]) if name in results else ["*not measured*"] for name in TABLES}
-    for name, lines in (made | {"targets": target_table(results), "summary": summary(results)}).items():
-        block = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
-        text, found = re.subn(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _: block, text, flags=re.DOTALL)  # noqa: B023
-        if not found:
-            raise ValueError(f"{FOLDER / 'README.md'} has no marks <!-- {name} --> ... <!-- /{name} -->")
-    with atomic_write(FOLDER / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    made |= {"targets": target_table(results), "summary": summary(results)}
+    fill_marks(FOLDER / "README.md", {name: "\n".join(lines) for name, lines in made.items()})

@@ -233,7 +233,7 @@ TABLES = {
         BEYOND,
         "All pairs of classifiers",
         "Paired differences on the same test images (points). Above or below: both 95 % intervals (over test images "
-        "and over seeds) exclude 0 and McNemar's test agrees after Holm's correction.",
+        "and over seeds) exclude 0 and a sign test over images agrees after Holm's correction.",
     ),
     "alignment": _table(
         BEYOND,
@@ -315,14 +315,14 @@ for _parameter, _name in ABLATIONS.items():
     )
 
 
-def files(entries, notebook=None, always=None):
-    """File names of ``entries`` (``FIGURES`` or ``TABLES``), for instance ``["teaser.png", "teaser.pdf", ...]``.
+def files(entries, notebook=None):
+    """The files that every study has of ``entries`` (``FIGURES`` or ``TABLES``), as ``["teaser.png", "teaser.pdf"]``.
 
-    notebook: those of one notebook; always: those that every study has (True), the others (False) or all (None).
+    notebook: those of one notebook.
     """
     return [
         f"{name}.{suffix}"
         for name, entry in entries.items()
-        if notebook in (None, entry.notebook) and always in (None, entry.always)
+        if entry.always and notebook in (None, entry.notebook)
         for suffix in entry.formats
     ]

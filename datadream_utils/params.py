@@ -59,6 +59,7 @@ Passes = Annotated[int, Field(ge=1, le=1000)]  # Stable Diffusion is trained wit
 Threads = Annotated[int, Field(ge=0, le=1024)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Guidance = Annotated[float, Field(ge=1)]  # diffusers takes less for 1
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Folder = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -240,7 +241,7 @@ class AdaptParams(RunParams):
     mixed_precision: Precision
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
     checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
-    guidance_scale: Annotated[NonNegative, PICTURES]
+    guidance_scale: Annotated[Guidance, PICTURES]
     num_inference_steps: Annotated[Passes, PICTURES]
     sampler: Annotated[Sampler, PICTURES]
     pictures_shown: Annotated[Count, PICTURES]
@@ -277,7 +278,7 @@ class GenerateParams(RunParams):
     sd_revision: str
     resolution: Side
     images_per_class: Images
-    guidance_scale: NonNegative
+    guidance_scale: Guidance
     num_inference_steps: Passes
     sampler: Sampler
     start_noise: Annotated[float, Field(gt=0, le=1), OnlyIf("start", "shot")]

@@ -294,7 +294,8 @@ def test_a_conclusion_has_at_most_four_sentences_with_the_counts():
     pairs = compare.compare_pairs(correct)
     words = compare.write_conclusion(compare.add_verdicts(table, {"d": pairs}), pairs, "d")
     order = compare.compare_order(pairs, "d")["outcome"].value_counts()
-    assert words.count(". ") <= 3 and "LoFT (S) has the highest mean accuracy, 50.0 %" in words
+    assert words.startswith("For d: on synthetic images alone, ") and words.count(". ") <= 3
+    assert "LoFT (S) has the highest mean accuracy, 50.0 %" in words
     assert "surely helps with 1 of 2 methods and surely hurts with 1." in words
     assert f"{order.get('holds', 0)} hold here, {order.get('reversed', 0)} are reversed" in words
     assert "LoFT (S) has an accuracy of 50.0 %" in compare.write_headline(table[1:2].assign(verdict=""), "d")

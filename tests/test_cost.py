@@ -74,7 +74,9 @@ def test_costs_are_in_the_main_tables_order(monkeypatch):
     keys = [("loft", "R+S"), ("real", "R"), ("loft", "S"), ("clip_zeroshot", "none"), ("fakeit", "S")]
     rows = pd.DataFrame(keys, columns=["method", "setting"]).assign(n_shot=4, classifier="clip", seed=0, accuracy=50.0)
     numbers = [f"{kind}_{part}" for kind in ("steps", "seconds") for part in cost.STAGE_NAMES]
-    rows = rows.assign(**dict.fromkeys([*numbers, "seconds"], 1.0), peak_memory_mb=[1172.0, 854, 905, 756, 928])
+    rows = rows.assign(
+        **dict.fromkeys([*numbers, "seconds", "flops"], 1.0), peak_memory_mb=[1172.0, 854, 905, 756, 928]
+    )
     monkeypatch.setattr(cost, "tabulate_costs", lambda *_: rows)
     monkeypatch.setattr(cost, "count_flops_per_step", lambda *_: {})
     runs = pd.DataFrame({"dataset": ["d"], "n_shot": 4, "variant": "", "classifier": "clip", "protocol": "sound",

@@ -406,6 +406,14 @@ def test_seeds_show_below_a_wide_interval_over_images_and_the_verdict_is_a_word(
     assert list(thin.get_xdata()) == [alone["seeds_low"], alone["seeds_high"]]
 
 
+def test_synthetic_images_above_real_ones_are_a_claim_about_synthetic_images():
+    order = compare.compare_order(_results()[1], "d")
+    row = order[order["pair"].str.endswith("(S)")].iloc[[0]]
+    published = row.assign(pair="DataDream_cls (S) − Real-finetune (R)")  # Cars, Aircraft, Pets
+    (ax,) = forest(published, "d").axes
+    assert ax.get_title() == forest(row, "d").axes[0].get_title()
+
+
 def test_frames_of_the_shots_are_nested_and_mark_their_rows(figures):
     (ax,) = figures["qualitative"].axes
     boxes = [patch.get_window_extent() for patch in ax.patches]

@@ -1,6 +1,8 @@
 """Generation: images are functions of (seed, class, index); resuming changes nothing; ImageFolder layout."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +20,7 @@ from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import few_shot
+from datadream_utils.diffusion import captions as captioning
 from datadream_utils.diffusion import generate as generating
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
@@ -247,6 +250,21 @@ def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_run, capsy
     other = replace(run, params=run.params.model_copy(update={"seed": 1}), shots=few_shot(mnist, 2, 1))
     assert "mine" not in read_captions(other).values()
     assert make_recipe(make_run("generate", method="fakeit", n_shot=2)).captions is None
+
+
+def test_shards_that_begin_together_load_one_captioner(make_run, monkeypatch):
+    run, loaded = make_run("generate", method="disef", n_shot=2), []
+    load = captioning.load_captioner
+
+    def load_once(run):
+        loaded.append(run)
+        time.sleep(0.5)
+        return load(run)
+
+    monkeypatch.setattr(captioning, "load_captioner", load_once)
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(lambda _: read_captions(run), range(3))
+    assert others == [first, first] and len(loaded) == 1
 
 
 def test_captions_go_on_where_a_killed_run_was(make_run):

@@ -68,7 +68,7 @@ def test_all_four_run_in_order_and_leave_their_files(smoke):
     metrics = json.loads((run / "train-R+S" / "metrics.json").read_text())
     assert metrics["n_test"] == 3500 and 0 <= metrics["interval_95"][0] <= metrics["accuracy"] <= 100
     written = {path.name for path in (folder / "figures").iterdir()}
-    assert written == {*files(FIGURES, always=True), *files(TABLES, always=True)}
+    assert written == {*files(FIGURES), *files(TABLES)}
     assert not list(folder.rglob("*.part"))
 
 

@@ -88,6 +88,8 @@ def test_a_value_may_depend_on_the_method(make_params):
         make_params("generate", guidance_scale={"lofts": 5.0})
     with pytest.raises(InputError, match="'guidance_scale' has no value for method 'datadream_cls': add it, or a"):
         make_params("generate", guidance_scale={"loft": 5.0})
+    with pytest.raises(InputError, match="parameter 'guidance_scale' is 0.5"):  # diffusers would take it for 1
+        make_params("generate", guidance_scale=0.5)
     with pytest.raises(InputError, match="parameter 'guidance_scale' is 'x'"):
         make_params("generate", guidance_scale={"default": "x"})
 

@@ -102,6 +102,7 @@ def test_every_answer(gains, answer, monkeypatch):
 
 def test_the_gain_in_a_sentence():
     row = {"method": "datadream_cls", "setting": "R+S", "n_shot": 1, "low": 1.0, "high": 5.0, "n_seeds": 5}
+    row["per_dataset"] = {"a": 2.0, "b": 4.0}
     table = pd.DataFrame(
         [row | {"classifier": "clip", "difference": 3.0}, row | {"classifier": "resnet", "difference": 14.2}]
     )
@@ -110,6 +111,9 @@ def test_the_gain_in_a_sentence():
     assert "1 real image per class" in text and "CLIP +3.0 points (+1.0 to +5.0)" in text
     assert "ResNet from scratch +14.2 points" in text and "seeds and test images" in text
     assert "one seed" in questions.write_gain(table.assign(n_seeds=1), 1)
+    assert "(mean of a and b)" in text and "mean" not in questions.write_gain(
+        table.assign(per_dataset=[{"a": 3.0}] * 2), 1
+    )
     assert questions.write_gain(table, 16) == ""
 
 
@@ -123,6 +127,8 @@ def test_several_comparisons_of_a_question_are_corrected_together(monkeypatch):
     table = _answers({"a": [3.0, 1.0, 5.0, 2.0, 4.0]}, monkeypatch, n_shots=[16])
     several = _answers({"a": [3.0, 1.0, 5.0, 2.0, 4.0]}, monkeypatch, pairs=[PAIR, PAIR, PAIR])
     assert several["p_holm"].tolist() == pytest.approx([3 * table.loc[0, "p_holm"]] * 3)
+    missing = _answers({"a": [3.0, 1.0, 5.0, 2.0, 4.0]}, monkeypatch, pairs=[PAIR, [PAIR[0], "loft S"]])
+    assert missing.loc[0, "p_holm"] == pytest.approx(2 * table.loc[0, "p_holm"]) and np.isnan(missing.loc[1, "p_holm"])
 
 
 @pytest.mark.parametrize("side, words", [("datadream_cls", "names no setting"), ("nothing S", "'nothing'")])

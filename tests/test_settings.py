@@ -80,7 +80,11 @@ def test_heat_maps_count_the_right_sentences():
     cosines = np.array([[0.5, 0.1, 0.2], [0.6, 0.5, 0.1], [0.0, 0.1, 0.3]])
     figure = similarity_heatmaps(cosines, np.full((3, 3), 1 / 3), ["a", "b", "c"])
     assert "2 of 3 pictures" in figure.finding
-    assert len(similarity_heatmaps(np.eye(30), np.eye(30), [str(i) for i in range(30)]).axes[0].get_xticklabels()) == 20
+    many = np.eye(30)
+    many[0, 25] = 2.0  # a class that is not drawn may be the nearest
+    figure = similarity_heatmaps(many, many, [str(i) for i in range(30)], "satellite")
+    assert len(figure.axes[0].get_xticklabels()) == 20 and "29 of 30 pictures" in figure.finding
+    assert figure.axes[0].get_xlabel() == 'sentence: "a satellite photo of a ..."'
 
 
 def test_losses_are_drawn_over_their_timesteps():

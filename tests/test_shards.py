@@ -48,6 +48,8 @@ def test_adapting_by_shards(pipe, make_run, tmp_path, capsys, method, made):
         stage = run_adapt("parts", f"{k}/3")
         assert len(list(stage.folder.glob("adapters/*"))) - before == made[k - 1]
         assert not stage.finished and f"Part {k}-of-3 is done" in capsys.readouterr().out
+    first = stage.folder / "shards" / "1-of-3.json"
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"peak_memory_mb": 10**6}))
     records = [json.loads((stage.folder / "shards" / f"{k}-of-3.json").read_text()) for k in (1, 2, 3)]
     run_adapt("parts", "1/3")
     assert "Part 1-of-3" in (printed := capsys.readouterr().out) and "done already" in printed
@@ -56,6 +58,7 @@ def test_adapting_by_shards(pipe, make_run, tmp_path, capsys, method, made):
     assert stage.manifest()["shards"] == records and whole.manifest()["shards"] == []
     parts = sum(record["seconds"] for record in records)
     assert stage.manifest()["seconds"] >= parts - 0.06  # rounded to a tenth
+    assert stage.manifest()["peak_memory_mb"] == 10**6  # the largest of any part
 
 
 def test_generating_by_shards(pipe, make_run, tmp_path):

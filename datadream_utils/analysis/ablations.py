@@ -25,7 +25,7 @@ def study_command(parameter):
 
 
 def find_changes(stages):
-    """``{run: ({parameter: value}, run without variant)}``: what every run with a variant changes.
+    """``{run: {parameter: value}}``: what every run with a variant changes.
 
     stages: ``results.load_stages``. A parameter is changed where a stage has another value than the same stage of the
     run without variant. Runs that have no such run are left out.
@@ -39,7 +39,7 @@ def find_changes(stages):
             changed = {}
             for stage, values in parameters[row.run].items():
                 changed |= _find_changed(parameters[base].get(stage, values), values)
-            changes[row.run] = (changed, base)
+            changes[row.run] = changed
     return changes
 
 
@@ -92,7 +92,7 @@ def select_ablation(runs, stages, dataset, n_shot, parameter, classifier="clip")
         table = table[(table["variant"] == "") & (table["setting"] != "none")].assign(value=table["n_shot"])
     else:
         parameters = _group_parameters(stages)
-        alone = {run for run, (changed, _) in find_changes(stages).items() if set(changed) == {parameter}}
+        alone = {run for run, changed in find_changes(stages).items() if set(changed) == {parameter}}
         table = table[(table["n_shot"] == n_shot) & ((table["variant"] == "") | table["run"].isin(alone))]
         values = [_find_value(parameters.get(run, {}), parameter) for run in table["run"]]
         table = table.assign(value=pd.Series(values, table.index, dtype=object)).dropna(subset="value")

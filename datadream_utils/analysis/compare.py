@@ -278,7 +278,8 @@ def write_conclusion(table, pairs, dataset):
 
     table: ``add_verdicts``; pairs: ``compare_pairs`` of ``dataset``.
     """
-    sentences = [write_headline(table, dataset)]
+    headline = write_headline(table, dataset)
+    sentences = [f"For {dataset}: {headline[0].lower()}{headline[1:]}"]
     gains = select_gains(pairs)
     verdicts = list(gains.loc[gains["second"] == "Real-finetune (R)", "verdict"])
     if verdicts:

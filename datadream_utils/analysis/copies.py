@@ -128,13 +128,11 @@ def above_baseline(table):
     )  # fmt: skip
 
 
-def find_worst(nearest, count, space="feature"):
+def find_worst(nearest, count, space):
     """The ``count`` images that are nearest to a shot, nearest first, one per shot: columns path, shot, distance.
 
-    nearest: a table of ``find_nearest``, or None if there are no images.
+    nearest: a table of ``find_nearest``.
     """
-    if nearest is None:
-        return pd.DataFrame(columns=["path", "shot", "distance"])
     table = nearest.sort_values([space, "path"]).drop_duplicates(f"{space}_shot")
     return table.head(count).rename(columns={f"{space}_shot": "shot", space: "distance"})[["path", "shot", "distance"]]
 

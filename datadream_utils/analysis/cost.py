@@ -94,27 +94,23 @@ def count_image_steps(stage, n_classes):
     if stage.stage == "adapt":
         return stage.n_real * p["adapt_epochs"]
     if stage.stage == "generate":
-        return count_drawn(stage) * stage.passes
+        drawn = sum(row.get("tries", 1) for row in read_metadata(stage))  # rejected images included
+        return drawn * stage.passes
     if p["setting"] == "none":
         return 0
     return p["train_epochs"] * p["images_per_class"] * n_classes * len(p["setting"].split("+"))
 
 
-def count_drawn(stage):
-    """Images that a generate stage drew, rejected ones included."""
-    return sum(row.get("tries", 1) for row in read_metadata(stage))
-
-
-def tabulate_costs(runs, stages, n_classes, flops=None):
-    """A row per classifier of ``runs`` without variant: seconds, image-steps, memory of its stages, and its accuracy.
+def tabulate_costs(runs, stages, n_classes, flops):
+    """A row per CLIP classifier of ``runs``: seconds, image-steps, memory of its stages, and its accuracy.
 
     "seconds_adapt", "seconds_generate", "seconds_train" and their sum "seconds"; "steps_..." likewise; "peak_memory_mb"
-    the largest (missing where not recorded); "flops" when ``flops`` (``count_flops_per_step``) is given,
-    without the evaluation. A ResNet has no "flops": CLIP is what was counted.
+    the largest (missing where not recorded); "flops" from ``flops`` (``count_flops_per_step``), without the evaluation,
+    or NaN where that is None.
     """
     by_run = {run: rows.set_index("stage", drop=False) for run, rows in stages.groupby("run")}
     rows = []
-    for row in runs[runs["variant"] == ""].itertuples():
+    for row in runs.itertuples():
         made = by_run[row.folder.parent.name]
         wanted = {"adapt": "adapt", "generate": "generate", "train": row.folder.name}
         own = {kind: made.loc[name] for kind, name in wanted.items() if name in made.index}
@@ -128,8 +124,7 @@ def tabulate_costs(runs, stages, n_classes, flops=None):
                      peak_memory_mb=memory.max())  # fmt: skip
         cost |= {f"seconds_{kind}": value for kind, value in seconds.items()}
         cost |= {f"steps_{kind}": value for kind, value in steps.items()}
-        if flops:
-            cost["flops"] = _flops(own, steps, n_classes, flops) if row.classifier == "clip" else float("nan")
+        cost["flops"] = _flops(own, steps, n_classes, flops) if flops else float("nan")
         rows.append(cost)
     return pd.DataFrame(rows)
 
@@ -140,7 +135,7 @@ def _flops(own, steps, n_classes, flops):
         p = own["adapt"].parameters
         total += steps["adapt"] * flops["adapt"][p["lora_rank"], p["train_text_encoder"]]
     if "generate" in own:
-        total += steps["generate"] * flops["denoise"] + count_drawn(own["generate"]) * flops["decode"]
+        total += steps["generate"] * (flops["denoise"] + flops["decode"] / own["generate"].passes)
     p = own["train"].parameters
     if steps["train"]:
         total += (
@@ -165,7 +160,7 @@ def compute_costs(runs, stages, data, n_shot):
     if table.empty:
         return pd.DataFrame(columns=["method", "setting", "accuracy_mean", "accuracy_std", *COSTS])
     table = table.sort_values(["setting", "method"], key=lambda names: names.map(RANKS[names.name]), kind="stable")
-    return average_costs(table if flops else table.assign(flops=float("nan")))
+    return average_costs(table)
 
 
 def average_costs(table):
@@ -184,19 +179,19 @@ def pareto_front(table, cost="seconds"):
     return ordered[ordered["accuracy_mean"] > best]
 
 
-def count_flops_per_step(stages, data, device="cpu"):
+def count_flops_per_step(stages, data):
     """Operations per kind of step in ``stages``, counted on the models that their parameters name.
 
     "adapt": ``{(lora_rank, train_text_encoder): per image}``; the others as in ``sd_flops`` and ``clip_flops``.
     InputError when the runs are of several models.
     """
     one = {name: _one_value(stages, name) for name in ("clip_model", "clip_revision", "clip_lora_rank")}
-    clip, tokenizer, _ = load_clip(one["clip_model"], one["clip_revision"], device)
+    clip, tokenizer, _ = load_clip(one["clip_model"], one["clip_revision"], "cpu")
     flops = clip_flops(clip, tokenizer, data, one["clip_lora_rank"]) | {"adapt": {}}
     if not (stages["stage"] == "generate").any():
         return flops
     one = {name: _one_value(stages, name) for name in ("sd_model", "sd_revision", "resolution")}
-    pipe = load_stable_diffusion(one["sd_model"], one["sd_revision"], device)
+    pipe = load_stable_diffusion(one["sd_model"], one["sd_revision"], "cpu")
     adapted = stages["parameters"][stages["stage"] == "adapt"]
     flops |= sd_flops(pipe, one["resolution"])
     for rank, text in sorted({(p["lora_rank"], p["train_text_encoder"]) for p in adapted}):

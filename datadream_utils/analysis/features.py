@@ -81,24 +81,20 @@ def load_encoder(clip_model, clip_revision="", device="auto"):
     return Encoder(clip, processor, model_identity(clip_model, clip_revision))
 
 
-def load_runs_encoder(runs, device="auto"):
-    """The ``Encoder`` of the CLIP that the classifiers in ``runs`` (``results.load_results``) started from.
+def try_encoder(runs):
+    """``(Encoder, "")`` of the CLIP that ``runs`` (``results.load_results``) started from, or None and a sentence.
 
-    InputError when they started from several.
+    None where they started from several, or where that CLIP is on another machine.
     """
     models = {(p["clip_model"], p["clip_revision"]) for p in runs["parameters"]}
-    if len(models) != 1:
-        names = ", ".join(sorted(model for model, _ in models)) or "none"
-        raise InputError(f"the runs have {len(models)} values of clip_model, {names}: set output_root to runs of one.")
-    return load_encoder(*models.pop(), device)
-
-
-def try_encoder(runs, device="auto"):
-    """``(load_runs_encoder, "")``, or None and a sentence: that CLIP may be on another machine."""
-    try:
-        return load_runs_encoder(runs, device), ""
-    except InputError as error:
-        return None, f"Nothing is measured on images here: {error}"
+    names = ", ".join(sorted(model for model, _ in models)) or "none"
+    why_not = f"the runs have {len(models)} values of clip_model, {names}: set output_root to runs of one."
+    if len(models) == 1:
+        try:
+            return load_encoder(*models.pop()), ""
+        except InputError as error:
+            why_not = error
+    return None, f"Nothing is measured on images here: {why_not}"
 
 
 def encode(encoder, files, cache, checksum=""):

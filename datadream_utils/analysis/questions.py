@@ -21,7 +21,6 @@ from datadream_utils.methods import METHODS, SETTINGS, classifier_name, get_meth
 from datadream_utils.params import ROOT
 
 FILE = ROOT / "params" / "questions" / "tiny.yaml"
-ANSWERS = ("yes", "reversed", "no difference that matters", "cannot tell", "one seed", "not run")
 CLASSIFIERS = {"clip": "CLIP", "resnet": "ResNet"}
 MEAN = "mean"  # of all numbers of shots
 GAINS = ("R+S", "S")  # beside the real images, and instead of them
@@ -175,15 +174,17 @@ def write_gain(table, n_shot, method="datadream_cls"):
     rows = table[(table["n_shot"] == n_shot) & (table["method"] == method) & (table["setting"] == "R+S")]
     if rows.empty:
         return ""
-    names = {"clip": "CLIP", "resnet": "a ResNet from scratch"}
+    learners = {"clip": "CLIP", "resnet": "a ResNet from scratch"}
     gains = [
-        f"{names[row.classifier]} {row.difference:+z.1f} points ({row.low:+z.1f} to {row.high:+z.1f})"
+        f"{learners[row.classifier]} {row.difference:+z.1f} points ({row.low:+z.1f} to {row.high:+z.1f})"
         for row in rows.itertuples()
     ]
     noise = "test images alone, one seed" if rows["n_seeds"].min() == 1 else "seeds and test images"
     images = "1 real image" if n_shot == 1 else f"{n_shot} real images"
+    names = sorted({name for row in rows["per_dataset"] for name in row})
+    where = f" (mean of {' and '.join(names)})" if len(names) > 1 else ""
     return (
-        f"With {images} per class, adding images of {METHODS[method].label} brings {' and '.join(gains)}; 95 % "
+        f"With {images} per class, adding images of {METHODS[method].label} brings {' and '.join(gains)}{where}; 95 % "
         f"intervals over {noise}."
     )
 
@@ -192,7 +193,9 @@ def answer_questions(questions, runs):
     """A row of ``COLUMNS`` for every comparison of ``Questions``, also where it was not run.
 
     runs: ``results.load_results``. visible: half the interval's width, the size of difference that would have been
-    seen. p_holm: p corrected for the comparisons of its question. answer: one of ``ANSWERS``.
+    seen. p_holm: p corrected for all comparisons of its question; one
+    that was not run counts with p = 1. answer: "yes",
+    "reversed", "no difference that matters", "cannot tell", "one seed" or "not run".
     """
     correct, tables = Correct(runs), []
     for question in questions.questions.values():
@@ -214,8 +217,7 @@ def answer_questions(questions, runs):
 def _judge(rows, smallest):
     """The rows of one question with "p_holm", "visible" and "answer"."""
     tested = rows["p"].notna()
-    rows["p_holm"] = np.nan
-    rows.loc[tested, "p_holm"] = holm(rows.loc[tested, "p"])
+    rows["p_holm"] = pd.Series(holm(rows["p"].fillna(1.0)), rows.index).where(tested)
     rows["visible"] = (rows["high"] - rows["low"]) / 2
     rows["answer"] = [_answer(row, smallest) for row in rows.itertuples()]
     return rows

@@ -5,6 +5,7 @@ model of transformers can do so. The tiny world has none: its CLIP chooses two c
 """
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from datadream_utils.backbones.clip import class_logits, image_features, text_features, tokenize
@@ -107,27 +108,45 @@ def read_captions(run):
     """``{shot path: caption}`` of the run's shots, for methods that prompt with captions.
 
     They are kept in ``captions.json`` in the stage's folder, with captioner and seed. The file is written after every
-    class, so a killed run continues there.
+    class, so a killed run continues there. Of several shards one writes it, and the others wait.
     """
-    p, path, (paths, labels) = run.params, run.folder / "captions.json", flatten(run.shots)
-    names = [str(shot.relative_to(run.data.root)) for shot in paths]
-    writer = [p.captioner, p.captioner_revision, p.seed]
-    stored = {"captioner": writer, "note": "", "captions": {}}
-    if path.exists() and not run.stage.damaged_files([path.name]):
-        before = read_json(path, "delete it and run 02_generate again")
-        written = list(before.get("captions", ()))
-        if before.get("captioner") == writer and written == names[: len(written)]:
-            stored = stored | before
-    captions = stored["captions"]
-    if missing := range(len(captions), len(names)):
-        captioner = load_captioner(run)
-        stored["note"] = captioner.note
-        with run.progress(len(missing), "captions") as advance:
-            for i in missing:
-                seed, class_name = stable_seed(p.seed, names[i]), run.data.class_names[labels[i]]
-                captions[names[i]] = captioner.describe(read_image(paths[i]), class_name, run.data.domain, seed)
-                if i + 1 == len(names) or labels[i] != labels[i + 1]:
-                    write_json(path, stored)
-                advance()
+    stored, (paths, labels) = _read_stored(run), flatten(run.shots)
+    if len(stored["captions"]) < len(paths):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".captions.lock"):
+            stored = _read_stored(run)  # another shard may have written it meanwhile
+            if missing := range(len(stored["captions"]), len(paths)):
+                _describe(run, paths, labels, missing, stored)
     print(f"captions by {stored['note']}")
-    return dict(zip(paths, captions.values(), strict=True))
+    return dict(zip(paths, stored["captions"].values(), strict=True))
+
+
+def _read_stored(run):
+    """The content of the run's ``captions.json``, without captions where it is missing, damaged or of other shots."""
+    p, path = run.params, run.folder / "captions.json"
+    stored = {"captioner": [p.captioner, p.captioner_revision, p.seed], "note": "", "captions": {}}
+    if path.exists() and not run.stage.damaged_files([path.name]):
+        before, names = read_json(path, "delete it and run 02_generate again"), _names(run)
+        written = list(before.get("captions", ()))
+        if before.get("captioner") == stored["captioner"] and written == names[: len(written)]:
+            stored |= before
+    return stored
+
+
+def _describe(run, paths, labels, missing, stored):
+    """Add the captions of the ``missing`` shots to ``stored``, and write it after every class."""
+    captioner, names = load_captioner(run), _names(run)
+    stored["note"] = captioner.note
+    with run.progress(len(missing), "captions") as advance:
+        for i in missing:
+            seed, class_name = stable_seed(run.params.seed, names[i]), run.data.class_names[labels[i]]
+            caption = captioner.describe(read_image(paths[i]), class_name, run.data.domain, seed)
+            stored["captions"][names[i]] = caption
+            if i + 1 == len(names) or labels[i] != labels[i + 1]:
+                write_json(run.folder / "captions.json", stored)
+            advance()
+
+
+def _names(run):
+    """The shots' paths within the data set, in order: the keys of the captions."""
+    return [str(path.relative_to(run.data.root)) for path in flatten(run.shots)[0]]

@@ -152,7 +152,8 @@ def sample(
 ):
     """Draw one image per prompt with its own seed: a list of PIL images of ``resolution`` pixels.
 
-    Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022).
+    Classifier-free guidance: eps = eps(z, "") + guidance_scale (eps(z, prompt) - eps(z, "")) (Ho & Salimans 2022);
+    with guidance_scale 1 only eps(z, prompt) is computed.
     InputError for a picture that is not finite or that a safety checker has blacked out.
     starts: square PIL pictures to start from, None: noise. Each is noised to the amplitude ``start_noise``, and the
     steps before it are skipped (Meng et al. 2022). DPM-Solver++ then replaces PNDM, if that is the model's sampler.

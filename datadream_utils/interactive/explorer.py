@@ -28,9 +28,8 @@ class Explorer:
     """A picture and the controls that redraw it.
 
     draw: ``draw(*values) -> figure`` for one value of each control, in order.
-    controls: ``{label: values}``, or ``{label: {words: value}}``; up to ``BUTTONS`` words are buttons, more words and
-    numbers a slider. Not a list to drop down: JupyterLab takes the keys pressed on a closed one for its own (ipywidgets
-    issue 3912).
+    controls: ``{label: values}``; up to ``BUTTONS`` words are buttons, more words and numbers a slider. Not a list to
+    drop down: JupyterLab takes the keys pressed on a closed one for its own (ipywidgets issue 3912).
     start: the values at the beginning; overview: ``overview() -> figure``, shown without a front end (None: the
     picture of ``start``).
     """
@@ -45,15 +44,11 @@ class Explorer:
         made = {}
         for (label, values), start in zip(self.choices.items(), self.start, strict=True):
             numbers = not any(isinstance(value, str) for value in values)
-            named = (
-                values.items()
-                if isinstance(values, dict)
-                else [(v if isinstance(v, str) else f"{v:g}", v) for v in values]
-            )
+            named = [(v if isinstance(v, str) else f"{v:g}", v) for v in values]
             buttons = not numbers and len(values) <= BUTTONS
             kind = ipywidgets.ToggleButtons if buttons else ipywidgets.SelectionSlider
             made[label] = kind(
-                options=list(named),
+                options=named,
                 value=start,
                 description=label,
                 style={"description_width": "9em"} | ({"button_width": "auto"} if buttons else {}),

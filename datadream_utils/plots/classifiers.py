@@ -4,6 +4,7 @@ import numpy as np
 import seaborn as sns
 
 from datadream_utils.plots.style import BLUE, NORMAL, SMALL, describe, label_axes, literal, new_figure, panels
+from datadream_utils.prompts import class_prompt
 
 LEARNS_FROM = {  # what a classifier of each setting has learnt from
     "none": "zero-shot CLIP: nothing",
@@ -13,23 +14,29 @@ LEARNS_FROM = {  # what a classifier of each setting has learnt from
 }
 
 
-def similarity_heatmaps(cosines, probabilities, class_names, shown=20):
-    """Pictures (rows, one of each class) against sentences (columns): their cosine, and the probabilities from it."""
-    names = [literal(name) for name in class_names[:shown]]
+SHOWN = 20  # classes in a heat map
+
+
+def similarity_heatmaps(cosines, probabilities, class_names, domain=""):
+    """Pictures (rows, one of each class) against sentences (columns): their cosine, and the probabilities from it.
+
+    The first ``SHOWN`` classes are drawn; the count of right sentences is over all of them.
+    """
+    names = [literal(name) for name in class_names[:SHOWN]]
     side = max(3.0, 0.4 * len(names) + 1.2)
     figure, axes = new_figure(1, 2, 2 * side + 1.4, side)
-    cosines, probabilities = (np.asarray(values)[:shown, :shown] for values in (cosines, probabilities))
+    right, total = int((np.asarray(cosines).argmax(1) == np.arange(len(cosines))).sum()), len(cosines)
+    cosines, probabilities = (np.asarray(values)[:SHOWN, :SHOWN] for values in (cosines, probabilities))
     for ax, values, title, style in (
         (axes[0, 0], cosines, "Cosine of picture and sentence", {"fmt": ".2f", "cmap": "viridis"}),
         (axes[0, 1], 100 * probabilities, "Zero-shot probability (%)", {"fmt": ".0f", "cmap": "cividis", "vmin": 0}),
     ):
         sns.heatmap(values, ax=ax, annot=True, annot_kws={"size": SMALL}, square=True, xticklabels=names,
                     yticklabels=names, cbar_kws={"shrink": 0.8}, **style)  # fmt: skip
-        label_axes(ax, 'sentence: "a photo of a ..."', "picture of a", title)
+        label_axes(ax, f'sentence: "{class_prompt("...", domain)}"', "picture of a", title)
         ax.tick_params(axis="y", rotation=0)
-    right = int((cosines.argmax(1) == np.arange(len(cosines))).sum())
     alt = "Two heat maps of one picture per class against the sentence of each class: cosines, and probabilities."
-    return describe(figure, alt, f"The nearest sentence is the right one for {right} of {len(cosines)} pictures.")
+    return describe(figure, alt, f"The nearest sentence is the right one for {right} of {total} pictures.")
 
 
 def settings_chart(metrics, title="Accuracy on the same test images"):

@@ -20,7 +20,6 @@ from datadream_utils.plots.style import (
     in_table_order,
     label_axes,
     legend,
-    list_names,
     logarithmic,
     marker_style,
     panels,
@@ -62,7 +61,7 @@ def _most(shares):
     """The largest of ``{method: share (%)}``, with every method that has it as printed, up to two by name."""
     most = f"{max(shares.values()):.1f}"
     names = [method for method, share in shares.items() if f"{share:.1f}" == most]
-    whose = list_names(names) if len(names) <= 2 else f"{len(names)} methods"
+    whose = " and ".join(map(short_label, names)) if len(names) <= 2 else f"{len(names)} methods"
     return f"{'at most ' if len(shares) > len(names) else ''}{most} % ({whose})"
 
 

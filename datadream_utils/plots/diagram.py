@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectang
 from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.plots.pictures import square_pixels
 from datadream_utils.plots.style import NORMAL, SMALL, WIDTH, PrintFigure, describe, literal
+from datadream_utils.prompts import class_prompt
 
 FROZEN, TRAINED = "#C9DFF2", "#F5C08A"  # light blue, plain; orange, hatched: distinct without colour too
 HATCH = "////"
@@ -100,7 +101,7 @@ def _training(ax, name, shots, domain, target):
     ax.add_patch(FancyBboxPatch((0.08, 1.9), 4.64, 3.22, boxstyle="round,pad=0,rounding_size=0.1", fill=False, ls="--",
                                 ec="0.5", lw=0.8))  # fmt: skip
     _input(ax, shots)
-    sentence = f"“a {domain + ' ' if domain else ''}photo of a {name}”"
+    sentence = f"“{class_prompt(name, domain)}”"
     ax.text(1.6, 4.93, sentence, va="center", fontsize=SMALL)
     _arrow(ax, (1.72, 4.83), (1.72, 4.63))
     for x in (1.6, 3.05):

@@ -3,12 +3,10 @@
 import io
 from html import escape
 
-import pandas as pd
 from IPython.display import Markdown, display
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from datadream_utils.analysis.published import AVERAGE
 from datadream_utils.analysis.tables import escape_markdown, to_markdown, write_table, write_text
 from datadream_utils.catalogue import FIGURES, TABLES
 from datadream_utils.files import atomic_write
@@ -65,9 +63,7 @@ def show_text(name, text, complete=True):
 
 def committed_label(file):
     """The line above a committed figure or table, which keeps it apart from the reader's own."""
-    table = pd.read_csv(COMMITTED / "main_results.csv")
-    of = f"{', '.join(sorted(set(table['dataset']) - {AVERAGE}))}; {table['n_seeds'].max():.0f} seeds"
-    return Markdown(f"*Not from your runs: the committed results (`{file.relative_to(ROOT)}`; {of}).*")
+    return Markdown(f"*Not from your runs: the committed results (`{file.relative_to(ROOT)}`).*")
 
 
 def save_figure(figure, folder, name):

@@ -28,7 +28,7 @@ EACH = 4  # pictures of a method in a row
 
 
 def _open(image):
-    return image if hasattr(image, "size") and not isinstance(image, str) else read_image(image)
+    return image if hasattr(image, "size") else read_image(image)
 
 
 def square_pixels(path, side):

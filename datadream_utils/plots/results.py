@@ -119,7 +119,7 @@ def forest(order, dataset):
     total = len(published_order(dataset))
     if order.empty:
         return empty_figure("order", f"None of the {total} published orders can be compared: {STUDY}")
-    alone = order["pair"].str.endswith("(S)")
+    alone = order["pair"].str.contains("(S)", regex=False)
     groups = {title: rows for title, rows in zip(WITHIN, (order[alone], order[~alone]), strict=True) if len(rows)}
     sizes = [len(rows) for rows in groups.values()]
     height = 0.27 * len(order) + 0.35 * len(groups) + 1.1

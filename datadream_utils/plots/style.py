@@ -220,12 +220,6 @@ def legend(figure, axes, columns=3):
                       fontsize=SMALL, frameon=False, columnspacing=1.2, handletextpad=0.5)  # fmt: skip
 
 
-def list_names(methods):
-    """Short labels of methods in a sentence: "LoFT, DISEF and FakeIt"."""
-    names = [short_label(name) for name in methods]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
 def literal(text):
     """A text as matplotlib shows it literally: no dollar in it begins a formula."""
     return text.replace("$", r"\$")

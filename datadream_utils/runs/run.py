@@ -146,6 +146,7 @@ class Run:
             **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
             "resumed": self._resumed,  # if true, time before an interruption is not counted
             **record,
+            **{name: max(one.get(name, 0) for one in (record, *shards)) for name in record if name.startswith("peak")},
             "num_threads": torch.get_num_threads(),
             "shards": shards,
             "python": platform.python_version(),

@@ -8,12 +8,21 @@ the others are classified. The data set that the run learnt from is not needed.
 
 import argparse
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
 
 from datadream_utils.classifier.use import classify_folder, open_classifier
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.runs.progress import quiet_libraries
+
+
+@contextmanager
+def _show_bar(total, label):
+    with tqdm(total=total, desc=label, unit="picture") as bar:
+        yield bar.update
 
 
 def main():
@@ -26,7 +35,7 @@ def main():
     quiet_libraries()
     try:
         classifier, class_names = open_classifier(args.classifier.expanduser().absolute(), args.device)
-        table = classify_folder(classifier, class_names, args.folder)
+        table = classify_folder(classifier, class_names, args.folder, _show_bar)
         with atomic_write(args.output) as temporary:
             table.to_csv(temporary, index=False)
     except InputError as error:

@@ -125,7 +125,8 @@ class Meter:
                 shutil.copytree(self.adapters[params.method], place, dirs_exist_ok=True)
         began = clock()
         recipe = make_recipe(run)
-        per_caption = (clock() - began) / sum(map(len, run.shots)) if recipe.captions else 0.0
+        per_caption = _mean_difference(ticks) if recipe.captions else 0.0
+        load += clock() - began - per_caption * sum(map(len, run.shots)) if recipe.captions else 0.0
         ticks.clear()
         self._reset_peak()
         began = clock()

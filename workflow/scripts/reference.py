@@ -39,18 +39,24 @@ def tables():
 
 def write_tables(folder=ROOT / "docs"):
     """Put every table between its marks; ValueError for a page without them. Returns the pages that have changed."""
-    changed = []
-    for (page, name), table in tables().items():
-        text = (folder / page).read_text(encoding="utf-8")
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        new, count = block.subn(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)
+    return [page for (page, name), table in tables().items() if fill_marks(folder / page, {name: f"\n{table}\n"})]
+
+
+def fill_marks(page, blocks):
+    """Put Markdown, ``{name: text}``, between the marks of a page; returns whether it has changed.
+
+    ValueError for a page without the marks.
+    """
+    new = text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        new, count = marks.subn(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", new)
         if count != 1:
-            raise ValueError(f"{folder / page} has no marks <!-- {name} --> ... <!-- /{name} -->")
-        if new != text:
-            with atomic_write(folder / page) as temporary:
-                temporary.write_text(new, encoding="utf-8")
-            changed.append(page)
-    return changed
+            raise ValueError(f"{page} has no marks <!-- {name} --> ... <!-- /{name} -->")
+    if new != text:
+        with atomic_write(page) as temporary:
+            temporary.write_text(new, encoding="utf-8")
+    return new != text
 
 
 def parameter_table(stage):

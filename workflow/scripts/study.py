@@ -26,11 +26,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datadream_utils.data.digits import WRITERS
+from datadream_utils.data.known import known_names
 from datadream_utils.errors import InputError, suggest
 from datadream_utils.files import read_yaml
 from datadream_utils.methods import AXES, METHODS, SETTINGS, for_method, get_method
 from datadream_utils.params import (
-    ROOT,
     STAGES,
     Count,
     as_parameter,
@@ -236,7 +236,7 @@ def _check(study):
 
 def _check_dataset(dataset, data_root):
     """InputError for a data set that is neither known nor a folder; nothing is read or downloaded."""
-    known = {*WRITERS, *(path.stem for path in (ROOT / "params" / "datasets").glob("*.yaml"))}
+    known = {*WRITERS, *known_names()}
     if dataset not in known and not (resolve(data_root) / dataset).is_dir() and not resolve(dataset).is_dir():
         raise InputError(f"data set {dataset!r} is neither known nor a folder.{suggest(dataset, sorted(known))}")
 

@@ -49,7 +49,7 @@ def _merge(parts, pair):
 
 
 def make_clip(tokenizer):
-    """A CLIP of 0.9 M parameters: ViT with 4 layers on 8x8 patches of 32x32 pictures, text tower of 2 layers."""
+    """A CLIP of 0.97 M parameters: ViT with 4 layers on 8x8 patches of 32x32 pictures, text tower of 2 layers."""
     special = dict(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

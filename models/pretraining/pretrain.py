@@ -35,16 +35,17 @@ CARD = """# The tiny world's base models
 Stock `transformers` and `diffusers` load them; nothing of this project is needed. `tiny-resnet` is a configuration
 without weights: a ResNet of the tiny world is trained from scratch.
 
-**Data.** Pictures of typeset characters, 32x32, drawn as they are needed by `models/pretraining/typeset.py`: 62
-characters in 21 fonts that ship with matplotlib, 10 colours, with captions such as "a photo of a red seven on a blue
-background". The U-Net learns to draw print, a little bent, thin or thick; the CLIP sees print that is bent more; the
-VAE also wild shapes. CLIP and U-Net begin with plain print, which is bent more and more until the middle of training.
-No handwriting, and nothing of any data set, is among the pictures.
+**Data.** Pictures of typeset characters, 32x32, drawn by `models/pretraining/typeset.py` during training (of the
+U-Net's 64 pictures a step 16 are new, the others are of the last 16,384): 62 characters in 21 fonts that ship with
+matplotlib, 10 colours, with captions such as "a photo of a red seven on a blue background". The U-Net learns to draw
+print, a little bent, thin or thick; the CLIP sees print that is bent more; the VAE also wild shapes. CLIP and U-Net
+begin with plain print, which is bent more and more until the middle of training. No handwriting, and nothing of any
+data set, is among the pictures.
 
-**Training.** `python -m models.pretraining.pretrain --output models` (`make pretrain`), AdamW with cosine
-schedule, U-Net weights averaged (EMA 0.999), v-prediction with zero terminal SNR. Losses every 100 steps:
-`pretraining_log.jsonl`.
-Losses below are means over the first and last 100 steps; seconds are of the machine that made them (2 CPU cores).
+**Training.** `python -m models.pretraining.pretrain --output models` (`make pretrain`), AdamW with a cosine schedule
+(CLIP's is of 6,500 steps and ends after 4,500), U-Net weights averaged (EMA 0.999), v-prediction with zero terminal
+SNR. Losses every 100 steps: `pretraining_log.jsonl`. Losses below are means over the first and last 100 steps; seconds
+are of the machine that made them (2 CPU cores).
 
 {table}
 

@@ -357,4 +357,4 @@ def test_the_readme_begins_with_how_fast_each_stage_is():
     sides = {"reference": seconds(9.0), "ours": seconds(3.0), "machine": {"device": "cpu (old)"}, "limits": limits}
     first, second, third = tables.summary({"tiny": {"train": sides}})
     assert "cpu (old): adapt_cls not measured," in first and "train 3.0 (25 %), evaluate not measured." in first
-    assert "none yet: adapt_cls not measured" in second and third.endswith("not measured.")
+    assert "at full size: adapt_cls not measured" in second and third.endswith("not measured.")

@@ -130,7 +130,8 @@ def draw_sheet(data, images, path):
 
 def format_table(seeds, rows):
     """Markdown: a row for each measurement, a column for each seed of the few shots, and the mean."""
-    lines = ["| validation images of mnist5k, accuracy (%) | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |"]
+    columns = " | ".join(f"seed {seed}" for seed in seeds)
+    lines = [f"| validation images of mnist5k, accuracy (%) | {columns} | mean |"]
     lines.append("|---|" + "--:|" * (len(seeds) + 1))
     for name in rows[0]:
         values = [row[name] for row in rows]

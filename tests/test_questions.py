@@ -111,9 +111,8 @@ def test_the_gain_in_a_sentence():
     assert "1 real image per class" in text and "CLIP +3.0 points (+1.0 to +5.0)" in text
     assert "ResNet from scratch +14.2 points" in text and "seeds and test images" in text
     assert "one seed" in questions.write_gain(table.assign(n_seeds=1), 1)
-    assert "(mean of a and b)" in text and "mean" not in questions.write_gain(
-        table.assign(per_dataset=[{"a": 3.0}] * 2), 1
-    )
+    assert ", mean of a and b;" in text
+    assert "mean" not in questions.write_gain(table.assign(per_dataset=[{"a": 3.0}] * 2), 1)
     assert questions.write_gain(table, 16) == ""
 
 

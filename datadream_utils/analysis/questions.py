@@ -182,7 +182,7 @@ def write_gain(table, n_shot, method="datadream_cls"):
     noise = "test images alone, one seed" if rows["n_seeds"].min() == 1 else "seeds and test images"
     images = "1 real image" if n_shot == 1 else f"{n_shot} real images"
     names = sorted({name for row in rows["per_dataset"] for name in row})
-    where = f" (mean of {' and '.join(names)})" if len(names) > 1 else ""
+    where = f", mean of {' and '.join(names)}" if len(names) > 1 else ""
     return (
         f"With {images} per class, adding images of {METHODS[method].label} brings {' and '.join(gains)}{where}; 95 % "
         f"intervals over {noise}."

@@ -125,8 +125,9 @@ class Meter:
                 shutil.copytree(self.adapters[params.method], place, dirs_exist_ok=True)
         began = clock()
         recipe = make_recipe(run)
-        per_caption = _mean_difference(ticks) if recipe.captions else 0.0
-        load += clock() - began - per_caption * sum(map(len, run.shots)) if recipe.captions else 0.0
+        n_captions = len(recipe.captions or ())
+        per_caption = _mean_difference(ticks) if n_captions else 0.0
+        load += clock() - began - n_captions * per_caption
         ticks.clear()
         self._reset_peak()
         began = clock()

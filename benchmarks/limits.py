@@ -21,15 +21,15 @@ ATTENTION = {
 PART = {"generate": {"shard": "1/5"}}  # of the work: a fifth of the classes
 
 
-def matmul_peak(device, dtype, side=None, seconds=1.0):
-    """FLOP/s of the fastest of many square matrix products of ``side`` (1,024; 8,192 on a GPU).
+def matmul_peak(device, dtype):
+    """FLOP/s of the fastest of the square matrix products of a second, with side 1,024, or 8,192 on a GPU.
 
     On a CPU per second of processor time, as ``inspect``.
     """
-    side = side or (1024 if device == "cpu" else 8192)
+    side = 1024 if device == "cpu" else 8192
     clock_of = process_time if device == "cpu" else perf_counter
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best, until = float("inf"), perf_counter() + seconds
+    best, until = float("inf"), perf_counter() + 1
     while perf_counter() < until:
         started = clock_of()
         a @ b

@@ -124,7 +124,7 @@ def write_clip(folder, sizes, vocabulary=None):
     )
 
 
-def _tokenizer(vocabulary=None):
+def _tokenizer(vocabulary):
     """The tiny world's tokenizer, filled up to ``vocabulary`` tokens with some that no text has."""
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models" / "tiny-clip", model_max_length=TOKENS)
     if vocabulary:

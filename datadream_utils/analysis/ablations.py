@@ -76,8 +76,8 @@ def count_adapted(stages, run):
     return sum(row.n_real * row.parameters["adapt_epochs"] for row in adapted.itertuples())
 
 
-def select_ablation(runs, stages, dataset, n_shot, parameter, classifier="clip"):
-    """Accuracy (%) of classifiers that differ in ``parameter`` alone: a row each (``COLUMNS``).
+def select_ablation(runs, stages, dataset, n_shot, parameter):
+    """Accuracy (%) of CLIP classifiers that differ in ``parameter`` alone: a row each (``COLUMNS``).
 
     runs: ``results.load_results``; stages: ``results.load_stages``. For ``n_shot`` they are the runs without variant;
     for others those, and the variants that change this one parameter, with ``n_shot`` shots. Of a method and setting
@@ -86,7 +86,7 @@ def select_ablation(runs, stages, dataset, n_shot, parameter, classifier="clip")
     takes as many steps, is the value 0 of ``synthetic_per_class`` in R+S. "reference": what the others are compared
     with, the default or that 0.
     """
-    same = (runs["dataset"] == dataset) & (runs["classifier"] == classifier) & (runs["protocol"] == "sound")
+    same = (runs["dataset"] == dataset) & (runs["classifier"] == "clip") & (runs["protocol"] == "sound")
     table = runs[same].assign(run=[folder.parent.name for folder in runs[same]["folder"]])
     if parameter == "n_shot":
         table = table[(table["variant"] == "") & (table["setting"] != "none")].assign(value=table["n_shot"])

@@ -32,9 +32,9 @@ def predict_probe(shots, shot_labels, images):
     return probe.fit(shots, shot_labels).predict(images)
 
 
-def measure_baselines(encoder, data, shots, output_root, split="test"):
-    """``{baseline: accuracy (%)}`` of the shots ``shots[label]`` (paths) on a split of ``data``."""
-    images = encode_real(encoder, data.files[split], output_root, every=True)
+def measure_baselines(encoder, data, shots, output_root):
+    """``{baseline: accuracy (%)}`` of the shots ``shots[label]`` (paths) on the test split of ``data``."""
+    images = encode_real(encoder, data.files["test"], output_root, every=True)
     shots = encode_real(encoder, shots, output_root, every=True)
     predictions = {
         NEAREST: predict_nearest(load_pixels(shots.paths), shots.labels, load_pixels(images.paths)),

@@ -80,9 +80,9 @@ def compare_seeds(first, second):
     return judge_seeds(points) if points else None
 
 
-def format_difference(difference, unit=" points"):
+def format_difference(difference):
     """``judge_seeds`` in words: "+3.0 points (-1.0 to +7.0 over seeds: within noise)"."""
-    mean, verdict = f"{difference['mean']:+z.1f}{unit}", difference["verdict"]
+    mean, verdict = f"{difference['mean']:+z.1f} points", difference["verdict"]
     if verdict == Verdict.ONE_SEED.label:
         return f"{mean} ({verdict})"
     return f"{mean} ({difference['low']:+z.1f} to {difference['high']:+z.1f} over seeds: {verdict})"
@@ -176,7 +176,7 @@ def _judge(row):
     return side if min(sign * row.seeds_low, sign * row.seeds_high) > 0 else Verdict.UNDECIDED
 
 
-def compare_datasets(runs, n_shot, classifier="clip"):
+def compare_datasets(runs, n_shot, classifier):
     """``{dataset: compare_pairs}`` for every data set in ``runs`` (``results.load_results``)."""
     predictions = {name: load_predictions(runs, name, n_shot, classifier) for name in runs["dataset"].unique()}
     return {name: compare_pairs(stack_correct(of_dataset)) for name, of_dataset in predictions.items()}

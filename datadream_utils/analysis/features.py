@@ -75,7 +75,7 @@ class Encoded:
         return self.where(rank < count)
 
 
-def load_encoder(clip_model, clip_revision="", device="auto"):
+def load_encoder(clip_model, clip_revision, device="auto"):
     """The ``Encoder`` of a CLIP as it was before any training (a folder or a hub id)."""
     clip, _, processor = load_clip(clip_model, clip_revision, choose_device(device))
     return Encoder(clip, processor, model_identity(clip_model, clip_revision))

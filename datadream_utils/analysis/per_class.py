@@ -97,12 +97,12 @@ def compute_calibration(predictions):
     return pd.DataFrame(rows, columns=["method", "setting", "seed", "error", "certainty", "accuracy"])
 
 
-def compute_reliability(predictions, bins=BINS):
+def compute_reliability(predictions):
     """Accuracy (%) by certainty (%), all seeds together: method, setting, "certainty", "accuracy", "n" per bin."""
     rows = []
     for (method, setting), tables in predictions.items():
         table = pd.concat(tables.values(), ignore_index=True)
-        for _, group in table.groupby(_bin_certainty(table, bins)):
+        for _, group in table.groupby(_bin_certainty(table, BINS)):
             means = 100 * group[["probability", "correct"]].astype(float).mean()
             rows.append((method, setting, means["probability"], means["correct"], len(group)))
     return pd.DataFrame(rows, columns=["method", "setting", "certainty", "accuracy", "n"])

@@ -166,12 +166,12 @@ def gains_by_shots(runs):
     return pd.DataFrame(rows, columns=["classifier", "method", "setting", "n_shot", *DIFFERENCE])
 
 
-def write_gain(table, n_shot, method="datadream_cls"):
-    """The gain of ``method`` beside ``n_shot`` real images per class in a sentence; "" where it was not run.
+def write_gain(table, n_shot):
+    """The gain of DataDream_cls beside ``n_shot`` real images per class in a sentence; "" where it was not run.
 
     table: ``gains_by_shots``.
     """
-    rows = table[(table["n_shot"] == n_shot) & (table["method"] == method) & (table["setting"] == "R+S")]
+    rows = table[(table["n_shot"] == n_shot) & (table["method"] == "datadream_cls") & (table["setting"] == "R+S")]
     if rows.empty:
         return ""
     learners = {"clip": "CLIP", "resnet": "a ResNet from scratch"}
@@ -184,7 +184,7 @@ def write_gain(table, n_shot, method="datadream_cls"):
     names = sorted({name for row in rows["per_dataset"] for name in row})
     where = f", mean of {' and '.join(names)}" if len(names) > 1 else ""
     return (
-        f"With {images} per class, adding images of {METHODS[method].label} brings {' and '.join(gains)}{where}; 95 % "
+        f"With {images} per class, adding images of DataDream_cls brings {' and '.join(gains)}{where}; 95 % "
         f"intervals over {noise}."
     )
 
@@ -193,9 +193,8 @@ def answer_questions(questions, runs):
     """A row of ``COLUMNS`` for every comparison of ``Questions``, also where it was not run.
 
     runs: ``results.load_results``. visible: half the interval's width, the size of difference that would have been
-    seen. p_holm: p corrected for all comparisons of its question; one
-    that was not run counts with p = 1. answer: "yes",
-    "reversed", "no difference that matters", "cannot tell", "one seed" or "not run".
+    seen. p_holm: p corrected for all comparisons of its question; one that was not run counts with p = 1. answer:
+    "yes", "reversed", "no difference that matters", "cannot tell", "one seed" or "not run".
     """
     correct, tables = Correct(runs), []
     for question in questions.questions.values():

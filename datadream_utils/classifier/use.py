@@ -23,7 +23,7 @@ BATCH = 64
 COLUMNS = ["file", "class", "probability", "problem"]
 
 
-def open_classifier(folder, device="auto"):
+def open_classifier(folder, device):
     """``(classifier, class names)`` of the finished train stage in ``folder``, for instance ".../train-R+S".
 
     InputError for a folder that is no finished train stage, or when a file of it has vanished or changed.

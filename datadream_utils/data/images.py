@@ -129,9 +129,9 @@ def resize_shortest(image, size, resample=Image.Resampling.BILINEAR):
     return image.resize((int(size * width / height), size), resample)
 
 
-def centre_square(image, size, resample=Image.Resampling.BICUBIC):
-    """Resize the shorter side to ``size`` pixels and cut the middle square."""
-    image = resize_shortest(image, size, resample)
+def centre_square(image, size):
+    """Resize the shorter side to ``size`` pixels (bicubic) and cut the middle square."""
+    image = resize_shortest(image, size, Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 

@@ -51,7 +51,7 @@ class Captioner:
         if self.processor.chat_template:
             inputs = self._question(image, class_name, domain)
         else:
-            inputs = self.processor(images=image, text=f"a photo of a {class_name}", return_tensors="pt")
+            inputs = self.processor(images=image, text=class_prompt(class_name, domain), return_tensors="pt")
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

@@ -12,8 +12,6 @@ LEARNS_FROM = {  # what a classifier of each setting has learnt from
     "S": "S: generated images",
     "R+S": "R+S: both",
 }
-
-
 SHOWN = 20  # classes in a heat map
 
 
@@ -39,8 +37,9 @@ def similarity_heatmaps(cosines, probabilities, class_names, domain=""):
     return describe(figure, alt, f"The nearest sentence is the right one for {right} of {total} pictures.")
 
 
-def settings_chart(metrics, title="Accuracy on the same test images"):
+def settings_chart(metrics):
     """A row per setting: accuracy and Wilson's 95 % interval. ``metrics``: ``{setting: as save_results returns}``."""
+    title = "Accuracy on the same test images"
     (figure, (ax,)), names = panels(1, 0.8 + 0.4 * len(metrics)), [LEARNS_FROM[setting] for setting in metrics]
     accuracies = [one["accuracy"] for one in metrics.values()]
     for row, one in enumerate(metrics.values()):

@@ -150,11 +150,11 @@ def _key(ax):
         ax.text(x + 0.25, 2.06, words, va="center", fontsize=SMALL)
 
 
-def _noised(path, seed, kept=0.5, side=32):
-    """A shot in the middle of the diffusion: ``kept`` of its variance, the rest noise drawn by ``seed``."""
-    picture = np.asarray(centre_square(read_image(path), side)) / 127.5 - 1
+def _noised(path, seed):
+    """A shot in the middle of the diffusion: half of its variance, the rest noise drawn by ``seed``."""
+    picture = np.asarray(centre_square(read_image(path), 32)) / 127.5 - 1
     noise = np.random.default_rng(seed).normal(size=picture.shape)
-    return (0.5 + 0.5 * (kept**0.5 * picture + (1 - kept) ** 0.5 * noise)).clip(0, 1)
+    return (0.5 + 0.5 * 0.5**0.5 * (picture + noise)).clip(0, 1)
 
 
 def _units(ax, names, shots):

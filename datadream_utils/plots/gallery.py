@@ -52,7 +52,7 @@ def show_table(name, table, complete=True):
     show_text(name, to_markdown(name, table), complete)
 
 
-def show_text(name, text, complete=True):
+def show_text(name, text, complete):
     """Display a table of the catalogue as the Markdown that its file holds, and the committed one as ``show_table``."""
     display(Markdown(text))
     file = COMMITTED / f"{name}.md"

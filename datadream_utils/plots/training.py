@@ -19,6 +19,8 @@ from datadream_utils.plots.style import (
     turn_names,
 )
 
+WINDOW = 20  # steps of a running mean
+
 
 def noising_steps(pictures, timesteps):
     """One picture at several timesteps of the forward process; ``pictures`` as arrays in [0, 1]."""
@@ -28,8 +30,9 @@ def noising_steps(pictures, timesteps):
     )
 
 
-def losses_over_time(timesteps, losses, title="How hard is it to undo the noise?"):
+def losses_over_time(timesteps, losses):
     """The loss at each timestep, a line for each of ``losses``, ``{who: [loss at each timestep, ...]}``."""
+    title = "How hard is it to undo the noise?"
     (figure, (ax,)), times = panels(1, 2.4), [int(t) for t in timesteps]
     for (name, values), colour in zip(losses.items(), cycle((BLUE, ORANGE, "0.25")), strict=False):
         ax.plot(times, values, color=colour, marker="o", ms=4, label=name)
@@ -41,10 +44,10 @@ def losses_over_time(timesteps, losses, title="How hard is it to undo the noise?
     return describe(figure, f"{title} The loss against the timestep.", "; ".join(ends) + ".")
 
 
-def loss_curves(losses, title="Denoising loss", window=20):
-    """Losses of several adapters, ``{name: sequence}``, as running means over ``window`` steps, fewer in short runs."""
+def loss_curves(losses, title="Denoising loss"):
+    """Losses of several adapters, ``{name: sequence}``, as running means over ``WINDOW`` steps, fewer in short runs."""
     figure, (ax,) = panels(1, 2.8)
-    width = max(1, min([window, *(len(values) // 5 for values in losses.values())]))
+    width = max(1, min([WINDOW, *(len(values) // 5 for values in losses.values())]))
     for name, values in losses.items():
         mean = np.convolve(values, np.ones(width) / width, "valid")
         ax.plot(np.arange(width - 1, len(values)), mean, marker="." if len(mean) < 20 else "", label=name)
@@ -87,8 +90,9 @@ def training_curves(history):
     return describe(figure, alt, f"{finding}.")
 
 
-def confusion_heatmap(counts, class_names, title="Confusion matrix (share of the true class, %)"):
+def confusion_heatmap(counts, class_names):
     """Row: true class; column: predicted class; names up to 20 classes, numbers up to 12."""
+    title = "Confusion matrix (share of the true class, %)"
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = max(3.0, min(0.32 * len(class_names) + 1, 4.4))
     figure, (ax,) = panels(1, side)

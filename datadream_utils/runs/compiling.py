@@ -38,7 +38,7 @@ def compiled(blocks, choice, pays, trial):
         _undo(blocks)
 
 
-def uncompiled(wanted=True):
+def uncompiled(wanted):
     """A context in which compiled modules run uncompiled, if ``wanted``."""
     return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
 

@@ -1,7 +1,6 @@
 """Generation: images are functions of (seed, class, index); resuming changes nothing; ImageFolder layout."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,6 @@ from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.classifier.evaluate import predict
 from datadream_utils.data.dataset import flatten
 from datadream_utils.data.shots import few_shot
-from datadream_utils.diffusion import captions as captioning
 from datadream_utils.diffusion import generate as generating
 from datadream_utils.diffusion.adapt import adapt, plan_adapters
 from datadream_utils.diffusion.captions import read_captions
@@ -252,19 +250,18 @@ def test_captions_are_written_once_and_say_who_wrote_them(mnist, make_run, capsy
     assert make_recipe(make_run("generate", method="fakeit", n_shot=2)).captions is None
 
 
-def test_shards_that_begin_together_load_one_captioner(make_run, monkeypatch):
-    run, loaded = make_run("generate", method="disef", n_shot=2), []
-    load = captioning.load_captioner
-
-    def load_once(run):
-        loaded.append(run)
-        time.sleep(0.5)
-        return load(run)
-
-    monkeypatch.setattr(captioning, "load_captioner", load_once)
+def test_each_shard_captions_the_shots_of_its_classes(make_run):
+    whole = make_run("generate", method="disef", n_shot=2)
+    captions = read_captions(whole)
+    run = make_run("generate", method="disef", n_shot=2, variant="divided")
     with ThreadPoolExecutor(3) as pool:
-        first, *others = pool.map(lambda _: read_captions(run), range(3))
-    assert others == [first, first] and len(loaded) == 1
+        parts = list(pool.map(lambda k: read_captions(replace(run, shard=f"{k}/3")), (3, 1, 2)))
+    assert [len(part) for part in parts] == [6, 8, 6] and parts[0] | parts[1] | parts[2] == captions
+    one, other = ((r.folder / "captions.json").read_bytes() for r in (whole, run))
+    assert one == other  # whichever shard was first
+    (run.folder / "captions.json").unlink()
+    read_captions(replace(run, shard="2/3"))
+    assert read_captions(run) == captions and (run.folder / "captions.json").read_bytes() == one
 
 
 def test_captions_go_on_where_a_killed_run_was(make_run):

@@ -14,7 +14,8 @@ from datadream_utils.data.dataset import flatten
 from datadream_utils.data.images import read_image
 from datadream_utils.files import read_json, write_json
 from datadream_utils.prompts import class_prompt
-from datadream_utils.runs.device import DTYPES
+from datadream_utils.runs.device import DTYPES, advise_on_memory
+from datadream_utils.runs.shards import part_of
 from datadream_utils.seeds import stable_seed
 
 STAND_IN = "stand-in"
@@ -108,17 +109,17 @@ def read_captions(run):
     """``{shot path: caption}`` of the run's shots, for methods that prompt with captions.
 
     They are kept in ``captions.json`` in the stage's folder, with captioner and seed. The file is written after every
-    class, so a killed run continues there. Of several shards one writes it, and the others wait.
+    class, so a killed run continues there. A shard captions the shots of its own classes; all write one file.
     """
-    stored, (paths, labels) = _read_stored(run), flatten(run.shots)
-    if len(stored["captions"]) < len(paths):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(run.folder / ".captions.lock"):
-            stored = _read_stored(run)  # another shard may have written it meanwhile
-            if missing := range(len(stored["captions"]), len(paths)):
-                _describe(run, paths, labels, missing, stored)
+    labels = part_of(range(len(run.shots)), run.shard)
+    shots = {label: {_name(run, path): path for path in run.shots[label]} for label in labels}
+    known = _read_stored(run)["captions"].keys()
+    missing = {label: paths for label, paths in shots.items() if not paths.keys() <= known}
+    if missing:
+        _describe(run, missing)
+    stored = _read_stored(run)
     print(f"captions by {stored['note']}")
-    return dict(zip(paths, stored["captions"].values(), strict=True))
+    return {path: stored["captions"][name] for paths in shots.values() for name, path in paths.items()}
 
 
 def _read_stored(run):
@@ -127,26 +128,34 @@ def _read_stored(run):
     stored = {"captioner": [p.captioner, p.captioner_revision, p.seed], "note": "", "captions": {}}
     if path.exists() and not run.stage.damaged_files([path.name]):
         before, names = read_json(path, "delete it and run 02_generate again"), _names(run)
-        written = list(before.get("captions", ()))
-        if before.get("captioner") == stored["captioner"] and written == names[: len(written)]:
+        if before.get("captioner") == stored["captioner"] and {*before.get("captions", ())} <= {*names}:
             stored |= before
     return stored
 
 
-def _describe(run, paths, labels, missing, stored):
-    """Add the captions of the ``missing`` shots to ``stored``, and write it after every class."""
-    captioner, names = load_captioner(run), _names(run)
-    stored["note"] = captioner.note
-    with run.progress(len(missing), "captions") as advance:
-        for i in missing:
-            seed, class_name = stable_seed(run.params.seed, names[i]), run.data.class_names[labels[i]]
-            caption = captioner.describe(read_image(paths[i]), class_name, run.data.domain, seed)
-            stored["captions"][names[i]] = caption
-            if i + 1 == len(names) or labels[i] != labels[i + 1]:
-                write_json(run.folder / "captions.json", stored)
-            advance()
+def _describe(run, missing):
+    """Add the captions of the shots ``missing[label]``, ``{name: path}``, to the file, class by class."""
+    with advise_on_memory(run.params):
+        captioner = load_captioner(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with run.progress(sum(map(len, missing.values())), "captions") as advance:
+        for label, paths in missing.items():
+            captions, class_name = {}, run.data.class_names[label]
+            for name, path in paths.items():
+                seed = stable_seed(run.params.seed, name)
+                captions[name] = captioner.describe(read_image(path), class_name, run.data.domain, seed)
+                advance()
+            with FileLock(run.folder / ".captions.lock"):  # other shards write theirs
+                stored = _read_stored(run)
+                known = stored["captions"] | captions
+                stored["captions"] = {name: known[name] for name in _names(run) if name in known}
+                write_json(run.folder / "captions.json", stored | {"note": captioner.note})
+
+
+def _name(run, path):
+    """A shot's path within the data set: the key of its caption."""
+    return path.relative_to(run.data.root).as_posix()
 
 
 def _names(run):
-    """The shots' paths within the data set, in order: the keys of the captions."""
-    return [str(path.relative_to(run.data.root)) for path in flatten(run.shots)[0]]
+    return [_name(run, path) for path in flatten(run.shots)[0]]

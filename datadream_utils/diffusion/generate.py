@@ -276,7 +276,8 @@ def start_picture(path, resolution):
 def load_filter(run):
     """Zero-shot CLIP (``filter_model``) as ``judge(images) -> labels``, for methods with keep "clip"."""
     p = run.params
-    return clip_judge(*load_clip(p.filter_model, p.filter_revision, run.device, "filter_model"), run.data)
+    with advise_on_memory(p):
+        return clip_judge(*load_clip(p.filter_model, p.filter_revision, run.device, "filter_model"), run.data)
 
 
 def _image_path(run, label, index):
@@ -348,13 +349,13 @@ def _other_images(run):
 def _row(run, label, index, draw):
     """The row of an image in ``metadata.jsonl``."""
     return {
-        "file_name": str(_image_path(run, label, index).relative_to(run.folder / "images")),
+        "file_name": _image_path(run, label, index).relative_to(run.folder / "images").as_posix(),
         "label": label,
         "class_name": run.data.class_names[label],
         "prompt": draw.prompt,
         "seed": draw.seed,
         "adapter": " + ".join(folder.name for folder in draw.adapters) or None,
-        "start": str(draw.start.relative_to(run.data.root)) if draw.start else None,
+        "start": draw.start.relative_to(run.data.root).as_posix() if draw.start else None,
     }
 
 

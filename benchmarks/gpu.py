@@ -1,9 +1,10 @@
 """How fast the package is on one GPU, in about ten minutes: python -m benchmarks.gpu
 
 Random weights at the size of SD 2.1-base and CLIP ViT-B/16 (``worlds``), one unit of each stage as ``estimate``
-measures it. Parts: adapt, generate, train (with evaluation), memory (adapters that do not fit into it), tests (pytest
--m gpu), two (processes at once). Every row is written to ``results/gpu.json`` as soon as it is measured, in the end the
-README's table. A row that is there is not measured again, so a call that was cut short is simply repeated.
+measures it, but on square pictures: their latents are made once, those of others in every step. Parts: adapt, generate,
+train (with evaluation), memory (adapters that do not fit into it), tests (pytest -m gpu), two (processes at once).
+Every row is written to ``results/gpu.json`` as soon as it is measured, in the end the README's table. A row that is
+there is not measured again, so a call that was cut short is simply repeated.
 
     python -m benchmarks.gpu --parts adapt generate    # some parts alone
     python -m benchmarks.gpu --again --parts train     # a part anew
@@ -12,6 +13,7 @@ README's table. A row that is there is not measured again, so a call that was cu
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import re
@@ -154,6 +156,13 @@ class Bench:
         found = sd_flops(pipe, p.resolution)
         return found | {"adapt": adapt_flops(pipe, p.lora_rank, p.train_text_encoder, p.resolution)}
 
+    def _make_room(self):
+        """Leave the device's memory to other processes."""
+        self.meter.kept = (None, None, 0.0)
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
     def memory_rows(self):
         """Adapters that do not fit into memory at once: they are trained all the same, in smaller groups."""
         return {f"{self.world['crowd']} adapters in {self.world['room']:g} GiB": self._memory}
@@ -161,6 +170,7 @@ class Bench:
     def _memory(self):
         job = {"folder": str(self.temporary), "crowd": self.world["crowd"], "room": self.world["room"]}
         job |= {"changes": self.changes}
+        self._make_room()
         command = [sys.executable, "-m", "benchmarks.gpu", "--crowd", json.dumps(job)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
@@ -170,6 +180,7 @@ class Bench:
         return {"pytest -m gpu": self._tests}
 
     def _tests(self):
+        self._make_room()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         summary = done.stdout.strip().splitlines()[-1]
@@ -182,6 +193,7 @@ class Bench:
         return {"generate, two processes": self._two}
 
     def _two(self):
+        self._make_room()
         place, jobs = self.temporary / "two", []
         changes = self.changes | {"images_per_class": self.world["batches"][-1], "num_inference_steps": 10}
         adapters = place / "adapt"

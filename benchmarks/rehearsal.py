@@ -56,7 +56,7 @@ SIZES = PUBLISHED | {
 }
 # On a CPU batches are smaller than published, and the seconds of the paper's study are in proportion.
 SMALL = dict(classes=2, n_shot=2, n_test=4, generate_batch_size=1, train_batch_size=4, eval_batch_size=8)
-LARGE = dict(classes=4, n_shot=16, n_test=16)
+LARGE = dict(classes=4, n_shot=16, n_test=16, images_per_class=20)
 STUDY = ROOT / "params" / "studies" / "paper.yaml"
 PAGE = ROOT / "docs" / "howto" / "reproduce-paper.md"
 RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
@@ -164,8 +164,10 @@ def unit_images(p, size):
     if p.stage == "adapt":
         n_shots = {"class": p.n_shot, "dataset": p.n_shot * len(size.class_names), "image": 1}
         return min(p.adapt_batch_size, n_shots[p.system.adapter])
-    kinds = len(p.setting.split("+")) if p.stage.startswith("train") else 1
-    return p.generate_batch_size if p.stage == "generate" else p.train_batch_size * kinds
+    if p.stage == "generate":
+        return min(p.generate_batch_size, p.images_per_class)
+    kinds = len(p.setting.split("+"))
+    return kinds * min(p.train_batch_size, p.images_per_class * len(size.class_names))
 
 
 def scale_up(rows, study, scheduler):

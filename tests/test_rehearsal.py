@@ -7,7 +7,7 @@ from transformers import CLIPTokenizer
 
 from benchmarks import rehearsal, worlds
 from datadream_utils.data.dataset import load_dataset
-from workflow.scripts.study import make_study
+from workflow.scripts.study import make_study, read_study
 
 NARROW = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 SIZES = {
@@ -117,3 +117,14 @@ def test_a_failure_is_in_the_table():
     killed = {"method": "loft", "stage": "adapt", "images": 1, "threads": 1, "memory_gb": 8.26}
     assert "| adapt | loft | 1 | 1 | killed and continued | 8.3 |" in rehearsal.table(result | {"rows": [killed]})
     assert "First failure: adapt of loft: InputError: the memory of the device is full." in rehearsal.table(result)
+
+
+@pytest.mark.parametrize("device, precision", [("cpu", "bf16"), ("cuda", "fp16")])
+def test_the_rehearsals_study_is_valid_and_its_units_are_counted(tmp_path, monkeypatch, device, precision):
+    monkeypatch.setattr(rehearsal, "SIZES", SIZES)
+    study = read_study(rehearsal.plan(tmp_path, precision, device))
+    size = rehearsal.read_size(study.datasets[0])
+    (run,) = (run for run in study.runs().values() if run.method == "datadream_cls")
+    units = {name: rehearsal.unit_images(study.params(run, name), size) for name in study.stages(run)}
+    small = {"adapt": 2, "generate": 1, "train-R+S": 8}  # as published: batches of 8, 20, and 64 of both kinds
+    assert units == (small if device == "cpu" else {"adapt": 8, "generate": 20, "train-R+S": 128})

@@ -94,7 +94,7 @@ class Meter:
         self.n_runs = 0
 
     def adapt(self, params, size):
-        """The ``UnitCost`` of a step of a full group of adapters."""
+        """The ``UnitCost`` of a step of a full group of adapters; of several steps where the group does not fit."""
         pipe, load = self._load_pipeline(params)
         n_adapters = 1 if params.system.adapter == "dataset" else params.adapters_together
         n_classes = max(n_adapters, ceil(STEPS * params.adapt_batch_size / params.n_shot))
@@ -107,10 +107,14 @@ class Meter:
         epochs = ceil(STEPS / ceil(len(group[0].paths) / params.adapt_batch_size))
         run.params = params.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
         self._reset_peak()
+        counted = []  # adapters that take each step, or fewer than 0 when a group is given up
+        with run.progress(0, "") as note:
+            run.progress = _note_counts(counted, ticks, note)
         adapt(pipe, group, run)
         folder = run.folder / "adapters" / group[0].name
         self.adapters[params.method] = folder
-        return UnitCost(_mean_difference(ticks[:STEPS]), load, self._read_peak(), saved=_count_bytes(folder))
+        seconds = _mean_difference(ticks[:STEPS]) * len(group) / counted[0]
+        return UnitCost(seconds, load, self._read_peak(), saved=_count_bytes(folder))
 
     def generate(self, params, size):
         """The ``UnitCost`` of a batch of images: two are drawn, of two classes, and the second is timed."""
@@ -123,13 +127,13 @@ class Meter:
             for adapter in plan_adapters(run):  # copies of the adapter that was measured
                 place = run.source.folder / "adapters" / adapter.name
                 shutil.copytree(self.adapters[params.method], place, dirs_exist_ok=True)
+        self._reset_peak()
         began = clock()
         recipe = make_recipe(run)
         n_captions = len(recipe.captions or ())
         per_caption = _mean_difference(ticks) if n_captions else 0.0
         load += clock() - began - n_captions * per_caption
         ticks.clear()
-        self._reset_peak()
         began = clock()
         generate(pipe, recipe, run, pays)
         saved = _count_bytes(run.folder / "images", "*.png") / (2 * params.generate_batch_size)
@@ -204,6 +208,7 @@ class Meter:
     def _reset_peak(self):
         gc.collect()
         if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()  # what the stage before it has reserved
             torch.cuda.reset_peak_memory_stats()
         with suppress(OSError):  # only Linux has this; elsewhere the peak is that of the process so far
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -234,6 +239,23 @@ def _note_times(ticks):
                 torch.cuda.synchronize()
             if n:
                 ticks.append(clock())
+
+        yield advance
+
+    return progress
+
+
+def _note_counts(counted, ticks, note):
+    """``note`` as a progress that appends what each step counts to ``counted``; undone steps empty both lists."""
+
+    @contextmanager
+    def progress(total, label):
+        def advance(n=1):
+            if n < 0:
+                counted.clear(), ticks.clear()
+                return
+            counted.extend([n] if n else [])
+            note(n)
 
         yield advance
 

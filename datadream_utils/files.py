@@ -24,6 +24,7 @@ from datadream_utils.errors import InputError
 
 MAX_YAML = 4 * 2**20  # bytes; ImageNet-21k's class names take a third of it
 MAX_BYTES = 256 * 2**20  # of a list or split file: CoOp's largest has 11 MB
+MAX_LINES = 4 * 2**30  # bytes of a list of generated images: a million images take a quarter of a gigabyte
 LONG = 1000  # the most characters of a sentence or a path
 CANNOT_WRITE = {  # system error: what is wrong, and what to do
     errno.ENOSPC: "the disk is full. Make room there",
@@ -120,7 +121,7 @@ def read_json(path, fix, lines=False):
     InputError for a file that cannot be read or holds something else. ``fix`` is the end of its sentence: what to do.
     """
     try:
-        text = read_bytes(path).decode()
+        text = read_bytes(path, MAX_LINES if lines else MAX_BYTES).decode()
         values = [json.loads(line) for line in text.split("\n") if line] if lines else [json.loads(text)]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): {fix}.") from None

@@ -134,7 +134,6 @@ def count_per_class(n_classes):
 @torch.inference_mode()
 def _compute(encoder, paths, place):
     pictures = evaluation_pictures(paths, encoder.processor)
-    pictures.room = 0  # no cache: each is read once
     device = next(encoder.clip.parameters()).device
     batches = torch.utils.data.DataLoader(pictures, BATCH, generator=torch.Generator())
     features = torch.cat([image_features(encoder.clip, batch.to(device)).float().cpu() for batch in batches]).numpy()

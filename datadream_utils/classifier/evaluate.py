@@ -60,7 +60,7 @@ def evaluate(classifier, run):
     files = run.data.files[evaluation_split(run)]
     with advise_on_memory(run.params, "eval_batch_size"):
         predictions = predict(classifier, files, run.params)
-    return predictions.assign(file=[str(path.relative_to(run.data.root)) for path in flatten(files)[0]])
+    return predictions.assign(file=[path.relative_to(run.data.root).as_posix() for path in flatten(files)[0]])
 
 
 def save_results(run, classifier, history, predictions):

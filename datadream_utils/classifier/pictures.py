@@ -22,11 +22,11 @@ class Pictures(torch.utils.data.Dataset):
     """Picture files as tensors, by index; ``transform([PIL image, ...]) -> [tensor, ...]`` makes them.
 
     A file is decoded once and its tensor kept in memory while there is room, even if ``paths`` repeats it. ``kept``:
-    ``{path: tensor}``; ``room``: how many may be kept, None before the first one is decoded.
+    ``{path: tensor}``; ``room``: how many may be kept, without a number what ``CACHE_BYTES`` hold.
     """
 
-    def __init__(self, paths, transform):
-        self.paths, self.transform, self.kept, self.room = list(paths), transform, {}, None
+    def __init__(self, paths, transform, room=None):
+        self.paths, self.transform, self.kept, self.room = list(paths), transform, {}, room
 
     def __len__(self):
         return len(self.paths)
@@ -74,8 +74,8 @@ def training_pictures(paths, image_size):
 
 
 def evaluation_pictures(paths, processor):
-    """``Pictures`` for evaluation."""
-    return Pictures(paths, Preprocess(processor))
+    """``Pictures`` for evaluation; none is kept, because each is read once."""
+    return Pictures(paths, Preprocess(processor), room=0)
 
 
 def training_sets(run, image_size):
@@ -86,7 +86,7 @@ def training_sets(run, image_size):
     """
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     tested = [run.data.files.get("val", []), run.data.files[evaluation_split(run)]]
-    for files in (*tested, synthetic):
+    for files in tested:
         check_images(flatten(files)[0])
     for paths, name in zip(synthetic, run.data.class_names if synthetic else (), strict=True):
         check_pictures(paths, name, f"delete {run.source.folder} and run {run.source.notebook} again")

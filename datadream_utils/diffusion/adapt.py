@@ -221,6 +221,10 @@ def _train_groups(pipe, groups, run, advance, team):
         waiting = list(group)
         while waiting:
             part, counted = waiting[:together], []
+            if len(part) < len(group) and all(_is_saved(run, adapter) for adapter in part):
+                advance(len(part) * adapter_steps(run.params, len(part[0].paths)))
+                waiting = waiting[together:]
+                continue
 
             def count(n, counted=counted):
                 counted.append(n)

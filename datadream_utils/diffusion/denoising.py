@@ -72,9 +72,13 @@ class Shots:
         else:
             cropped = [self._random_crop(i, generator) for i in range(len(paths)) for _ in range(crops)]
         if cropped:
-            # On the CPU, because the moments of many shots take gigabytes
-            encoded = torch.cat([moments.cpu() for moments in self._encode(cropped)])
-            self.moments, self.pictures = encoded.unflatten(0, (len(paths), -1)), None
+            done = 0
+            for moments in self._encode(cropped):  # kept on the CPU, and once: those of many shots take gigabytes
+                if self.moments is None:
+                    self.moments = torch.empty((len(cropped), *moments.shape[1:]), dtype=moments.dtype)
+                self.moments[done : done + len(moments)] = moments.cpu()
+                done += len(moments)
+            self.moments, self.pictures = self.moments.unflatten(0, (len(paths), -1)), None
 
     def __len__(self):
         return self.count

@@ -66,7 +66,7 @@ FIGURES = {
         PAPER,
         "The published order",
         "One line per pair of systems; the first is better in the published table. On the right: what our runs say of "
-        "it. An order is decided where both intervals exclude 0.",
+        "it. An order is decided where both intervals exclude 0 and a sign test over images agrees.",
     ),
     "gain_by_shots": _figure(
         PAPER,
@@ -282,15 +282,15 @@ TABLES = {
         BEYOND,
         "Cost of every classifier",
         "Means over seeds. Seconds are those of the machine that made the runs: of its processors on a CPU, by the "
-        "clock on a GPU. Image-steps and operations are those of the networks that are trained or sampled. Memory is "
-        "the GPU's, else the whole process's.",
+        "clock on a GPU; without stages that were interrupted. Image-steps and operations are those of the networks "
+        "that are trained or sampled. Memory is the GPU's, else the whole process's.",
     ),
     "answers": _table(
         BEYOND,
         "Questions and answers",
         "Every comparison that params/questions/tiny.yaml lists; that file, which also states the rule, was written "
         "before the runs. Difference: first minus second (points), mean over data sets. Interval: 95 % over seeds and "
-        "test images. Visible: the size of difference that these runs could have shown.",
+        "test images. Visible: the size of difference that these runs could have shown, were it the only question.",
         always=False,
     ),
     "baselines": _table(

@@ -10,6 +10,7 @@ from datadream_utils.analysis.results import load_stages, select_measured
 from datadream_utils.analysis.tables import to_markdown
 from datadream_utils.catalogue import ABLATIONS
 from datadream_utils.errors import InputError
+from datadream_utils.plots.ablations import ablation_lines
 from datadream_utils.runs.stage import FORMAT
 
 
@@ -168,3 +169,17 @@ def test_runs_from_before_a_parameter_have_the_value_that_made_them(tmp_path):
     assert ablations.find_changes(stages)["b"] == {"sampler": "dpmsolver++"}
     table = ablations.select_ablation(pd.DataFrame(rows), stages, "mine", 4, "sampler")
     assert table["value"].tolist() == ["model", "dpmsolver++"]
+
+
+def test_without_its_reference_a_method_has_no_differences_to_draw():
+    table = _summary([[60, 61, 62], [63, 64, 68]])
+    alone = ablations.summarise_ablation(
+        pd.DataFrame(
+            [dict(setting="S", method="loft", value=value, default=False, adapted=0.0, reference=False, seed=0,
+                  accuracy=60.0) for value in (12, 25)]
+        )
+    )  # fmt: skip
+    both = pd.concat([table.assign(method="fakeit"), alone], ignore_index=True)
+    figure = ablation_lines(both, "synthetic_per_class")
+    labels = figure.legends[0].get_texts() if figure.legends else figure.axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in labels] == ["FakeIt"]

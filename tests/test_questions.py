@@ -175,3 +175,33 @@ def test_the_table_of_baselines_has_a_column_for_each_number_of_shots():
     text = to_markdown("baselines", pd.DataFrame(rows, columns=list(baselines.COLUMNS)))
     assert "| mnist5k | Nearest neighbour on pixels | 43.0 ± 1.0 | 79.0 ± 0.5 |" in text
     assert "| Real-finetune of CLIP | – | 93.0 ± 0.5 |" in text
+
+
+def test_an_answer_waits_for_all_seeds(monkeypatch):
+    assert _answers({"a": [9.0, 10.0, 11.0]}, monkeypatch)["answer"].tolist() == ["seeds missing"]
+
+
+def test_gains_are_of_data_sets_with_the_same_numbers_of_shots(monkeypatch):
+    """Else the line would go from one data set to another."""
+    tables, rows = {}, []
+    for dataset, n_shots in (("a", (1, 16)), ("b", (1, 16)), ("c", (16,)), ("d", (8,))):
+        for n_shot in n_shots:
+            for (method, setting), gain in {("real", "R"): 0.0, ("datadream_cls", "R+S"): 5.0}.items():
+                tables[f"{method} {setting}", dataset, n_shot, "clip"] = _right([0.5 + gain / 100] * 3)
+                rows.append(dict(dataset=dataset, n_shot=n_shot, method=method, setting=setting, classifier="clip",
+                                 protocol="sound", variant=""))  # fmt: skip
+    monkeypatch.setattr(questions, "Correct", lambda _: _Correct(tables))
+    runs = pd.DataFrame(rows)
+    found = {name: questions.gains_by_shots(runs, name).set_index("n_shot")["per_dataset"] for name in "abcd"}
+    assert {n: {*names} for n, names in found["a"].items()} == {1: {"a", "b"}, 16: {"a", "b"}}
+    assert {n: {*names} for n, names in found["c"].items()} == {16: {"a", "b", "c"}}
+    assert {n: {*names} for n, names in found["d"].items()} == {8: {"d"}}
+
+
+def test_baselines_of_a_data_set_that_is_gone_are_left_out(tmp_path, capsys):
+    row = dict(method="real", variant="", protocol="sound", classifier="clip", dataset="gone", n_shot=2, seed=0)
+    values = {"dataset": str(tmp_path / "gone"), "split_file": "", "shots_file": ""}
+    runs = pd.DataFrame([row | {"accuracy": 90.0, "parameters": values}])
+    table = baselines.compare_baselines("an encoder", runs, str(tmp_path), str(tmp_path))
+    assert table["baseline"].tolist() == [baselines.TRAINED["clip"]]
+    assert "No baselines without the images: data set" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from datadream_utils.analysis.copies import load_pixels
 from datadream_utils.analysis.features import encode_real
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
+from datadream_utils.errors import InputError
 
 NEAREST, PROBE = "Nearest neighbour on pixels", "Linear probe of frozen CLIP"
 TRAINED = {"clip": "Real-finetune of CLIP", "resnet": "ResNet from scratch"}  # on the same shots, by classifier
@@ -32,31 +33,38 @@ def predict_probe(shots, shot_labels, images):
     return probe.fit(shots, shot_labels).predict(images)
 
 
-def measure_baselines(encoder, data, shots, output_root):
-    """``{baseline: accuracy (%)}`` of the shots ``shots[label]`` (paths) on the test split of ``data``."""
+def _measure_dataset(encoder, runs, data_root, output_root):
+    """``[(dataset, baseline, n_shot, seed, accuracy), ...]`` of one data set's runs; [] where it is not here."""
+    first, rows = runs["parameters"].iloc[0], []
+    try:
+        data = load_dataset(first["dataset"], data_root, first["split_file"])
+    except InputError as error:
+        print(f"No baselines without the images: {error}")
+        return []
     images = encode_real(encoder, data.files["test"], output_root, every=True)
-    shots = encode_real(encoder, shots, output_root, every=True)
-    predictions = {
-        NEAREST: predict_nearest(load_pixels(shots.paths), shots.labels, load_pixels(images.paths)),
-        PROBE: predict_probe(shots.features, shots.labels, images.features),
-    }
-    return {name: 100 * float((predicted == images.labels).mean()) for name, predicted in predictions.items()}
+    pixels = load_pixels(images.paths)
+    for run in runs.itertuples():
+        shots = few_shot(data, run.n_shot, run.seed, run.parameters["shots_file"])
+        shots = encode_real(encoder, shots, output_root, every=True)
+        predictions = {
+            NEAREST: predict_nearest(load_pixels(shots.paths), shots.labels, pixels),
+            PROBE: predict_probe(shots.features, shots.labels, images.features),
+        }
+        for name, predicted in predictions.items():
+            rows.append((run.dataset, name, run.n_shot, run.seed, 100 * float((predicted == images.labels).mean())))
+    return rows
 
 
 def compare_baselines(encoder, runs, data_root, output_root):
     """Accuracy (%) of the baselines on the shots of Real-finetune's runs, and of those runs: a row of ``COLUMNS`` each.
 
-    encoder: of CLIP without training, or None: then nothing is measured. runs: ``results.load_results``. InputError
-    for a data set of the runs that is not under ``data_root``.
+    encoder: of CLIP without training, or None: then nothing is measured. runs: ``results.load_results``. Of a data set
+    that is not here nothing is measured; a line says so.
     """
     real = runs[(runs["method"] == "real") & (runs["variant"] == "") & (runs["protocol"] == "sound")]
     rows = [(run.dataset, TRAINED[run.classifier], run.n_shot, run.seed, run.accuracy) for run in real.itertuples()]
-    for run in real.drop_duplicates(["dataset", "n_shot", "seed"]).itertuples() if encoder else ():
-        p = run.parameters
-        data = load_dataset(p["dataset"], data_root, p["split_file"])
-        shots = few_shot(data, run.n_shot, run.seed, p["shots_file"])
-        measured = measure_baselines(encoder, data, shots, output_root)
-        rows += [(run.dataset, name, run.n_shot, run.seed, accuracy) for name, accuracy in measured.items()]
+    for _, of_dataset in real.drop_duplicates(["dataset", "n_shot", "seed"]).groupby("dataset") if encoder else ():
+        rows += _measure_dataset(encoder, of_dataset, data_root, output_root)
     table = pd.DataFrame(rows, columns=["dataset", "baseline", "n_shot", "seed", "accuracy"])
     table = table.groupby(["dataset", "baseline", "n_shot"], as_index=False).agg(
         n_seeds=("seed", "nunique"), accuracy_mean=("accuracy", "mean"), accuracy_std=("accuracy", "std")

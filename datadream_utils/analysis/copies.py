@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import cdist
+from sklearn.metrics.pairwise import euclidean_distances
 
 from datadream_utils.analysis.compare import Verdict, judge_seeds, seeds_interval
 from datadream_utils.analysis.features import encode_generated, encode_real
@@ -22,6 +22,7 @@ from datadream_utils.data.images import centre_square, read_image
 from datadream_utils.data.shots import few_shot
 from datadream_utils.methods import METHODS
 
+ROWS = 1000  # pictures whose distances to others are in memory at once
 CHANCE = 0.01  # the share of held-out real images that count as near copies
 SIDE = 32  # pixels of the pictures that are compared pixel by pixel
 SPACES = {"feature": "cosine distance of CLIP features", "pixel": "root mean square difference of pixels (0 to 1)"}
@@ -40,12 +41,16 @@ def _load_pixels(path):
     return np.asarray(centre_square(read_image(path), SIDE), np.float32).ravel() / 255
 
 
-def compute_distances(images, others):
-    """``{space: distances (n, m)}`` between two sets of pictures (``Encoded``), for each of ``SPACES``."""
-    return {
-        "feature": 1 - images.features @ others.features.T,
-        "pixel": cdist(load_pixels(images.paths), load_pixels(others.paths)) / (3 * SIDE**2) ** 0.5,
-    }
+def iterate_distances(images, others):
+    """Distances between two sets of pictures (``Encoded``): yields ``(rows, {space: (n, m)})`` for some rows at once.
+
+    rows: a slice of ``images``, ``ROWS`` of them at most. Those of pixels are rounded, so that equal pictures have 0.
+    """
+    pixels = load_pixels(others.paths)
+    for start in range(0, len(images.paths), ROWS):
+        rows = slice(start, start + ROWS)
+        by_pixel = euclidean_distances(load_pixels(images.paths[rows]), pixels) / (3 * SIDE**2) ** 0.5
+        yield rows, {"feature": 1 - images.features[rows] @ others.features.T, "pixel": by_pixel.round(6)}
 
 
 def find_nearest(images, shots):
@@ -55,9 +60,13 @@ def find_nearest(images, shots):
     ("feature_shot", "pixel_shot").
     """
     table = pd.DataFrame({"path": images.paths, "label": images.labels})
-    for space, distances in compute_distances(images, shots).items():
-        table[space] = distances.min(1)
-        table[f"{space}_shot"] = [shots.paths[i] for i in distances.argmin(1)]
+    blocks = [
+        {space: (block.min(1), block.argmin(1)) for space, block in distances.items()}
+        for _, distances in iterate_distances(images, shots)
+    ]
+    for space in SPACES if blocks else ():
+        least, nearest = (np.concatenate(parts) for parts in zip(*(block[space] for block in blocks), strict=True))
+        table[space], table[f"{space}_shot"] = least, [shots.paths[i] for i in nearest]
     return table
 
 
@@ -104,10 +113,14 @@ def share_nearer(nearest, images, held_out, draws):
     if draws.size:
         used, columns = np.unique(draws, return_inverse=True)  # columns: each draw's images among the used ones
         drawn = held_out.where(np.isin(np.arange(len(held_out.labels)), used))
-        for space, distances in compute_distances(images, drawn).items():
-            to_shot = nearest[space].to_numpy()
-            signs = [np.sign(distances[:, one_set].min(1) - to_shot) for one_set in columns.reshape(draws.shape)]
-            shares[f"{space}_nearer"] = 50 + 50 * float(np.mean(signs))
+        signs = {space: [] for space in SPACES}
+        for rows, distances in iterate_distances(images, drawn):
+            for space, block in distances.items():
+                to_shot = nearest[space].to_numpy()[rows]
+                signs[space] += [
+                    np.sign(block[:, one_set].min(1) - to_shot) for one_set in columns.reshape(draws.shape)
+                ]
+        shares |= {f"{space}_nearer": 50 + 50 * float(np.concatenate(parts).mean()) for space, parts in signs.items()}
     return shares
 
 

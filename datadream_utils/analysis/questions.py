@@ -149,20 +149,27 @@ def _wins(correct, pair, dataset, n_shot, classifier, seeds):
     return first[common].astype(int) - second[common].astype(int)
 
 
-def gains_by_shots(runs):
+def gains_by_shots(runs, dataset):
     """What generated images bring beside the real ones and instead of them, by number of shots.
 
-    runs: ``results.load_results``. A row per classifier, method, setting ("R+S" or "S") and number of shots, for what
-    was run beside Real-finetune: "classifier", "method", "setting", "n_shot" and ``DIFFERENCE``, in points to R.
+    runs: ``results.load_results``. A row per classifier, method, setting ("R+S" or "S") and number of shots that was
+    run on ``dataset`` beside Real-finetune: "classifier", "method", "setting", "n_shot" and ``DIFFERENCE``, in points
+    to R. The mean is over ``dataset`` and those that were run with the same numbers of shots, so that along them
+    nothing else changes.
     """
     correct, rows = Correct(runs), []
     plain = runs[(runs["protocol"] == "sound") & (runs["variant"] == "")]
-    for classifier, method, setting, n_shot in product(CLASSIFIERS, METHODS, GAINS, sorted(set(plain["n_shot"]))):
-        same = plain[(plain["classifier"] == classifier) & (plain["n_shot"] == n_shot)]
-        datasets = sorted(set(same.loc[(same["method"] == method) & (same["setting"] == setting), "dataset"]))
-        pair = (f"{method} {setting}", "real R")
-        if row := compare_sides(correct, pair, datasets, [n_shot], classifier):
-            rows.append({"classifier": classifier, "method": method, "setting": setting, "n_shot": n_shot} | row)
+    for classifier, method, setting in product(CLASSIFIERS, METHODS, GAINS):
+        of_classifier = plain[plain["classifier"] == classifier]
+        shots_of = {}
+        for name, here in of_classifier.groupby("dataset"):
+            shots = {key: set(rows["n_shot"]) for key, rows in here.groupby(["method", "setting"])}
+            shots_of[name] = shots.get((method, setting), set()) & shots.get(("real", "R"), set())
+        wanted = shots_of.get(dataset, set())
+        datasets = [name for name, shots in shots_of.items() if wanted <= shots]
+        for n_shot in sorted(wanted):
+            if row := compare_sides(correct, (f"{method} {setting}", "real R"), datasets, [n_shot], classifier):
+                rows.append({"classifier": classifier, "method": method, "setting": setting, "n_shot": n_shot} | row)
     return pd.DataFrame(rows, columns=["classifier", "method", "setting", "n_shot", *DIFFERENCE])
 
 
@@ -179,7 +186,9 @@ def write_gain(table, n_shot):
         f"{learners[row.classifier]} {row.difference:+z.1f} points ({row.low:+z.1f} to {row.high:+z.1f})"
         for row in rows.itertuples()
     ]
-    noise = "test images alone, one seed" if rows["n_seeds"].min() == 1 else "seeds and test images"
+    several = rows["n_seeds"] > 1
+    noise = "seeds and test images" if several.all() else "test images alone, one seed"
+    noise = "test images, and over seeds where there are several" if several.any() and not several.all() else noise
     images = "1 real image" if n_shot == 1 else f"{n_shot} real images"
     names = sorted({name for row in rows["per_dataset"] for name in row})
     where = f", mean of {' and '.join(names)}" if len(names) > 1 else ""
@@ -194,7 +203,7 @@ def answer_questions(questions, runs):
 
     runs: ``results.load_results``. visible: half the interval's width, the size of difference that would have been
     seen. p_holm: p corrected for all comparisons of its question; one that was not run counts with p = 1. answer:
-    "yes", "reversed", "no difference that matters", "cannot tell", "one seed" or "not run".
+    "yes", "reversed", "no difference that matters", "cannot tell", "one seed", "seeds missing" or "not run".
     """
     correct, tables = Correct(runs), []
     for question in questions.questions.values():
@@ -209,22 +218,24 @@ def answer_questions(questions, runs):
             n_shot = str(n_shots[0]) if len(n_shots) == 1 else MEAN
             about = {"question": question.ask, "classifier": CLASSIFIERS[classifier], "n_shot": n_shot}
             rows.append(about | names | row)
-        tables.append(_judge(pd.DataFrame(rows), questions.smallest))
+        tables.append(_judge(pd.DataFrame(rows), questions))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
-def _judge(rows, smallest):
+def _judge(rows, questions):
     """The rows of one question with "p_holm", "visible" and "answer"."""
     tested = rows["p"].notna()
     rows["p_holm"] = pd.Series(holm(rows["p"].fillna(1.0)), rows.index).where(tested)
     rows["visible"] = (rows["high"] - rows["low"]) / 2
-    rows["answer"] = [_answer(row, smallest) for row in rows.itertuples()]
+    rows["answer"] = [_answer(row, questions.smallest, len(questions.seeds)) for row in rows.itertuples()]
     return rows
 
 
-def _answer(row, smallest):
+def _answer(row, smallest, n_seeds):
     if row.n_seeds < 2:
         return "one seed" if row.n_seeds else "not run"
+    if row.n_seeds < n_seeds:
+        return "seeds missing"
     if row.p_holm < LEVEL:
         return "yes" if row.low > 0 else "reversed"
     return "no difference that matters" if max(-row.low, row.high) <= smallest else "cannot tell"

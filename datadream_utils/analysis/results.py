@@ -39,6 +39,7 @@ RESULT_TABLES = {
 }
 PREDICTION_COLUMNS = ("label", "prediction", "correct", "probability")
 MEASURED_SEEDS = 3  # seeds of a method whose images are measured: further seeds cost time and change little
+CLASSES_SHOWN = 12  # in the picture of the method
 
 
 def count_confusions(predictions, n_classes):
@@ -167,9 +168,9 @@ def load_stages(output_root):
 
     n_real: few-shot images of all classes (adapt; else 0). passes: of the U-Net per image (generate; else 0). digest:
     the checksum of the generated images (generate; else ""). seconds: processor seconds for a stage on a CPU, because
-    other work on the machine slows the clock; else clock seconds. peak_memory_mb: the GPU's, else the process's;
-    missing if it was not recorded. A stage that runs share by a link is listed once, for the run that made it.
-    InputError names a manifest that cannot be read.
+    other work on the machine slows the clock; else clock seconds; NaN for a stage that was interrupted, whose seconds
+    before that are not recorded. peak_memory_mb: the GPU's, else the process's; missing if it was not recorded. A stage
+    that runs share by a link is listed once, for the run that made it. InputError names a manifest that cannot be read.
     """
     paths = sorted(resolve(output_root).glob("*/*/manifest.json"))
     rows = [_read_stage(path) for path in paths if not path.parent.is_symlink()]
@@ -180,13 +181,14 @@ def _read_stage(path):
     try:
         manifest = Stage(path.parent.name, path.parent).manifest()
         parameters = manifest["parameters"]
-        on_cpu = manifest.get("device", "").startswith("cpu")
+        on_cpu, seconds = manifest.get("device", "").startswith("cpu"), manifest["seconds"]
+        seconds = manifest.get("processor_seconds", seconds) if on_cpu else seconds
         return {
             "run": path.parent.parent.name,
             "stage": manifest["stage"],
             "dataset": Path(parameters["dataset"]).name,
             **{key: parameters[key] for key in ("method", "n_shot", "seed", "variant")},
-            "seconds": manifest.get("processor_seconds", manifest["seconds"]) if on_cpu else manifest["seconds"],
+            "seconds": float("nan") if manifest.get("resumed") else seconds,
             "peak_memory_mb": manifest.get("peak_gpu_memory_mb", manifest.get("peak_memory_mb")),
             "n_real": len(manifest["shots"]) if manifest["stage"] == "adapt" else 0,
             "passes": manifest["passes_per_image"] if manifest["stage"] == "generate" else 0,
@@ -249,14 +251,15 @@ def example_pictures(stages, dataset, n_shot, label, count):
 
 
 def pictures_of_classes(stages, dataset, n_shot, n_classes, count):
-    """``[[path, ...], ...]``: ``count`` pictures of each class from one run, of DataDream_cls where there is one.
+    """``[[path, ...], ...]``: ``count`` pictures of each of the first classes (``CLASSES_SHOWN``) from one run.
 
-    Of every class an empty list where no method has generated images.
+    It is one of DataDream_cls, if there is one; of every class an empty list where no method has generated images.
     """
     chosen = select_generated(stages, dataset, n_shot)
     chosen = chosen.sort_values("method", key=lambda names: names != "datadream_cls", kind="stable")
     stage = next(chosen.itertuples(), None)
-    return [list_pictures(stage, label, count) if stage else [] for label in range(n_classes)]
+    shown = range(min(n_classes, CLASSES_SHOWN))
+    return [list_pictures(stage, label, count) if stage else [] for label in shown]
 
 
 def find_target(stages):

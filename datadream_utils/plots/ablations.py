@@ -117,6 +117,8 @@ def _draw_accuracies(ax, rows, values):
 def _draw_differences(ax, rows, values):
     """Lines of mean differences, 0 at the reference, and a dot per seed."""
     for method, of_method, places in _side_by_side(rows, values):
+        if not of_method["reference"].any():
+            continue  # nothing to subtract
         style, reference = marker_style(method), of_method.loc[of_method["reference"], "per_seed"].iloc[0]
         for x, seeds, is_reference in zip(places, of_method["per_seed"], of_method["reference"], strict=True):
             points = [accuracy - reference[seed] for seed, accuracy in seeds.items() if seed in reference]

@@ -188,7 +188,8 @@ def gain_by_shots(table):
     several = table[(table["n_seeds"] > 1) & (table["setting"] == "R+S")]
     above, below = int((several["low"] > 0).sum()), int((several["high"] < 0).sum())
     finding = f"Of {len(several)} gains of R+S, {above} intervals lie above 0 and {below} below."
-    finding = finding if len(several) else "One seed: the intervals are over test images alone."
+    if several.empty:
+        finding = "One seed: the intervals are over test images alone." if table["n_seeds"].max() == 1 else ""
     alt = "Lines: what generated images bring beside the real ones and instead of them, against the number of shots."
     return describe(figure, alt, finding, name, len(shots) > 1)
 

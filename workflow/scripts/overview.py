@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from datadream_utils.analysis.results import list_pictures, load_stages
+from datadream_utils.analysis.results import CLASSES_SHOWN, list_pictures, load_stages
 from datadream_utils.data.dataset import load_dataset
 from datadream_utils.data.shots import few_shot
 from datadream_utils.errors import InputError
@@ -28,7 +28,7 @@ def draw_run(run, data_root="data"):
         raise InputError(f"{run} has no generated images: run 02_generate first.")
     data = load_dataset(stage.parameters["dataset"], data_root, stage.parameters["split_file"])
     shots = few_shot(data, stage.n_shot, stage.seed, stage.parameters["shots_file"])
-    drawn = [list_pictures(stage, label, 2) for label in range(len(data.class_names))]
+    drawn = [list_pictures(stage, label, 2) for label in range(min(len(data.class_names), CLASSES_SHOWN))]
     return overview(shots, drawn, data.files["test"])
 
 

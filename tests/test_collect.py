@@ -57,3 +57,13 @@ def test_nothing_is_removed_where_there_is_nothing_to_copy(tmp_path):
     with pytest.raises(InputError, match=r"run 04_analysis first"):
         collect(root, folder)
     assert (folder / "old.png").exists()
+
+
+def test_what_an_editor_left_among_the_figures_is_passed_over(tmp_path):
+    root, folder = tmp_path / "outputs", tmp_path / "kept"
+    _write_run(root, "one", 30)
+    for place in (root / "figures", folder):
+        (place / ".ipynb_checkpoints").mkdir(parents=True)
+        (place / "main_results.csv").write_text("x\n", encoding="utf-8")
+    collect(root, folder)
+    assert {path.name for path in folder.iterdir()} == {"main_results.csv", "made.json"}

@@ -89,10 +89,25 @@ def test_the_hubs_id_of_the_base_model_is_in_the_card(run, tmp_path):
 
 
 def test_a_path_of_this_machine_in_a_file_stops_the_sharing(run, tmp_path):
-    (run / "adapt" / "shots.txt").write_text(f"# split: {tmp_path}/mine/split.csv\n")
+    (run / "adapt" / "shots.txt").write_text(f"# made in {tmp_path}/mine\n")
     path = run / "adapt" / "manifest.json"
     manifest = json.loads(path.read_text()) | {"checksums": write_checksums(run / "adapt")}
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"shots.txt of .* holds the path .*: nothing was shared"):
         share_run(run, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+
+
+def test_the_split_files_folder_is_not_shared(run, tmp_path):
+    split = tmp_path / "lists" / "split.csv"
+    for stage in ("adapt", "generate"):
+        path = run / stage / "shots.txt"
+        if path.exists():
+            path.write_text(f"# split: split file {split} (sha256 abc)\napple_pie/a.png\n", encoding="utf-8")
+            manifest = json.loads((run / stage / "manifest.json").read_text())
+            (run / stage / "manifest.json").write_text(
+                json.dumps(manifest | {"checksums": write_checksums(run / stage)})
+            )
+    there = share_run(run, tmp_path / "shared")
+    text = (there / "shots.txt").read_text(encoding="utf-8")
+    assert text == "# split: split file split.csv (sha256 abc)\napple_pie/a.png\n"

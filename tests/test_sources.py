@@ -593,3 +593,14 @@ def test_a_split_file_fits_a_hub_copy_that_kept_the_names(tmp_path):
 def test_files_are_plain_yaml():
     for path in FOLDER.glob("*.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_own_photos_in_a_folder_called_as_a_known_set_are_not_taken_for_it(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8)).save(tmp_path / "pets" / split / name / f"{i}.png")
+    (tmp_path / "pets" / "dataset.yaml").write_text("classes: {cat: cat, dog: dog}")
+    with pytest.raises(InputError, match="called as the known data set pets, but has 2 classes, not 37: give the fold"):
+        load_dataset(str(tmp_path / "pets"))

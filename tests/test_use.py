@@ -70,7 +70,7 @@ def test_the_command_lists_what_it_cannot_read(stage, mnist, tmp_path):
     command = [sys.executable, "-m", "workflow.scripts.classify", stage, new, "--output", tmp_path / "new.csv"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "2 pictures classified, 1 could not be read" in done.stdout
+    assert "2 pictures classified, 1 could not be read" in done.stdout and "1 other files were left out" in done.stdout
     table = pd.read_csv(tmp_path / "new.csv").set_index("file")
     assert set(table.index) == {"deeper/three.PNG", "red.jpg", "torn.png"}
     assert "torn.png cannot be read" in table.loc["torn.png", "problem"] and pd.isna(table.loc["torn.png", "class"])

@@ -59,6 +59,11 @@ def name_classes(root, directory, folders, info, known):
     else:
         classes = _folder_names(folders)
     names = list(classes.values())
+    if known and len(names) != len(known.class_names):
+        raise InputError(
+            f"{root} is called as the known data set {known.name}, but has {len(names)} classes, not "
+            f"{len(known.class_names)}: give the folder another name."
+        )
     _refuse_equal_names(root, names)
     if info.get("example", names[0]) not in names:
         raise InputError(
@@ -81,7 +86,7 @@ def _listed_names(directory, folders, listed):
 
 def _known_names(root, directory, folders, known):
     """A known data set's names in its label order; a folder may bear any of its class's names."""
-    own = "for a data set of your own give the folder another name or a dataset.yaml"
+    own = "for a data set of your own give the folder another name"
     folder_of = {}
     for folder in folders:
         label = known.label_of(folder)

@@ -117,11 +117,16 @@ def _list_class(directory):
 
 def count_unread(directory):
     """How many visible files of a class's folder are not read: of other suffixes, or in folders within it."""
+    return count_files(directory) - len(list_pictures(directory))
+
+
+def count_files(directory):
+    """How many visible files are in a folder and the folders below it."""
     visible = 0
     for _, folders, files in os.walk(directory):
         folders[:] = filter(_is_visible, folders)
         visible += sum(map(_is_visible, files))
-    return visible - len(list_pictures(directory))
+    return visible
 
 
 def safe_dir(label, class_name):

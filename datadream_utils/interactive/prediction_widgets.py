@@ -13,7 +13,7 @@ from datadream_utils.analysis.results import count_confusions
 from datadream_utils.data.images import read_image
 from datadream_utils.errors import InputError
 from datadream_utils.interactive.explorer import Explorer, Panel
-from datadream_utils.plots.style import BLUE, ORANGE, NotebookFigure, describe, new_figure
+from datadream_utils.plots.style import BLUE, ORANGE, NotebookFigure, describe, literal, new_figure
 
 PEN = 10  # cells of the drawing grid each way: each is 2x2 pixels of the 20x20 box that holds MNIST's digits
 
@@ -48,8 +48,8 @@ def confusion_cell(counts, class_names, true, predicted, pictures):
     ax.imshow(np.sqrt(counts / np.maximum(1, counts.sum(1, keepdims=True))), cmap="cividis", vmin=0, vmax=1)
     ax.add_patch(Rectangle((predicted - 0.5, true - 0.5), 1, 1, fill=False, ec="red", lw=2))
     ticks = range(len(class_names)) if len(class_names) <= 20 else [true, predicted]
-    ax.set_xticks(ticks, [class_names[i] for i in ticks], rotation=90, fontsize=7)
-    ax.set_yticks(ticks, [class_names[i] for i in ticks], fontsize=7)
+    ax.set_xticks(ticks, [literal(class_names[i]) for i in ticks], rotation=90, fontsize=7)
+    ax.set_yticks(ticks, [literal(class_names[i]) for i in ticks], fontsize=7)
     ax.set(xlabel="predicted", ylabel="true")
     axes = right.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
@@ -60,7 +60,7 @@ def confusion_cell(counts, class_names, true, predicted, pictures):
     count, of = counts[true, predicted], counts[true].sum()
     what = "recognised" if true == predicted else f"taken for '{class_names[predicted]}'"
     title = f"'{class_names[true]}' {what}: {count} of {of}" + (", the surest:" if pictures else "")
-    right.suptitle(title, fontsize=9)
+    right.suptitle(literal(title), fontsize=9)
     surest = " " + ", ".join(caption for _, caption in pictures) if pictures else ""
     return describe(figure, f"{title}{surest}. Left: the confusion matrix, with this cell marked.")
 
@@ -152,9 +152,9 @@ def draw_prediction(picture, seen, probabilities, class_names, top=10):
         ax.set(xticks=[], yticks=[])  # its frame stays: a white picture on a white page
     best = np.argsort(probabilities)[::-1][:top]
     ax = axes[0, 2]
-    ax.barh([class_names[k] for k in best], 100 * probabilities[best], color=[ORANGE, *[BLUE] * (top - 1)])
+    ax.barh([literal(class_names[k]) for k in best], 100 * probabilities[best], color=[ORANGE, *[BLUE] * (top - 1)])
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="probability (%)")
-    ax.set_title(f"{class_names[best[0]]}: {probabilities[best[0]]:.0%}", fontsize=10)
+    ax.set_title(f"{literal(class_names[best[0]])}: {probabilities[best[0]]:.0%}", fontsize=10)
     sns.despine(ax=ax)
     return figure

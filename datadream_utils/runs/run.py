@@ -141,10 +141,10 @@ class Run:
             "machine": {name: getattr(self.params, name) for name in fields if MACHINE in fields[name].metadata},
             "split": self.data.split,
             **self._inputs,
-            "shots": [str(path.relative_to(self.data.root)) for path in paths],
+            "shots": [path.relative_to(self.data.root).as_posix() for path in paths],
             **facts,
             **{name: round(took[name] + sum(one.get(name, 0) for one in earlier), 1) for name in SECONDS},
-            "resumed": self._resumed,  # if true, time before an interruption is not counted
+            "resumed": self._resumed and not earlier,  # if true, time before an interruption is not counted
             **record,
             **{name: max(one.get(name, 0) for one in (record, *shards)) for name in record if name.startswith("peak")},
             "num_threads": torch.get_num_threads(),

@@ -2,8 +2,9 @@
 
     python -m workflow.scripts.classify outputs/mnist5k_datadream_cls_16shot_seed0/train-R+S ~/new --output new.csv
 
-The CSV has a row per picture: file, class, probability, problem. A file that cannot be read has its problem there, and
-the others are classified. The data set that the run learnt from is not needed.
+The CSV has a row per picture: file, class, probability, problem. A picture that cannot be read has its problem there,
+and the others are classified. Files that are no pictures by their names are counted at the end. The data set that the
+run learnt from is not needed.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datadream_utils.classifier.use import classify_folder, open_classifier
+from datadream_utils.data.folders import count_files
+from datadream_utils.data.images import SUFFIXES
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write
 from datadream_utils.runs.progress import quiet_libraries
@@ -36,12 +39,15 @@ def main():
     try:
         classifier, class_names = open_classifier(args.classifier.expanduser().absolute(), args.device)
         table = classify_folder(classifier, class_names, args.folder, _show_bar)
+        others = count_files(args.folder.expanduser()) - len(table)
         with atomic_write(args.output) as temporary:
             table.to_csv(temporary, index=False)
     except InputError as error:
         sys.exit(str(error))
     unread = int((table["problem"] != "").sum())
     print(f"{len(table) - unread} pictures classified, {unread} could not be read: {args.output}")
+    if others > 0:
+        print(f"{others} other files were left out: their names end otherwise than {', '.join(SUFFIXES)}.")
     print(table.loc[table["problem"] == "", "class"].value_counts().to_string(header=False))
 
 

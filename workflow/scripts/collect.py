@@ -62,7 +62,7 @@ def collect(output_root, folder):
         raise InputError(f"{folder} holds something else than collected results: name a new or empty folder.")
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        for path in sorted(figures.iterdir()):
+        for path in sorted(path for path in figures.iterdir() if path.suffix in SUFFIXES):
             shutil.copyfile(path, temporary / path.name)
         write_json(temporary / "made.json", made)
     return made
@@ -72,7 +72,7 @@ def _is_collection(folder):
     """Whether a folder is empty, or holds a main table and beside it nothing but files of tables and figures."""
     if not folder.is_dir():
         return False
-    paths = list(folder.iterdir())
+    paths = [path for path in folder.iterdir() if path.name[0] != "."]
     plain = all(path.is_file() and path.suffix in SUFFIXES for path in paths)
     return not paths or (plain and (folder / "main_results.csv").is_file())
 

@@ -102,7 +102,7 @@ def summarise(rows):
 
 def _find_pictures(output_root, folder):
     """``(class folder, address)`` of the first picture of each of the first classes."""
-    classes = sorted(path for path in (folder / "images").iterdir() if path.is_dir())[:THUMBNAILS]
+    classes = sorted(path for path in (folder / "images").glob("*") if path.is_dir())[:THUMBNAILS]
     pictures = [next(iter(sorted(path.glob("*.png"))), None) for path in classes]
     return [(path.parent.name, quote(os.path.relpath(path, output_root))) for path in pictures if path]
 

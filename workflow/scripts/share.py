@@ -55,7 +55,9 @@ def share_run(run, target, data_root="data"):
         temporary.mkdir()
         lists = [run / stage / "shots.txt" for stage in manifests if (run / stage / "shots.txt").is_file()]
         if lists:
-            shutil.copyfile(lists[0], temporary / "shots.txt")
+            lines = lists[0].read_text(encoding="utf-8").splitlines(keepends=True)
+            text = "".join(_without_folders(line) if line.startswith("# split:") else line for line in lines)
+            (temporary / "shots.txt").write_text(text, encoding="utf-8")
         if "adapt" in manifests and (run / "adapt" / "adapters").is_dir():
             shutil.copytree(run / "adapt" / "adapters", temporary / "adapters")
             card = make_model_card(manifests["adapt"], data, temporary / "adapters")
@@ -143,9 +145,14 @@ def _list_facts(manifest, *names):
     facts |= {
         "software": ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers") if name in versions),
         "commit": manifest.get("git"),
-        "split": re.sub(r"(?<![\w:/])/\S*/", "", manifest.get("split") or ""),  # a local path becomes a file name
+        "split": _without_folders(manifest.get("split") or ""),
     }
     return {name: escape_markdown(str(value)) for name, value in facts.items()}
+
+
+def _without_folders(text):
+    """``text`` in which each absolute path is a file name."""
+    return re.sub(r"(?<![\w:/])/\S*/", "", text)
 
 
 def _name_model(model):

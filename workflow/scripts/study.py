@@ -9,7 +9,7 @@
     settings: [S]                         # optional: only these classifiers (a swept real_weight needs its R+S)
     resnet: {parameters: params/tiny-resnet.yaml, settings: [R, S]}   # optional: a second classifier
     shards: 4                             # optional: makes the adapters and images of a run in this many jobs
-    split_files: {eurosat: split_zhou_EuroSAT.json}   # optional: another split than the data set's own
+    split_files: {mnist5k: my_split.csv}  # optional: another split than the data set's own
 
 Each value in the sweep adds a run with a ``variant`` such as "guidance-scale=4.0". Two cases add none: a value that is
 already that of the parameter files, because the unchanged run is always part of the study, and a parameter that plays

@@ -12,7 +12,7 @@ BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --quiet host reason --logger rich \
 	--show-failed-logs -s workflow/Snakefile --cores $(CORES)
 
-STUDIES := tiny tiny_shots tiny_ablations tiny_images
+STUDIES := tiny tiny_shots tiny_fakeit tiny_ablations tiny_images
 SHOWN = $(or $(RUN),outputs/site/mnist5k_datadream_cls_16shot_seed0)
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar --start-timeout 600
 

@@ -288,8 +288,8 @@ TABLES = {
     "answers": _table(
         BEYOND,
         "Questions and answers",
-        "Every comparison that params/questions/tiny.yaml lists; that file, which also states the rule, was written "
-        "before the runs. Difference: first minus second (points), mean over data sets. Interval: 95 % over seeds and "
+        "Every comparison that params/questions/tiny.yaml lists. That file, which also states the rule, was written "
+        "before the runs, but for questions that say they were asked later. Difference: first minus second (points), mean over data sets. Interval: 95 % over seeds and "
         "test images. Visible: the size of difference that these runs could have shown, were it the only question.",
         always=False,
     ),

@@ -289,8 +289,9 @@ TABLES = {
         BEYOND,
         "Questions and answers",
         "Every comparison that params/questions/tiny.yaml lists. That file, which also states the rule, was written "
-        "before the runs, but for questions that say they were asked later. Difference: first minus second (points), mean over data sets. Interval: 95 % over seeds and "
-        "test images. Visible: the size of difference that these runs could have shown, were it the only question.",
+        "before the runs, but for questions that say they were asked later. Difference: first minus second (points), "
+        "mean over data sets. Interval: 95 % over seeds and test images. Visible: the size of difference that these "
+        "runs could have shown, were it the only question.",
         always=False,
     ),
     "baselines": _table(

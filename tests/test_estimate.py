@@ -143,3 +143,11 @@ def test_a_stage_that_runs_out_of_memory_says_what_to_lower(monkeypatch):
     tasks = [task for task in _tasks(make_study(SMALL | {"methods": ["fakeit"]})) if task.stage == "generate"]
     with pytest.raises(InputError, match=r"lower generate_batch_size \(2\)"):
         measure.measure_unit_costs(tasks, "cpu")
+
+
+def test_steps_of_a_group_that_did_not_fit_are_not_timed():
+    ticks = []
+    with measure._note_times(ticks)(8, "") as advance:
+        for n in (0, 4, 4, -8, 2, 2):
+            advance(n)
+    assert [n for _, n in ticks] == [2, 2]

@@ -72,7 +72,7 @@ def _is_collection(folder):
     """Whether a folder is empty, or holds a main table and beside it nothing but files of tables and figures."""
     if not folder.is_dir():
         return False
-    paths = [path for path in folder.iterdir() if path.name[0] != "."]
+    paths = [path for path in folder.iterdir() if path.name != ".ipynb_checkpoints"]
     plain = all(path.is_file() and path.suffix in SUFFIXES for path in paths)
     return not paths or (plain and (folder / "main_results.csv").is_file())
 

@@ -107,13 +107,10 @@ class Meter:
         epochs = ceil(STEPS / ceil(len(group[0].paths) / params.adapt_batch_size))
         run.params = params.model_copy(update={"adapt_epochs": epochs, "checkpoint_every": 0})
         self._reset_peak()
-        counted = []  # adapters that take each step, or fewer than 0 when a group is given up
-        with run.progress(0, "") as note:
-            run.progress = _note_counts(counted, ticks, note)
         adapt(pipe, group, run)
         folder = run.folder / "adapters" / group[0].name
         self.adapters[params.method] = folder
-        seconds = _mean_difference(ticks[:STEPS]) * len(group) / counted[0]
+        seconds = _mean_difference(ticks[:STEPS]) * len(group) / ticks[0][1]  # the group may have been halved
         return UnitCost(seconds, load, self._read_peak(), saved=_count_bytes(folder))
 
     def generate(self, params, size):
@@ -138,7 +135,7 @@ class Meter:
         generate(pipe, recipe, run, pays)
         saved = _count_bytes(run.folder / "images", "*.png") / (2 * params.generate_batch_size)
         seconds = _mean_difference(ticks)
-        load += max(0.0, ticks[0] - began - seconds)
+        load += max(0.0, ticks[0][0] - began - seconds)
         return UnitCost(seconds, load, self._read_peak(), saved, per_caption=per_caption)
 
     def train(self, params, size):
@@ -183,7 +180,7 @@ class Meter:
         return self.kept[1:]
 
     def _make_run(self, params, size, n_shot, n_classes):
-        """``(run, ticks)`` on pictures of noise; the run appends the time of each step to the list ``ticks``."""
+        """``(run, ticks)`` on pictures of noise; the run appends to the list ``ticks``, see ``_note_times``."""
         self.n_runs += 1
         names = (*size.class_names, "another thing")[:n_classes]
         shots = [self._link_pictures(size, str(label), n_shot) for label in range(len(names))]
@@ -230,32 +227,17 @@ def measure_start():
 
 
 def _note_times(ticks):
-    """A progress for a ``Run`` that appends the time of each step to ``ticks``."""
+    """A progress for a ``Run`` that appends ``(time, what it counts)`` of each step to ``ticks``; undone steps go."""
 
     @contextmanager
     def progress(total, label):
         def advance(n=1):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if n:
-                ticks.append(clock())
-
-        yield advance
-
-    return progress
-
-
-def _note_counts(counted, ticks, note):
-    """``note`` as a progress that appends what each step counts to ``counted``; undone steps empty both lists."""
-
-    @contextmanager
-    def progress(total, label):
-        def advance(n=1):
-            if n < 0:
-                counted.clear(), ticks.clear()
-                return
-            counted.extend([n] if n else [])
-            note(n)
+            if n > 0:
+                ticks.append((clock(), n))
+            elif n:
+                ticks.clear()
 
         yield advance
 
@@ -264,7 +246,7 @@ def _note_counts(counted, ticks, note):
 
 def _mean_difference(ticks):
     """Mean seconds between successive ticks."""
-    return (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    return (ticks[-1][0] - ticks[0][0]) / (len(ticks) - 1)
 
 
 def _count_bytes(folder, pattern="*"):

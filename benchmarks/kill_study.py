@@ -30,7 +30,7 @@ VALUES = {  # on top of params/smoke.yaml: long enough that a kill lands inside 
     "checkpoint_every": 10,
     "images_per_class": 8,
     "num_inference_steps": 4,
-    "train_epochs": 6,
+    "train_epochs": 40,
     "setting": "S",
 }
 
@@ -65,7 +65,7 @@ class Step:
 
     def parts(self, kills):
         """In how many parts the work is done when it is killed so often: what goes on where it was, in all of them."""
-        return kills if self.stage in ("adapt", "generate") else 1
+        return kills if self.method else 1
 
 
 def steps():

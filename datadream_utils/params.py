@@ -337,6 +337,7 @@ class TrainParams(RunParams):
     num_workers: Annotated[Threads, MACHINE]
     mixed_precision: Precision
     gradient_checkpointing: Annotated[bool, MACHINE]  # the same gradients, up to rounding
+    checkpoint_every: Annotated[int, Field(ge=0), MACHINE]
     compile: Compile
 
     @field_validator("clip_model", "classifier")

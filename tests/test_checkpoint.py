@@ -1,15 +1,23 @@
-"""Checkpoints: an adaptation killed anywhere ends in the same bytes; a file that does not fit is not trusted."""
+"""Checkpoints: a training killed anywhere ends in the same bytes; a file that does not fit is not trusted."""
 
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from datadream_utils.classifier import train as train_module
+from datadream_utils.classifier.build import make_classifier
+from datadream_utils.classifier.evaluate import evaluate, save_results
+from datadream_utils.classifier.pictures import make_sets
+from datadream_utils.classifier.train import fit
+from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion import adapt as adapt_module
 from datadream_utils.diffusion.adapt import Adapter, Training, adapt, plan_adapters
-from datadream_utils.diffusion.checkpoint import Checkpoint
-from datadream_utils.params import AdaptParams
+from datadream_utils.params import AdaptParams, TrainParams
+from datadream_utils.runs.checkpoint import Checkpoint
 from datadream_utils.runs.progress import no_progress
 
 CASES = {
@@ -179,7 +187,7 @@ def test_an_adaptation_starts_anew_without_a_checkpoint_it_trusts(start, undistu
     path.write_bytes(other.read_bytes())
     capsys.readouterr()
     assert start("here", **CASES["an image each"])[1] == STEPS
-    assert f"{path} is not used (it was made with other parameters)" in capsys.readouterr().out
+    assert f"{path} is not used (it was made with other parameters or from other images)" in capsys.readouterr().out
     assert contents(stage) == undisturbed("an image each")
 
 
@@ -216,3 +224,83 @@ def test_a_checkpoint_brings_back_every_state(pipe, adapter, make_params, tmp_pa
     assert other.rows == one.rows and one.schedule.get_last_lr() == other.schedule.get_last_lr()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
     assert load_file(checkpoint.path)["losses"].shape == (4, 2)
+
+
+CLASSIFIERS = {
+    "clip": dict(setting="R+S"),
+    "pictures prepared ahead": dict(setting="R+S", clip_lora_dropout=0.0, ahead=True),
+    "resnet": dict(setting="S", classifier="models/tiny-resnet"),
+    "published": dict(setting="R+S", protocol="published"),
+    "published resnet": dict(setting="S", protocol="published", classifier="models/tiny-resnet"),
+    "fp16": dict(setting="S", mixed_precision="fp16"),
+    "two processes read": dict(setting="R+S", num_workers=1),
+}
+
+
+@pytest.fixture
+def train(mnist, make_run, tmp_path, monkeypatch):
+    """``train(folder, progress, **changes)`` fits a classifier in 12 steps, 3 an epoch.
+
+    It gives the run, the classifier, the history (None if killed) and the number of optimizer steps made.
+    """
+    data = replace(mnist, files={split: [files[:6] for files in mnist.files[split]] for split in mnist.files})
+    step, made = torch.optim.AdamW.step, []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **kw: (made.append(1), step(*args, **kw))[1])
+
+    def fit_again(folder, progress=no_progress, ahead=False, model=None, generated=4, **changes):
+        monkeypatch.setattr(train_module, "AHEAD", {"cpu"} if ahead else set())
+        values = dict(method="fakeit", n_shot=2, images_per_class=4, train_epochs=4, train_batch_size=15, mix_share=0.5)
+        values |= {"checkpoint_every": 5, "output_root": str(tmp_path / folder), "val_every": 2, "clip_lora_rank": 4}
+        run = make_run("train", data=data, progress=progress, **values | changes)
+        model, history = model or make_classifier(run), None
+        sets = make_sets(run.params, run.shots, few_shot(data, generated, 1), 32)
+        made.clear()
+        with suppress(Killed):
+            history = fit(model, sets, run)
+        return run, model, history, len(made)
+
+    return fit_again
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_a_killed_classifier_goes_on_to_the_same_weights(train, capsys, case):
+    changes, skipped = CLASSIFIERS[case], 2 if case == "fp16" else 0  # its first gradients overflow
+    whole, sound, expected, made = train("whole", checkpoint_every=0, **changes)
+    assert made == 12 - skipped and not list(whole.folder.glob("checkpoints"))
+    run, half, history, made = train("killed", killed_after(8), **changes)
+    assert history is None and made == (9 if changes.get("ahead") else 8) - skipped and not run.trained
+    capsys.readouterr()
+    run, model, history, made = train("killed", model=half, **changes)  # as a cell that is run again
+    assert made == 12 - 5 and "Going on at step 5 of the checkpoint" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert all(torch.equal(weight, sound.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert list(run.folder.glob("checkpoints/*"))  # training is done, the stage is not
+    for finished, one, rows in ((whole, sound, expected), (run, model, history)):
+        save_results(finished, one, rows, evaluate(one, finished))
+    lists = [(one.folder / "checksums.txt").read_text() for one in (whole, run)]
+    assert lists[0] == lists[1] and not list(run.folder.glob("checkpoints"))
+
+
+def test_the_best_epoch_may_lie_before_the_kill(train, monkeypatch):
+    """Protocol published: the first of four epochs is the best one, and the checkpoint is of the second."""
+    changes = dict(CLASSIFIERS["published resnet"], checkpoint_every=4)
+    accuracies = iter([0.9, 0.3, 0.5, 0.7, 0.9, 0.3, 0.5, 0.7])  # once as a whole, once with the kill
+    monkeypatch.setattr(train_module, "predict", lambda *_: pd.DataFrame({"correct": [next(accuracies)]}))
+    _, sound, expected, _ = train("whole", **changes)
+    _, half, history, _ = train("killed", killed_after(5), **changes)
+    assert history is None
+    _, model, history, made = train("killed", model=half, **changes)
+    assert made == 12 - 4 and history["val_accuracy"].dropna().tolist() == [0.9, 0.3, 0.5, 0.7]
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert all(torch.equal(weight, sound.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_classifier_does_not_go_on_from_other_images(train, capsys):
+    """The checkpoint of a training on other generated images, which another process put there."""
+    run, *_ = train("here", killed_after(8), **CLASSIFIERS["resnet"])
+    capsys.readouterr()
+    assert train("here", generated=5, **CLASSIFIERS["resnet"])[-1] == 12
+    (path,) = run.folder.glob("checkpoints/*")
+    out = capsys.readouterr().out
+    assert f"{path} is not used (it was made with other parameters or from other images)" in out
+    assert "checkpoint_every" not in TrainParams.decisive()

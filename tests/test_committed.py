@@ -34,7 +34,12 @@ def _results_of(text):
 
 def _differences(text):
     """Every "+1.2 (+0.3 to +2.1)" in a text."""
-    return set(re.findall(rf"({NUMBER}) \(({NUMBER})\s+to\s+({NUMBER})\)", text))
+    return {found[:3] for found in _daggers(text)}
+
+
+def _daggers(text):
+    """Every "+1.2 (+0.3 to +2.1)" in a text, with the † after it or ""."""
+    return set(re.findall(rf"({NUMBER}) \(({NUMBER})\s+to\s+({NUMBER})\)(†?)", text))
 
 
 def _answers():
@@ -88,6 +93,16 @@ def test_what_holds_and_what_does_not_is_what_was_answered():
         r"Of the 20 orders.*?(\d+) hold, (\d+) are\s+reversed.*?(\d+)\s+are not decided", text, re.DOTALL
     )
     assert [int(n) for n in stated.groups()] == [counts.get(word, 0) for word in ("holds", "reversed", "not decided")]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_dagger_marks_what_is_not_sure_seed_by_seed(text):
+    unsure = {}
+    for row in _table("answers").dropna(subset="difference").itertuples():
+        key = tuple(f"{value:+z.1f}" for value in (row.difference, row.low, row.high))
+        unsure.setdefault(key, set()).add("†" if row.also_by_seed == "no" else "")
+    for *key, dagger in _daggers(_results_of(text)):
+        assert unsure[tuple(key)] == {dagger}, key
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -557,6 +557,7 @@ def test_copies_are_judged_in_each_space():
     assert judged.loc[("datadream_cls", 16)]["outcome"].tolist() == ["not decided"] * 2
     alone = copies.judge_copies(copies.above_baseline(_copies().query("method == 'datadream_cls'")))
     assert alone["difference"].tolist()[:2] == [48, 28]  # to the 50 % without copying
+    assert set(judged.loc["fakeit", "outcome"]) == {"sees no shot"}
     assert copies.judge_copies(_copies()[:0]).empty
 
 

@@ -9,10 +9,11 @@ from datadream_utils.backbones.load import load_stable_diffusion
 from datadream_utils.classifier import train
 from datadream_utils.classifier.build import make_classifier
 from datadream_utils.classifier.pictures import make_sets
-from datadream_utils.classifier.train import train_classifier
+from datadream_utils.classifier.train import Training, train_classifier
 from datadream_utils.data.shots import few_shot
 from datadream_utils.diffusion.generate import generate, make_recipe
 from datadream_utils.diffusion.lora import attach_lora, fused_lora, save_lora
+from datadream_utils.runs.checkpoint import Checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,6 +68,22 @@ def test_pictures_prepared_beside_the_step_are_the_same(make_run, monkeypatch, p
         losses.append(_train(run))
     assert len(losses[0]) == 12
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+
+
+def test_a_training_goes_on_from_its_checkpoint_with_the_same_dropout(make_run, tmp_path):
+    losses, checkpoint = [], Checkpoint(tmp_path / "state.safetensors", "this", 5)
+    changes = dict(method="fakeit", setting="R+S", n_shot=2, images_per_class=4, train_epochs=4, train_batch_size=16)
+    for steps in (7, 12):
+        run = make_run("train", mixed_precision="fp16", mix_share=0.5, **changes)
+        run.device = "cuda"
+        model = make_classifier(run)
+        sets = make_sets(run.params, run.shots, few_shot(run.data, 4, 1), 32)
+        rows = Training(model, sets, run.params).run(checkpoint)
+        losses.append([row["loss"] for _, row in zip(range(steps), rows, strict=False)])
+    run = make_run("train", mixed_precision="fp16", mix_share=0.5, **changes)
+    run.device = "cuda"
+    np.testing.assert_allclose(losses[1], _train(run), rtol=1e-2)
+    assert losses[1][:5] == losses[0][:5] and len(losses[1]) == 12
 
 
 def test_compiled_training_is_the_same_up_to_rounding(make_run):

@@ -387,7 +387,10 @@ def test_gains_and_confusions_by_hand():
         ("fakeit", "S"): {1: real},
         ("fakeit", "R+S"): {0: both, 1: both},  # seed 0 has no Real-finetune beside it
     }
-    found = per_class.compute_gains(predictions, ["zero", "one"]).set_index(["setting", "seed", "class_name"])["gain"]
+    table = per_class.compute_gains(predictions, ["zero", "one"]).set_index(["setting", "seed", "class_name"])
+    # of "zero" in S: an image gained 100 points, one nothing; the variance of their mean
+    assert table.loc[("S", 1, "zero"), "image_variance"] == np.var([0, 100], ddof=1) / 2
+    found = table["gain"]
     assert found.to_dict() == {("S", 1, "zero"): 50, ("S", 1, "one"): 0, ("R+S", 1, "zero"): -50, ("R+S", 1, "one"): 50}
     change = per_class.compute_confusion_change(predictions, "fakeit", "R+S", 2)
     assert change.tolist() == [[-50, 50], [-50, 50]]
@@ -528,6 +531,21 @@ def test_noise_of_the_seeds_is_no_tie():
     assert sum(line.endswith(f"| ◇ {undecided} |") for line in lines) == count[undecided] > 0
     square = "".join(tables.matrix_to_markdown(pairs).splitlines(keepends=True)[4:])
     assert square.count(" ◇ |") == 2 * count[undecided]
+
+
+@pytest.mark.parametrize("seeds", [(3, 4, 5), (0, 1, 2)])  # none in common; those on which LoFT is the better one
+def test_a_mean_of_other_seeds_is_not_called_lower(seeds):
+    def of(shares):
+        return pd.DataFrame({seed: np.arange(1000) < 1000 * share for seed, share in shares.items()})
+
+    best = of({0: 0.5, 1: 0.5, 2: 0.5, 6: 1.0, 7: 1.0, 8: 1.0, 9: 1.0})
+    correct = {("issynth", "R+S"): best, ("loft", "R+S"): of(dict.fromkeys(seeds, 0.7))}
+    rows = pd.DataFrame(list(correct), columns=["method", "setting"]).assign(dataset="d", n_shot=16, accuracy_std=1.0)
+    rows["accuracy_mean"] = [100 * table.to_numpy().mean() for table in correct.values()]
+    table = compare.add_verdicts(rows, {"d": compare.compare_pairs(correct)})
+    assert table["verdict"].tolist() == ["", compare.OTHER_SEEDS]
+    assert "70.0 ± 1.0<sup>§</sup>" in tables.to_markdown("main_results", table)
+    assert "not surely below it: LoFT (R+S)" in compare.write_headline(table, "d")
 
 
 def test_alignment_puts_real_images_beside(tmp_path, clip):

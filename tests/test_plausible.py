@@ -22,10 +22,10 @@ from datadream_utils.classifier.train import fit
 from datadream_utils.data.dataset import flatten
 from datadream_utils.diffusion import generate as generating
 from datadream_utils.diffusion.adapt import Training, adapt, plan_adapters
-from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.generate import generate, make_recipe, sample
 from datadream_utils.errors import InputError
 from datadream_utils.runs import plausible
+from datadream_utils.runs.checkpoint import Checkpoint
 from datadream_utils.runs.plausible import check_loss, check_pictures, check_prompts, check_skipped, steps_taken
 
 ADAPT = dict(n_shot=2, adapt_epochs=2, adapt_batch_size=1, adapt_warmup_steps=0)
@@ -113,7 +113,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_not_used(pipe, make_ru
     checkpoint.save_if_due(training)
     assert checkpoint.path.read_bytes() == kept
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datadream_utils.diffusion.checkpoint.are_finite", lambda tensors: True)
+        patch.setattr("datadream_utils.runs.checkpoint.are_finite", lambda tensors: True)
         checkpoint.save_if_due(training)
     training.rows.clear()
     checkpoint.load(training)

@@ -74,6 +74,34 @@ def test_the_mean_of_shots_and_chosen_seeds():
     assert questions.compare_sides(_Correct(tables), PAIR, ["a", "b"], [1, 2]) is None
 
 
+def test_averaged_seed_by_seed_common_noise_counts_once():
+    """Two data sets whose seeds move together: pooled they look like ten observations, by seed there are five."""
+    gains = [2.0, 4.0, 5.0, 6.0, 8.0]
+    tables = _correct(gains) | _correct(gains, dataset="b")
+    row = questions.compare_sides(_Correct(tables), PAIR, ["a", "b"], [16])
+    alone = questions.compare_sides(_Correct(tables), PAIR, ["a"], [16])
+    images = questions.compare_sides(_Correct(_correct([5.0] * 5)), PAIR, ["a"], [16])
+    of_images = (images["high"] - 5) / stats.t(4).ppf(0.975)
+    per_image = np.zeros(1000)
+    for gain in gains:
+        per_image[: round(10 * gain)] += 100 / len(gains)
+    error = (np.var(gains, ddof=1) / 5 + np.var(per_image, ddof=1) / 1000 / 2) ** 0.5
+    assert row["p_by_seed"] == pytest.approx(2 * stats.t(4).sf(5 / error)) and row["p"] < row["p_by_seed"]
+    assert alone["p"] == pytest.approx(alone["p_by_seed"]) and of_images < error
+    fewer = tables | _correct([5.0], dataset="b")  # one seed in common
+    row = questions.compare_sides(_Correct(fewer), PAIR, ["a", "b"], [16])
+    assert np.isnan(row["p_by_seed"]) and row["p"] > 0
+
+
+def test_sides_that_were_tested_on_other_images_are_refused():
+    tables = _correct([1.0, 2.0], n_shots=(1, 16))
+    for key in [("fakeit S", "a", 16, "clip"), ("datadream_cls S", "a", 16, "clip")]:
+        tables[key] = tables[key].set_axis([f"{i}.png" for i in range(1000)])
+        with pytest.raises(InputError, match="a: .* with 16 shots were not tested|with 1 and 16 shots were not tested"):
+            questions.compare_sides(_Correct(tables), PAIR, ["a"], [1, 16])
+    assert questions.compare_sides(_Correct(tables), PAIR, ["a"], [16])
+
+
 def _answers(gains, monkeypatch, **changes):
     tables = {}
     for name, points in gains.items():
@@ -96,12 +124,13 @@ def _answers(gains, monkeypatch, **changes):
 )
 def test_every_answer(gains, answer, monkeypatch):
     (row,) = _answers({"a": gains}, monkeypatch).itertuples()
+    assert row.also_by_seed == ("yes" if answer in ("yes", "reversed") else "")
     assert row.answer == answer and row.first == classifier_name("datadream_cls", "S")
     assert row.visible == pytest.approx((row.high - row.low) / 2)
 
 
 def test_the_gain_in_a_sentence():
-    row = {"method": "datadream_cls", "setting": "R+S", "n_shot": 1, "low": 1.0, "high": 5.0, "n_seeds": 5}
+    row = {"method": "datadream_cls", "setting": "R+S", "n_shot": 1, "low": 1.0, "high": 5.0, "p": 0.01}
     row["per_dataset"] = {"a": 2.0, "b": 4.0}
     table = pd.DataFrame(
         [row | {"classifier": "clip", "difference": 3.0}, row | {"classifier": "resnet", "difference": 14.2}]
@@ -110,7 +139,7 @@ def test_the_gain_in_a_sentence():
     text = questions.write_gain(pd.concat([instead, table]), 1)
     assert "1 real image per class" in text and "CLIP +3.0 points (+1.0 to +5.0)" in text
     assert "ResNet from scratch +14.2 points" in text and "seeds and test images" in text
-    assert "one seed" in questions.write_gain(table.assign(n_seeds=1), 1)
+    assert "one seed" in questions.write_gain(table.assign(p=np.nan), 1)
     assert ", mean of a and b;" in text
     assert "mean" not in questions.write_gain(table.assign(per_dataset=[{"a": 3.0}] * 2), 1)
     assert questions.write_gain(table, 16) == ""

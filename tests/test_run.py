@@ -392,7 +392,7 @@ def test_too_little_memory_names_what_to_lower(pipe, make_run, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(pipe.unet, "forward", full)
-    words = r"lower adapt_batch_size \(8\) or set gradient_checkpointing to true"
+    words = r"set gradient_checkpointing to true \(no result changes\) or lower adapt_batch_size \(8\)"
     with pytest.raises(InputError, match=words):
         adapt(pipe, adapters, run)
     assert [(run.folder / "adapters" / a.name).exists() for a in adapters] == [True, True, False, False]

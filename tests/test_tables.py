@@ -66,12 +66,18 @@ def test_other_tables_have_headings_in_words_and_their_csv_the_codes_names(tmp_p
 
 def test_gains_of_classes_have_a_verdict():
     gains = pd.DataFrame({"gain": [5.0, 6.0, 5.5, 1.0, -1.0, 0.0], "label": [0, 0, 0, 1, 1, 1], "seed": [0, 1, 2] * 2})
-    gains = gains.assign(method="loft", setting="S", class_name=gains["label"].map(str), accuracy=50.0)
+    gains = gains.assign(
+        image_variance=0.25, method="loft", setting="S", class_name=gains["label"].map(str), accuracy=50.0
+    )
     judged = per_class.judge_gains(gains)
     assert judged["verdict"].tolist() == ["above", "within noise"] and judged["n_seeds"].tolist() == [3, 3]
     assert judged["gain"].tolist() == [5.5, 0.0]
     text = tables.to_markdown("class_gains", judged)
     assert dict(zip(_cells(text, 0), _cells(text, 1), strict=True))["Verdict"] == "above"
+    low = 5.5 - 4.302653 * (0.25 / 3 + 0.25) ** 0.5  # the spread of the seeds, and the noise of the test images
+    assert judged["low"][0] == pytest.approx(low)
+    alike = per_class.judge_gains(gains.assign(gain=2.0, image_variance=0.25))  # seeds that agree prove nothing
+    assert set(alike["verdict"]) == {"within noise"}
     one = per_class.judge_gains(gains[gains["seed"] == 0])
     assert set(one["verdict"]) == {"one seed"} and one["low"].isna().all()
     assert per_class.judge_gains(gains[:0]).empty

@@ -5,13 +5,14 @@ with other images, for the given seeds. Student's t over the seeds' differences 
 other training runs. A difference counts only if it is larger than both kinds of noise (``compare_pairs``).
 """
 
-import warnings
+import math
 from enum import Enum
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from datadream_utils.analysis.published import published_order
 from datadream_utils.analysis.results import BLOCKS, load_predictions
@@ -40,6 +41,7 @@ class Verdict(Enum):
         return {Verdict.ABOVE: Verdict.BELOW, Verdict.BELOW: Verdict.ABOVE}.get(self, self)
 
 
+OTHER_SEEDS = "other seeds"  # instead of a verdict: the two means are of other seeds, and do not say which is higher
 OUTCOMES = ("holds", "reversed", "not decided")  # of a published order
 
 # Columns: of both intervals, of ``compare_pairs``, of ``compare_order``.
@@ -50,23 +52,26 @@ ORDER = ("pair", "source", "published", "published_without", "ours", *INTERVALS,
          "outcome")  # fmt: skip
 
 
-def seeds_interval(points):
-    """The 95 % interval ``(low, high)`` of the mean of one value per seed (Student's t); NaN for a single seed."""
+def seeds_interval(points, image_variance=0.0):
+    """The 95 % interval ``(low, high)`` of the mean of one value per seed (Student's t); NaN for a single seed.
+
+    image_variance: of the mean, from the choice of test images, which the seeds share and therefore do not show.
+    """
+    points = np.asarray(points, float)
     if len(points) < 2:
         return float("nan"), float("nan")
-    with warnings.catch_warnings():  # scipy warns where all seeds are alike: their interval has no width
-        warnings.simplefilter("ignore", RuntimeWarning)
-        low, high = ttest_1samp(np.asarray(points, float), 0).confidence_interval(0.95)
-    return float(low), float(high)
+    error = math.sqrt(points.var(ddof=1) / len(points) + image_variance)
+    half = float(student(len(points) - 1).ppf(1 - LEVEL / 2)) * error
+    return float(points.mean()) - half, float(points.mean()) + half
 
 
-def judge_seeds(points):
+def judge_seeds(points, image_variance=0.0):
     """Mean, interval and verdict of one difference per seed: ``{"mean", "low", "high", "verdict"}``.
 
     low, high: ``seeds_interval``. verdict: a label of ``Verdict``; "above" or "below" if the interval excludes 0.
     """
     points = [round(float(value), 9) for value in points]  # rounding errors of differences must not hide a 0
-    low, high = seeds_interval(points)
+    low, high = seeds_interval(points, image_variance)
     if len(points) < 2:
         verdict = Verdict.ONE_SEED
     else:
@@ -91,12 +96,13 @@ def format_difference(difference):
 def stack_correct(predictions):
     """``{(method, setting): table}``: a row per test image, a column per seed, True if the prediction is correct.
 
-    predictions: ``results.load_predictions``. Zero-shot CLIP is not trained: its one column stands for every seed.
+    predictions: ``results.load_predictions``; the index is theirs, the images' paths. Zero-shot CLIP is not trained:
+    its one column stands for every seed.
     """
     all_seeds = sorted({seed for seeds in predictions.values() for seed in seeds})
     tables = {}
     for (method, setting), seeds in predictions.items():
-        columns = {seed: table["correct"].to_numpy() for seed, table in seeds.items()}
+        columns = {seed: table["correct"] for seed, table in seeds.items()}
         if setting == "none":
             columns = dict.fromkeys(all_seeds, next(iter(columns.values())))
         tables[method, setting] = pd.DataFrame(columns)
@@ -241,7 +247,8 @@ def compare_order(pairs, dataset):
 def add_verdicts(table, comparisons):
     """``results.compute_main_results`` with a column "verdict": each row against the highest mean of its block.
 
-    comparisons: ``compare_datasets``. The verdict is "" for the highest mean itself and for the rows "average".
+    comparisons: ``compare_datasets``. The verdict is "" for the highest mean itself and for the rows "average". It is
+    ``OTHER_SEEDS`` where the two share no seed, or where the row is not the lower one on those that they share.
     """
     verdicts = pd.Series("", table.index, dtype=object)
     for (dataset, _), rows in table.groupby(["dataset", table["setting"].map(BLOCKS)]):
@@ -250,7 +257,8 @@ def add_verdicts(table, comparisons):
         for index, name in names.items():
             if index != best and dataset in comparisons:
                 row = select_pair(comparisons[dataset], name, names[best])
-                verdicts[index] = row["verdict"] if row else ""
+                lower = row and (row["difference"] < 0 or row["verdict"] == Verdict.WITHIN_NOISE.label)
+                verdicts[index] = row["verdict"] if lower else OTHER_SEEDS
     return table.assign(verdict=verdicts)
 
 

@@ -214,7 +214,7 @@ def judge_copies(table):
     table: ``compute_copies``. copies, nearer: means (%). difference: the mean of "above_baseline" (points), or of
     "nearer" minus 50 if no method that sees no shot was run; low, high, verdict: ``compare.judge_seeds`` of it.
     outcome: "recreated" if the interval of copies over seeds lies above 50 %; else "drawn towards its shots" if the
-    verdict is "above"; else "not decided".
+    verdict is "above"; else "not decided"; "sees no shot" of a method that does not use them.
     """
     rows = []
     for (method, n_shot), seeds in table.groupby(["method", "n_shot"], sort=False):
@@ -227,6 +227,7 @@ def judge_copies(table):
             outcome = "drawn towards its shots" if judged["verdict"] == Verdict.ABOVE.label else "not decided"
             if seeds_interval(copies.tolist())[0] > 50:
                 outcome = "recreated"
+            outcome = outcome if METHODS[method].uses_shots else "sees no shot"
             means = {"copies": copies.mean(), "nearer": nearer.mean(), "difference": judged.pop("mean")}
             rows.append({"method": method, "n_shot": n_shot, "space": space} | means | judged | {"outcome": outcome})
     return pd.DataFrame(rows, columns=list(JUDGED))

@@ -21,35 +21,45 @@ def compute_gains(predictions, class_names):
 
     predictions: ``results.load_predictions``. S is compared with zero-shot CLIP, R+S with Real-finetune of the same
     seed; where that has not been run there is no row. Columns method, setting, seed, label, class_name, "accuracy",
-    "gain" (%).
+    "gain" (%), and "image_variance": that of the mean gain over seeds, from the choice of the class's test images.
     """
     rows = []
     for (method, setting), tables in predictions.items():
-        for seed, table in tables.items():
-            before = _reference(predictions, setting, seed)
-            if before is None:
-                continue
+        pairs = {seed: (table, _reference(predictions, setting, seed)) for seed, table in tables.items()}
+        pairs = {seed: pair for seed, pair in pairs.items() if pair[1] is not None}
+        noise = _image_variance(list(pairs.values()))
+        for seed, (table, before) in pairs.items():
             accuracy = 100 * table.groupby("label")["correct"].mean()
             gain = accuracy - 100 * before.groupby("label")["correct"].mean()
             rows += [
                 dict(method=method, setting=setting, seed=seed, label=label, class_name=class_names[label],
-                     accuracy=accuracy[label], gain=gain[label])
+                     accuracy=accuracy[label], gain=gain[label], image_variance=noise[label])
                 for label in accuracy.index
             ]  # fmt: skip
-    columns = ["method", "setting", "seed", "label", "class_name", "accuracy", "gain"]
+    columns = ["method", "setting", "seed", "label", "class_name", "accuracy", "gain", "image_variance"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _image_variance(pairs):
+    """Of each class's mean gain over ``pairs`` (tables after and before): the variance that its test images bring."""
+    if not pairs:
+        return pd.Series(dtype=float)
+    wins = [100.0 * (after["correct"].to_numpy(int) - before["correct"].to_numpy(int)) for after, before in pairs]
+    by_class = pd.Series(np.mean(wins, axis=0)).groupby(pairs[0][0]["label"].to_numpy())
+    return by_class.var() / by_class.size()
 
 
 def judge_gains(gains):
     """``compute_gains`` over seeds: a row for each class of a method and setting, with a verdict.
 
     Columns: "method", "setting", "label", "class_name", "n_seeds", "accuracy" (%, mean), "gain" (points, mean), "low",
-    "high" and "verdict" (``compare.judge_seeds``).
+    "high" and "verdict" (``compare.judge_seeds``, with the noise of the class's test images). A class with a single
+    test image has no interval.
     """
     columns = ["method", "setting", "label", "class_name"]
     rows = []
     for names, cell in gains.groupby(columns, sort=False):
-        judged = judge_seeds(cell["gain"])
+        judged = judge_seeds(cell["gain"], cell["image_variance"].iloc[0])
         means = {"n_seeds": len(cell), "accuracy": cell["accuracy"].mean(), "gain": round(judged.pop("mean"), 6)}
         rows.append(dict(zip(columns, names, strict=True)) | means | judged)
     return pd.DataFrame(rows, columns=[*columns, "n_seeds", "accuracy", "gain", "low", "high", "verdict"])

@@ -26,8 +26,9 @@ MEAN = "mean"  # of all numbers of shots
 GAINS = ("R+S", "S")  # beside the real images, and instead of them
 
 # Of ``compare_sides``, and of ``answer_questions``.
-DIFFERENCE = ("difference", "low", "high", "p", "per_dataset", "n_seeds")
-COLUMNS = ("question", "classifier", "n_shot", "first", "second", *DIFFERENCE, "p_holm", "visible", "answer")
+DIFFERENCE = ("difference", "low", "high", "p", "p_by_seed", "per_dataset", "n_seeds")
+COLUMNS = ("question", "classifier", "n_shot", "first", "second", *DIFFERENCE, "p_holm", "visible", "answer",
+           "also_by_seed")  # fmt: skip
 
 
 class Question(BaseModel):
@@ -106,18 +107,23 @@ def compare_sides(correct, pair, datasets, n_shots, classifier="clip", seeds=Non
     correct: ``Correct``; seeds: None for all that both sides have. A data set counts if both sides were run with every
     number of shots. low, high: the 95 % interval; p: two-sided, of the same Student's t. With one seed the interval is
     over test images alone, and p is NaN. per_dataset: ``{name: difference}``; n_seeds: the fewest of any data set. None
-    if no data set counts.
+    if no data set counts. InputError if one was tested on different images.
+
+    Pooling the seeds' spread takes data sets as independent and as noisy as each other. p_by_seed needs neither: the
+    data sets are averaged seed by seed first, over the seeds that all of them have (NaN with fewer than two).
     """
     per_seed, image_variances = {}, []
     for dataset in datasets:
         wins = [_wins(correct, pair, dataset, n_shot, classifier, seeds) for n_shot in n_shots]
         if any(table is None for table in wins):
             continue
+        for table in wins:
+            _check_images(table, wins[0], dataset, f"{name_side(pair[0])} with {' and '.join(map(str, n_shots))} shots")
         common = sorted(set.intersection(*(set(table.columns) for table in wins)))
         if not common:
             continue
         mean = 100 * sum(table[common] for table in wins) / len(wins)  # points (n_images, n_seeds)
-        per_seed[dataset] = mean.mean().to_numpy()
+        per_seed[dataset] = mean.mean()
         image_variances.append(mean.mean(axis=1).var(ddof=1) / len(mean))
     if not per_seed:
         return None
@@ -127,17 +133,25 @@ def compare_sides(correct, pair, datasets, n_shots, classifier="clip", seeds=Non
     pooled = squares / freedom if freedom else 0.0  # variance over seeds within data sets
     seed_variances = [pooled / len(points) for points in per_seed.values()]
     error = (sum(seed_variances) + sum(image_variances)) ** 0.5 / n_datasets
-    noise = student(freedom or math.inf)
-    half = float(noise.ppf(1 - LEVEL / 2) * error)
-    p = float(2 * noise.sf(abs(difference) / error)) if error else float(difference == 0)
+    half = float(student(freedom or math.inf).ppf(1 - LEVEL / 2) * error)
+    averaged = sum(per_seed.values()).dropna() / n_datasets  # of the seeds that all data sets have
+    by_seed = (averaged.var() / max(1, len(averaged)) + sum(image_variances) / n_datasets**2) ** 0.5
     return {
         "difference": difference,
         "low": difference - half,
         "high": difference + half,
-        "p": p if freedom else float("nan"),
+        "p": _p_value(difference, error, freedom),
+        "p_by_seed": _p_value(averaged.mean(), by_seed, len(averaged) - 1),
         "per_dataset": {name: round(float(points.mean()), 4) for name, points in per_seed.items()},
         "n_seeds": min(map(len, per_seed.values())),
     }
+
+
+def _p_value(difference, error, freedom):
+    """Two-sided, of Student's t; NaN without a degree of freedom."""
+    if freedom < 1:
+        return float("nan")
+    return float(2 * student(freedom).sf(abs(difference) / error)) if error else float(difference == 0)
 
 
 def _wins(correct, pair, dataset, n_shot, classifier, seeds):
@@ -145,8 +159,18 @@ def _wins(correct, pair, dataset, n_shot, classifier, seeds):
     first, second = (correct.table(side, dataset, n_shot, classifier) for side in pair)
     if first is None or second is None:
         return None
+    _check_images(first, second, dataset, f"{' and '.join(map(name_side, pair))} with {n_shot} shots")
     common = [seed for seed in first.columns if seed in second.columns and (seeds is None or seed in seeds)]
     return first[common].astype(int) - second[common].astype(int)
+
+
+def _check_images(first, second, dataset, which):
+    """InputError if two tables are not of the same test images."""
+    if not first.index.equals(second.index):
+        raise InputError(
+            f"{dataset}: {which} were not tested on the same images in the same order: delete the runs that belong to "
+            "an older test split and make them again, or keep them under another output_root."
+        )
 
 
 def gains_by_shots(runs, dataset):
@@ -186,7 +210,7 @@ def write_gain(table, n_shot):
         f"{learners[row.classifier]} {row.difference:+z.1f} points ({row.low:+z.1f} to {row.high:+z.1f})"
         for row in rows.itertuples()
     ]
-    several = rows["n_seeds"] > 1
+    several = rows["p"].notna()
     noise = "seeds and test images" if several.all() else "test images alone, one seed"
     noise = "test images, and over seeds where there are several" if several.any() and not several.all() else noise
     images = "1 real image" if n_shot == 1 else f"{n_shot} real images"
@@ -204,6 +228,7 @@ def answer_questions(questions, runs):
     runs: ``results.load_results``. visible: half the interval's width, the size of difference that would have been
     seen. p_holm: p corrected for all comparisons of its question; one that was not run counts with p = 1. answer:
     "yes", "reversed", "no difference that matters", "cannot tell", "one seed", "seeds missing" or "not run".
+    also_by_seed: of "yes" and "reversed", whether p_by_seed, corrected likewise, is below ``LEVEL`` too: "yes" or "no".
     """
     correct, tables = Correct(runs), []
     for question in questions.questions.values():
@@ -228,6 +253,9 @@ def _judge(rows, questions):
     rows["p_holm"] = pd.Series(holm(rows["p"].fillna(1.0)), rows.index).where(tested)
     rows["visible"] = (rows["high"] - rows["low"]) / 2
     rows["answer"] = [_answer(row, questions.smallest, len(questions.seeds)) for row in rows.itertuples()]
+    by_seed = pd.Series(holm(rows["p_by_seed"].fillna(1.0)), rows.index) < LEVEL
+    decided = rows["answer"].isin(["yes", "reversed"])
+    rows["also_by_seed"] = by_seed.map({True: "yes", False: "no"}).where(decided, "")
     return rows
 
 

@@ -89,8 +89,8 @@ def load_predictions(runs, dataset, n_shot, classifier="clip", variant=""):
     """``{(method, setting): {seed: table}}``, in the order of the main table; a table has a row per test image.
 
     runs: ``load_results``; other variants and the published protocol are left out. The columns are
-    ``PREDICTION_COLUMNS``. All tables have the same images in the same order. InputError if predictions cannot be read,
-    or if two runs were tested on different images or in a different order.
+    ``PREDICTION_COLUMNS``, the index is the images' paths. All tables have the same images in the same order.
+    InputError if predictions cannot be read, or if two runs were tested on different images or in a different order.
     """
     same = (runs["dataset"] == dataset) & (runs["n_shot"] == n_shot) & (runs["classifier"] == classifier)
     plain = runs[same & (runs["protocol"] == "sound") & (runs["variant"] == variant)]
@@ -98,13 +98,13 @@ def load_predictions(runs, dataset, n_shot, classifier="clip", variant=""):
     predictions, first = {}, None
     for row in ordered.itertuples():
         table = _read_predictions(row.folder / "predictions.parquet")
-        files = table.pop("file")
-        first = first or (row.folder, files)
-        if not files.equals(first[1]):
+        first = first or (row.folder, table.index)
+        if not table.index.equals(first[1]):
             raise InputError(
                 f"{row.folder} and {first[0]} were not tested on the same images in the same order: delete the one "
                 "that belongs to an older test split and run 03_train_clip again."
             )
+        table.index = first[1]  # one for all: ImageNet has 50,000 paths
         predictions.setdefault((row.method, row.setting), {})[row.seed] = table
     return predictions
 
@@ -116,7 +116,7 @@ def _rank(column):
 
 def _read_predictions(path):
     try:
-        return pd.read_parquet(path, columns=["file", *PREDICTION_COLUMNS])
+        return pd.read_parquet(path, columns=["file", *PREDICTION_COLUMNS]).set_index("file")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): copy it from where the run was made, or delete {path.parent} and run "

@@ -15,7 +15,7 @@ import pandas as pd
 
 from datadream_utils.analysis.ablations import COMPUTE, format_value
 from datadream_utils.analysis.alignment import CORRELATIONS
-from datadream_utils.analysis.compare import Verdict, verdict_matrix
+from datadream_utils.analysis.compare import OTHER_SEEDS, Verdict, verdict_matrix
 from datadream_utils.analysis.published import AVERAGE, LEAKY, load_published
 from datadream_utils.analysis.results import BLOCKS, RESULT_TABLES
 from datadream_utils.catalogue import ABLATIONS, TABLES
@@ -76,12 +76,25 @@ VALUES = {
     "setting": {"none": "nothing (zero-shot)"},
     "space": {"feature": "features", "pixel": "pixels"},
 }  # values in words, by column
-RESULT_NOTES = {
-    Verdict.WITHIN_NOISE: "Within the noise of these test images of the highest mean of its block.",
-    Verdict.UNDECIDED: "Below the highest mean of its block by more than the noise of these test images, but the seeds "
-    "do not decide: 0 lies in the 95 % interval over seeds.",
-    Verdict.ONE_SEED: "Below the highest mean of its block by more than the noise of these test images, but with one "
-    "seed: what others would bring is not known.",
+RESULT_NOTES = {  # of what is not surely below the highest mean of its block: {label: (sign, note)}
+    Verdict.WITHIN_NOISE.label: (
+        Verdict.WITHIN_NOISE.sign,
+        "Within the noise of these test images of the highest mean of its block.",
+    ),
+    Verdict.UNDECIDED.label: (
+        Verdict.UNDECIDED.sign,
+        "Below the highest mean of its block by more than the noise of these test images, but the seeds do not decide: "
+        "0 lies in the 95 % interval over seeds.",
+    ),
+    Verdict.ONE_SEED.label: (
+        Verdict.ONE_SEED.sign,
+        "Below the highest mean of its block by more than the noise of these test images, but with one seed: what "
+        "others would bring is not known.",
+    ),
+    OTHER_SEEDS: (
+        "§",
+        "Not compared with the highest mean of its block: the two were run with other seeds.",
+    ),
 }
 
 _TEX = str.maketrans({c: rf"\{c}" for c in "_%&#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"})
@@ -114,7 +127,7 @@ class Style:
 
 MARKDOWN = Style(escape_markdown, "**{}**", " ± {}", "<sup>{}</sup>", "✓", {})
 LATEX = Style(escape_latex, r"\textbf{{{}}}", r"$_{{\pm {}}}$", r"$^{{{}}}$", r"\checkmark",
-              {"≈": r"\approx", "◇": r"\diamond", "○": r"\circ"})  # fmt: skip
+              {"≈": r"\approx", "◇": r"\diamond", "○": r"\circ", "§": r"\S"})  # fmt: skip
 
 
 @dataclass
@@ -247,10 +260,9 @@ def lay_out_results(table, style=MARKDOWN):
 def _find_marks(table):
     """``(mark of each row, {mark: note})``: signs of verdicts other than "below", letters of notes."""
     if "verdict" in table:
-        signs = {verdict.label: verdict.sign for verdict in RESULT_NOTES}
         present = set(table["verdict"])
-        notes = {verdict.sign: text for verdict, text in RESULT_NOTES.items() if verdict.label in present}
-        return table["verdict"].map(lambda label: signs.get(label, "")), notes
+        notes = dict(note for label, note in RESULT_NOTES.items() if label in present)
+        return table["verdict"].map(lambda label: RESULT_NOTES.get(label, ("", ""))[0]), notes
     texts = table.get("note", pd.Series("", table.index)).fillna("")
     letters = dict(zip([text for text in texts.unique() if text], ascii_lowercase, strict=False))
     return texts.map(lambda text: letters.get(text, "")), {letter: text for text, letter in letters.items()}
@@ -338,10 +350,10 @@ def _lay_out_answers(answers):
         visible = "" if pd.isna(row.visible) else f"{row.visible:.1f}"
         rows.append([escape_markdown(question), row.classifier, row.n_shot, f"{row.first} − {row.second}",
                      *(_points(row.per_dataset.get(name, float("nan"))) for name in datasets), _points(row.difference),
-                     _interval(row.low, row.high), visible, row.answer])  # fmt: skip
+                     _interval(row.low, row.high), visible, row.answer, row.also_by_seed])  # fmt: skip
     headings = ["Question", "Classifier", "Shots", "Comparison", *map(escape_markdown, datasets), "Difference",
-                "95 %", "Visible", "Answer"]  # fmt: skip
-    return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crl", rows)
+                "95 %", "Visible", "Answer", "Also by seed"]  # fmt: skip
+    return Layout(headings, "llll" + "r" * (len(datasets) + 1) + "crll", rows)
 
 
 def _lay_out_baselines(table):

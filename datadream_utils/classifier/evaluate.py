@@ -16,6 +16,7 @@ from datadream_utils.data.shots import write_shots
 from datadream_utils.diffusion.generate import read_generated
 from datadream_utils.errors import InputError
 from datadream_utils.files import atomic_write, digest, write_json
+from datadream_utils.runs.checkpoint import discard_checkpoints
 from datadream_utils.runs.device import advise_on_memory
 from datadream_utils.runs.plausible import check_finite
 
@@ -82,6 +83,7 @@ def save_results(run, classifier, history, predictions):
         predictions.to_parquet(temporary, index=False)
     metrics = _metrics(run, predictions)
     write_json(run.folder / "metrics.json", metrics)
+    discard_checkpoints(run)
     split = evaluation_split(run)
     synthetic = read_generated(run.source, len(run.shots)) if run.source else []
     run.finish(

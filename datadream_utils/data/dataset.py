@@ -81,19 +81,21 @@ def load_dataset(dataset, data_root="data", split_file=""):
     """Find a data set by name or folder and list its files.
 
     dataset: "mnist5k", "uci_digits", a known name (``known_names()``), the name of a folder under ``data_root``, or the
-    path of any folder. A known data set is read from ``data_root`` (its original archive, exported folders or parquet
-    files); if it is not there, it is exported from the hub. split_file: path or URL of a CSV or JSON file that assigns
-    each picture to a split (``splits.read_split_file``). InputError if the data set is not there, lacks a split, or if
-    the classes of its splits differ.
+    path of any folder. A known data set is read from ``data_root`` (exported folders, its original archive or parquet
+    files; with a split file the archive comes first); if it is not there, it is exported from the hub. split_file: path
+    or URL of a CSV or JSON file that assigns each picture to a split (``splits.read_split_file``). InputError if the
+    data set is not there, lacks a split, or if the classes of its splits differ.
     """
     dataset = os.path.expandvars(os.path.expanduser(dataset))
     known = read_known(Path(dataset).name)
     root = _find_root(dataset, known, data_root)
     names_root = root  # the folder to which the file names in a split file are relative
     splits = find_splits(root)
-    if "test" in splits or (splits and not known):  # train/<class>/*.png and test/<class>/*.png
+    archive = find_archive(root, known) if known else None
+    exported = "test" in splits or (splits and not known)
+    if exported and not (archive and split_file):  # train/<class>/*.png and test/<class>/*.png
         data = _read_split_folders(root, splits, known)
-    elif known and (archive := find_archive(root, known)):  # the archive that its authors publish
+    elif archive:  # the archive that its authors publish; a split file names its pictures
         names_root, files = read_archive(archive, known)
         data = _from_archive(root, files, known)
     elif has_parquet(root):  # downloaded from the hub

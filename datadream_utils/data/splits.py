@@ -164,8 +164,8 @@ def apply_split(split_file, images, folders, files):
     if missing:
         place, name = missing[0]
         raise InputError(
-            f"{where} names {len(missing)} images that are not in {images} ({place}: {name!r}): use the whole original "
-            "archive; copies from the hub may not keep the original file names."
+            f"{where} names {len(missing)} images that are not in {images} ({place}: {name!r}): unpack the whole "
+            "original archive there; copies from the hub may not keep the original file names."
         )
     first_place, label_of = {}, {}  # {path: its place in the split file}, {class name in the split file: label}
     divided = {split: [[] for _ in folders] for split in SPLITS}

@@ -2,7 +2,7 @@
 
 Begin with ``denoising.py`` (the loss), ``lora.py`` (which layers), ``adapt.py`` (one adapter per class, data set or
 image), ``recipe.py`` (what decides an image) and ``generate.py`` (drawing them). ``stacked.py`` trains and draws with
-many adapters at once, ``checkpoint.py`` saves unfinished ones, ``captions.py`` serves DISEF, ``probe.py`` looks inside.
+many adapters at once, ``captions.py`` serves DISEF, ``probe.py`` looks inside.
 Imports the ground modules, ``data``, ``runs`` and ``backbones``.
 """
 

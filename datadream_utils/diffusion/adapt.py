@@ -5,9 +5,6 @@ all classes; loft (Kim et al. 2025) trains one adapter per shot.
 """
 
 import csv
-import hashlib
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from datadream_utils.backbones.load import model_identity
 from datadream_utils.data.shots import write_shots
-from datadream_utils.diffusion.checkpoint import Checkpoint
 from datadream_utils.diffusion.denoising import (
     Batches,
     adapter_seed,
@@ -29,6 +25,7 @@ from datadream_utils.diffusion.lora import WEIGHTS, attached_lora, save_lora
 from datadream_utils.diffusion.stacked import stacked_lora
 from datadream_utils.files import atomic_write
 from datadream_utils.prompts import class_prompt
+from datadream_utils.runs.checkpoint import discard_checkpoints, open_checkpoint
 from datadream_utils.runs.device import DTYPES, advise_on_memory, free_memory, is_out_of_memory
 from datadream_utils.runs.plausible import check_loss, check_prompts, check_skipped, check_weights, steps_taken
 from datadream_utils.runs.shards import part_of
@@ -92,7 +89,7 @@ def adapt(pipe, adapters, run, team=None):
             _train_groups(pipe, missing, run, advance, team)
         if leads:
             if not run.shard:
-                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+                discard_checkpoints(run)
             write_shots(run.data, run.shots, run.folder / "shots.txt")
             facts = {"processes": team.size} if team else {}
             run.finish(model=model_identity(p.sd_model, p.sd_revision), **facts)
@@ -112,8 +109,8 @@ class Training:
     """The optimization of one adapter, or of several at once, with AdamW and a cosine schedule with warm-up.
 
     ``batches``: the ``Batches`` of each adapter. ``rows``: (step, loss or list of the adapters' losses, learning rate)
-    of the steps so far. A checkpoint keeps parameters, optimizer, schedule, gradient scaler (fp16), rows and the state
-    of ``batches``. A subclass has ``losses(batch)`` and ``clip_gradients()``.
+    of the steps so far. A checkpoint keeps all that the next step depends on. A subclass has ``losses(batch)`` and
+    ``clip_gradients()``.
     """
 
     def __init__(self, pipe, adapters, parameters, params, team=None):
@@ -148,6 +145,23 @@ class Training:
             self.pipe.unet.eval(), self.pipe.text_encoder.eval()
         check_weights(self.parameters, ", ".join(self.names), self.params)
         return self.rows
+
+    def state(self):
+        """What a checkpoint keeps beside parameters, optimizer, schedule and scaler: rows and the state of batches."""
+        _, losses, rates = zip(*self.rows, strict=True)
+        tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+        tensors |= {"rates": torch.tensor(rates, dtype=torch.float64)}
+        for k, of_adapter in enumerate(self.batches):
+            tensors |= {f"generator.{k}": of_adapter.generator.get_state(), f"order.{k}": of_adapter.order}
+        return tensors
+
+    def restore(self, tensors):
+        """Take what ``state`` gave."""
+        losses, rates = tensors["losses"].tolist(), tensors["rates"].tolist()
+        self.rows = [(step, *row) for step, row in enumerate(zip(losses, rates, strict=True))]
+        for k, of_adapter in enumerate(self.batches):
+            of_adapter.generator.set_state(tensors[f"generator.{k}"])
+            of_adapter.order, of_adapter.step = tensors[f"order.{k}"], len(rates)
 
     def _step(self, batch):
         """One optimizer step. Losses of several adapters are summed, which mixes nothing: they share no parameters."""
@@ -245,7 +259,8 @@ def _train_groups(pipe, groups, run, advance, team):
 def _train_and_save(pipe, group, run, advance, team):
     """Train one group and write the losses and weights of each adapter that is not saved yet."""
     p, writes = run.params, team is None or team.leads
-    checkpoint = _checkpoint(run, group, writes)
+    made_from = [[adapter.name, [path.name for path in adapter.paths], adapter.prompts] for adapter in group]
+    checkpoint = open_checkpoint(run, group[0].name, made_from, writes)
     if len(group) == 1:
         (adapter,) = group
         seed = adapter_seed(adapter, p)
@@ -264,14 +279,6 @@ def _train_and_save(pipe, group, run, advance, team):
                     stack.save(pipe, k, run.folder / "adapters" / adapter.name)
     if writes:
         checkpoint.path.unlink(missing_ok=True)
-
-
-def _checkpoint(run, group, writes):
-    """The ``Checkpoint`` of a group, in a file named after its first adapter; only a process that writes saves it."""
-    adapters = [[adapter.name, [path.name for path in adapter.paths], adapter.prompts] for adapter in group]
-    made_from = hashlib.sha256(json.dumps([run.params.identity(), adapters]).encode()).hexdigest()
-    path = run.folder / "checkpoints" / f"{group[0].name}.safetensors"
-    return Checkpoint(path, made_from, run.params.checkpoint_every if writes else 0)
 
 
 def _losses_file(run, adapter):

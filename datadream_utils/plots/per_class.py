@@ -42,9 +42,9 @@ def _points(values):
 def gain_heatmap(gains, setting):
     """Gains beyond noise as a heat map: rows are classes, columns methods, numbers points (means over seeds).
 
-    gains: ``per_class.compute_gains``. A cell is blank where the interval over seeds has 0 in it; with one seed nothing
-    is known of noise, and every cell is drawn. All settings have one scale of colours. Of many classes, those that
-    change most are shown.
+    gains: ``per_class.compute_gains``. A cell is blank where the interval has 0 in it; with one seed nothing is known
+    of noise, and every cell is drawn. All settings have one scale of colours. Of many classes, those that change most
+    are shown.
     """
     name, rows = f"class_gains_{setting.replace('+', '')}", gains[gains["setting"] == setting]
     if rows.empty:
@@ -68,7 +68,7 @@ def gain_heatmap(gains, setting):
     part = _part(len(shown), len(means))
     title = [f"Gain {GAIN_WORDS[setting]} (points), {SETTING_TITLES[setting]}"]
     title += [part] if part else []
-    title += ["one seed: how much is noise is not known"] if alone else ["blank: within the noise of seeds"]
+    title += ["one seed: how much is noise is not known"] if alone else ["blank: within the noise"]
     label_axes(ax)
     figure.suptitle("\n".join(title), fontsize=NORMAL)
     turn_names(ax, 35)
@@ -77,11 +77,11 @@ def gain_heatmap(gains, setting):
 
 
 def _beyond_noise(cells):
-    """How many gains exceed the seeds' noise, and in which direction."""
+    """How many gains exceed the noise, and in which direction."""
     if (cells["verdict"] == Verdict.ONE_SEED.label).all():
         return "With one seed no gain can be separated from noise."
     above, below = (int((cells["verdict"] == side.label).sum()) for side in (Verdict.ABOVE, Verdict.BELOW))
-    return f"Beyond the seeds' noise, {above} of {len(cells)} gains (a class with a method) are above 0, {below} below."
+    return f"Beyond the noise, {above} of {len(cells)} gains (a class with a method) are above 0, {below} below."
 
 
 def confusion_change_heatmap(change, class_names, method, setting):

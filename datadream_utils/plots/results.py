@@ -10,7 +10,7 @@ from datadream_utils.analysis.cost import COSTS, pareto_front
 from datadream_utils.analysis.published import published_order
 from datadream_utils.analysis.questions import CLASSIFIERS, GAINS
 from datadream_utils.analysis.results import BLOCKS
-from datadream_utils.catalogue import ABLATIONS
+from datadream_utils.catalogue import ABLATIONS, INTERVAL_OF_TWENTY
 from datadream_utils.methods import METHODS, classifier_name, short_label
 from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.style import (
@@ -186,8 +186,12 @@ def gain_by_shots(table):
         label_axes(ax, ABLATIONS["n_shot"] if last else "", ylabel, title)
     legend(figure, axes)
     several = table[(table["n_seeds"] > 1) & (table["setting"] == "R+S")]
-    above, below = int((several["low"] > 0).sum()), int((several["high"] < 0).sum())
-    finding = f"Of {len(several)} gains of R+S, {above} intervals lie above 0 and {below} below."
+    counts = [
+        f"{CLASSIFIERS[name]} {int((rows['low'] > 0).sum())} of {len(rows)} intervals lie above 0 and "
+        f"{int((rows['high'] < 0).sum())} below"
+        for name, rows in several.groupby("classifier", sort=False)
+    ]
+    finding = f"Gains of R+S: for {', for '.join(counts)}. {INTERVAL_OF_TWENTY}"
     if several.empty:
         finding = "One seed: the intervals are over test images alone." if table["n_seeds"].max() == 1 else ""
     alt = "Lines: what generated images bring beside the real ones and instead of them, against the number of shots."

@@ -94,11 +94,12 @@ def free_memory(error):
 def suggest_smaller(params, *names):
     """Which of the parameters ``names`` to change so that a stage needs less: "lower adapt_batch_size (8) or ...".
 
-    Numbers above 1 can be lowered, and switches that are false set to true. "" if there is nothing to change.
+    Switches that are false can be set to true, which changes no result, and numbers above 1 can be lowered. "" if there
+    is nothing to change.
     """
     values = {name: getattr(params, name) for name in names}
-    changes = [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
-    changes += [f"set {name} to true" for name, value in values.items() if value is False]
+    changes = [f"set {name} to true (no result changes)" for name, value in values.items() if value is False]
+    changes += [f"lower {name} ({value})" for name, value in values.items() if value is not True and value > 1]
     return " or ".join(changes)
 
 

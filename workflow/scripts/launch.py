@@ -1,7 +1,7 @@
 """Run stage 1 or 2 without a notebook: a part of the work, or one adapter on several GPUs.
 
     python -m workflow.scripts.launch generate --shard 2/4 -f params/paper.yaml -p dataset eurosat
-    accelerate launch --multi_gpu --num_processes 2 -m workflow.scripts.launch adapt -f params/paper.yaml
+    accelerate launch --multi_gpu --num_processes 2 -m workflow.scripts.launch adapt -f params/paper.yaml -p dataset dtd
     torchrun --nproc_per_node 2 -m workflow.scripts.launch adapt -p device cpu            (on CPUs)
 
 Parameters are given as for papermill; a parameter that is not given has the notebook's default. ``--shard 2/4`` makes

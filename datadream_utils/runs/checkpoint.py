@@ -1,12 +1,13 @@
-"""Checkpoints inside a long adaptation: one safetensors file with everything that the next step depends on.
+"""Checkpoints inside a long training: one safetensors file with everything that the next step depends on.
 
-Its tensors: the LoRA matrices, AdamW's moments, losses and learning rates so far, and of each adapter the generator's
-state and the order of the current epoch. Its metadata: the states of schedule and gradient scaler, what the training is
-made from, and the sha256 of all of it.
+Its tensors: the trained parameters, AdamW's moments, and what the training itself adds (its rows so far, the state of
+its random numbers, ...). Its metadata: the states of schedule and gradient scaler, what the training is made from, and
+the sha256 of all of it.
 """
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,30 +18,35 @@ from safetensors.torch import save_file
 from datadream_utils.files import atomic_write
 from datadream_utils.runs.plausible import are_finite
 
+FOLDER = "checkpoints"  # in a stage's folder while it works
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Where the state of one training is kept.
 
     made_from: a hash of everything that the training is made from; every: steps between two saves (0: never).
+
+    A training has ``parameters``, ``optimizer``, ``schedule``, ``scaler`` and ``rows``, one for each step so far.
+    ``state()`` gives the other tensors to keep, by name; ``restore(tensors)`` takes them, after all else.
     """
 
     path: Path
     made_from: str
     every: int
 
+    def is_due(self, steps):
+        """Whether to save after so many steps."""
+        return bool(self.every) and steps % self.every == 0
+
     def save_if_due(self, training):
         """Write the state after every ``every`` steps, unless its weights are not finite: the next step stops then."""
-        if not self.every or len(training.rows) % self.every or not are_finite(training.parameters):
+        if not self.is_due(len(training.rows)) or not are_finite(training.parameters):
             return
         tensors = {f"parameters.{i}": parameter for i, parameter in enumerate(training.parameters)}
         for i, of_parameter in training.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in of_parameter.items()}
-        for k, of_adapter in enumerate(training.batches):
-            tensors |= {f"generator.{k}": of_adapter.generator.get_state(), f"order.{k}": of_adapter.order}
-        _, losses, rates = zip(*training.rows, strict=True)
-        tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
-        tensors |= {"rates": torch.tensor(rates, dtype=torch.float64)}
+        tensors |= training.state()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         states = {"schedule": training.schedule.state_dict(), "scaler": training.scaler.state_dict()}
         text = json.dumps({"made_from": self.made_from, **states})
@@ -67,12 +73,8 @@ class Checkpoint:
         training.schedule.load_state_dict(states["schedule"])
         training.scaler.load_state_dict(states["scaler"])
         _load_optimizer(training, tensors)
-        losses, rates = tensors["losses"].tolist(), tensors["rates"].tolist()
-        training.rows = [(step, *row) for step, row in enumerate(zip(losses, rates, strict=True))]
-        for k, of_adapter in enumerate(training.batches):
-            of_adapter.generator.set_state(tensors[f"generator.{k}"])
-            of_adapter.order, of_adapter.step = tensors[f"order.{k}"], len(rates)
-        print(f"Going on at step {len(rates)} of the checkpoint {self.path}.")
+        training.restore(tensors)
+        print(f"Going on at step {len(training.rows)} of the checkpoint {self.path}.")
 
     def _read(self):
         with safe_open(self.path, "pt") as file:
@@ -82,8 +84,23 @@ class Checkpoint:
             raise ValueError("its contents have changed since it was written")
         states = json.loads(note["state"])
         if states["made_from"] != self.made_from:
-            raise ValueError("it was made with other parameters")
+            raise ValueError("it was made with other parameters or from other images")
         return tensors, states
+
+
+def open_checkpoint(run, name, made_from, writes=True):
+    """The ``Checkpoint`` of one training of the stage of ``run``, in a file called ``name``.
+
+    made_from: a JSON value, what the training depends on beside the run's parameters, such as the names of its images.
+    writes: whether this process saves it (every ``checkpoint_every`` steps).
+    """
+    digest = hashlib.sha256(json.dumps([run.params.identity(), made_from]).encode()).hexdigest()
+    return Checkpoint(run.folder / FOLDER / f"{name}.safetensors", digest, run.params.checkpoint_every if writes else 0)
+
+
+def discard_checkpoints(run):
+    """Delete those of the stage, which is complete without them."""
+    shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
 
 
 def _load_optimizer(training, tensors):

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from jupyter_client.manager import start_new_kernel
 from papermill.exceptions import strip_color
 
 from datadream_utils.params import ROOT
+from datadream_utils.runs import progress
 
 CELLS = """
 from datadream_utils.errors import InputError
@@ -124,3 +126,19 @@ def test_a_requeued_job_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path):
     resumed = [json.loads((one / "manifest.json").read_text(encoding="utf-8"))["resumed"] for one in (stage, other)]
     assert resumed == [True, False]
     assert (stage / "checksums.txt").read_text() == (other / "checksums.txt").read_text()
+
+
+def test_the_time_left_is_not_taken_from_what_a_checkpoint_brought_back(monkeypatch):
+    lines, clock = [], [0.0]
+    handle = SimpleNamespace(update=lambda line: lines.append(repr(line)))
+    monkeypatch.setattr(progress, "display", lambda *_, **__: handle)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with progress.show_progress(1000, "steps") as advance:
+        for _ in range(500):  # of an earlier process, at once
+            advance()
+        for _ in range(100):
+            clock[0] += 2.0
+            advance()
+    assert "s left" not in lines[0] + lines[1] and "501/1000" in lines[1]
+    assert "502/1000  4.0 s, 996 s left" in lines[2] and "600/1000  200.0 s, 800 s left" in lines[-2]
+    assert lines[-1].endswith("600/1000  200.0 s")

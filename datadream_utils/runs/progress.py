@@ -1,5 +1,6 @@
 """What a cell shows while it works: one line of progress, and no bars or advice of the libraries."""
 
+import math
 import time
 import warnings
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ def quiet_libraries():
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers|peft")
+    # With fp16 the first step is often skipped, and the schedule then seems to come before the optimizer
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
 
 
 def calm_interruptions():
@@ -37,9 +40,10 @@ def show_progress(total, label):
     """Show one updating line (bar, count, time left) while the block runs; gives ``advance(n=1)`` to call.
 
     The line is an ordinary display update, so an executed notebook keeps its last state. An interruption becomes
-    ``Interrupted``, which says how far the work was.
+    ``Interrupted``, which says how far the work was. The time left is measured from the first update after the first
+    one: what a checkpoint brings back is counted at once, and says nothing about speed.
     """
-    started, shown, count = time.monotonic(), -REFRESH, 0
+    started, shown, count, measured = time.monotonic(), -math.inf, 0, []
     handle = display(_Line(label, 0, total, 0.0), display_id=True)
 
     def advance(n=1):
@@ -47,7 +51,9 @@ def show_progress(total, label):
         count += n
         if time.monotonic() - shown > REFRESH:
             shown = time.monotonic()
-            handle.update(_Line(label, count, total, shown - started))
+            measured.append((shown, count))
+            handle.update(_Line(label, count, total, shown - started, _time_left(measured, total)))
+            del measured[2:]
 
     try:
         yield advance
@@ -56,13 +62,21 @@ def show_progress(total, label):
     handle.update(_Line(label, count, total, time.monotonic() - started))
 
 
+def _time_left(measured, total):
+    """Seconds until ``total``, at the speed since the second of ``measured`` (time, count); None before a third."""
+    if len(measured) < 3:
+        return None
+    (begin, first), (now, count) = measured[1], measured[-1]
+    return (now - begin) * (total - count) / (count - first) if count > first else None
+
+
 class _Line:
     """The line as a display object."""
 
-    def __init__(self, label, count, total, seconds):
+    def __init__(self, label, count, total, seconds, left=None):
         done = count / total if total else 1.0
         bar = "█" * int(20 * done) + "░" * (20 - int(20 * done))
-        left = f", {seconds * (1 / done - 1):.0f} s left" if 0 < done < 1 else ""
+        left = f", {left:.0f} s left" if left is not None and count < total else ""
         self.text = f"{label:<24} {bar} {count}/{total}  {seconds:.1f} s{left}"
 
     def __repr__(self):

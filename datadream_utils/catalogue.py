@@ -73,7 +73,7 @@ FIGURES = {
         "What generated images bring, by number of shots",
         "Accuracy minus that of Real-finetune on the same shots and test images, with 95 % intervals over seeds and "
         "test images: above, with generated images beside the real ones (R+S); below, instead of them (S). Small "
-        "marks: single data sets.",
+        f"marks: single data sets. {INTERVAL_OF_TWENTY}",
     ),
     "qualitative": _figure(
         PAPER,

@@ -61,7 +61,7 @@ def _gains():
              ("loft", 1): [1e-14, 0, 0]}  # fmt: skip
     rows = [(m, i, "ab"[i], s, gain) for (m, i), gains in seeds.items() for s, gain in enumerate(gains)]
     gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "seed", "gain"])
-    return gains.assign(setting="R+S", accuracy=50.0)
+    return gains.assign(setting="R+S", accuracy=50.0, image_variance=0.0)
 
 
 def _measures(values):
@@ -609,7 +609,9 @@ def test_gains_within_noise_are_blank_and_all_settings_have_one_scale(figures):
 
 def test_a_heat_map_of_many_classes_names_how_many_it_shows():
     rows = [("loft", i, f"class {i}", float(i)) for i in range(30)]
-    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"]).assign(setting="S", accuracy=50.0)
+    gains = pd.DataFrame(rows, columns=["method", "label", "class_name", "gain"]).assign(
+        setting="S", accuracy=50.0, image_variance=0.0
+    )
     change = np.diag(np.arange(30.0)) - np.diag(np.arange(29.0), 1)
     changed = confusion_change_heatmap(change, [f"class {i}" for i in range(30)], "loft", "S")
     for count, figure in ((25, gain_heatmap(gains, "S")), (10, changed)):

@@ -10,7 +10,7 @@ from datadream_utils.analysis.cost import COSTS, pareto_front
 from datadream_utils.analysis.published import published_order
 from datadream_utils.analysis.questions import CLASSIFIERS, GAINS
 from datadream_utils.analysis.results import BLOCKS
-from datadream_utils.catalogue import ABLATIONS, INTERVAL_OF_TWENTY
+from datadream_utils.catalogue import ABLATIONS
 from datadream_utils.methods import METHODS, classifier_name, short_label
 from datadream_utils.plots.pictures import show_grid
 from datadream_utils.plots.style import (
@@ -187,11 +187,10 @@ def gain_by_shots(table):
     legend(figure, axes)
     several = table[(table["n_seeds"] > 1) & (table["setting"] == "R+S")]
     counts = [
-        f"{CLASSIFIERS[name]} {int((rows['low'] > 0).sum())} of {len(rows)} intervals lie above 0 and "
-        f"{int((rows['high'] < 0).sum())} below"
+        f"{CLASSIFIERS[name]} {(rows['low'] > 0).sum()} of {len(rows)} above 0, {(rows['high'] < 0).sum()} below"
         for name, rows in several.groupby("classifier", sort=False)
     ]
-    finding = f"Gains of R+S: for {', for '.join(counts)}. {INTERVAL_OF_TWENTY}"
+    finding = f"Intervals of R+S: {'; '.join(counts)}."
     if several.empty:
         finding = "One seed: the intervals are over test images alone." if table["n_seeds"].max() == 1 else ""
     alt = "Lines: what generated images bring beside the real ones and instead of them, against the number of shots."

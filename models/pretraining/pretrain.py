@@ -306,8 +306,9 @@ def write_card(output, evaluation="Not yet: `python -m models.pretraining.evalua
     for part, file in weights.items():
         lines = [row for row in rows if row["part"] == part]
         parameters = f"{sum(tensor.numel() for tensor in load_file(file).values()) / 1e6:.2f} M"
-        first, last = lines[0], lines[-1]
-        cells = [part, parameters, last["step"], BATCH[part], KIND[part], first["loss"], last["loss"], last["seconds"]]
+        first, last = (lines[0], lines[-1]) if lines else ({}, {})  # made elsewhere: its log is not here
+        of_log = [values.get(name, "–") for values, name in ((first, "loss"), (last, "loss"), (last, "seconds"))]
+        cells = [part, parameters, last.get("step", "–"), BATCH[part], KIND[part], *of_log]
         table.append("| " + " | ".join(map(str, cells)) + " |")
     sums = [f"{sha256(path)}  {path.relative_to(output)}" for path in sorted(output.rglob("*.safetensors"))]
     card = CARD.format(table="\n".join(table), sums="\n".join(sums), evaluation=evaluation)

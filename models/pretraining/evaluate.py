@@ -1,7 +1,7 @@
 """Evaluate the tiny world's base models on validation images of handwritten digits; the test images stay unread.
 
     python -m models.pretraining.evaluate                          the features of CLIP: zero-shot and linear probes
-    python -m models.pretraining.evaluate --stages --sheet x.png   also adaptation, pictures and classifiers
+    python -m models.pretraining.evaluate --stages 16 --sheet x.png   also adaptation, pictures and classifiers
     python -m models.pretraining.evaluate --card                   writes the table into the model card
 
 Few-shot images are those of seeds from 100 on, so that no choice made here touches the seeds that results are
@@ -168,10 +168,9 @@ def main():
                     draw_sheet(data, images, args.sheet)
     print(format_table(args.seeds, rows))
     if args.card:
-        write_card(
-            args.models,
-            f"`python -m models.pretraining.evaluate` makes this table.\n\n{format_table(args.seeds, rows)}",
-        )
+        stages = " ".join(["", "--stages", *map(str, args.stages)]) if args.stages else ""
+        command = f"python -m models.pretraining.evaluate{stages}"
+        write_card(args.models, f"`{command}` makes this table.\n\n{format_table(args.seeds, rows)}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class Training:
         tensors = {name: torch.tensor(columns[name].to_numpy()) for name in COLUMNS}
         tensors["random"] = self.random_state
         if self.device.type != "cpu":  # dropout has the device's own generator
-            tensors["random_device"] = torch.get_device_module(self.device).get_rng_state(*self._which())
+            tensors["random_device"] = torch.get_device_module(self.device).get_rng_state(*self._device_argument())
         tensors |= {f"buffers.{i}": buffer for i, buffer in enumerate(self.classifier.buffers())}
         if self.best:
             accuracy, weights = self.best
@@ -185,9 +185,9 @@ class Training:
             self.best = tensors["best"].item(), weights
         torch.set_rng_state(tensors["random"])
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(tensors["random_device"], *self._which())
+            torch.get_device_module(self.device).set_rng_state(tensors["random_device"], *self._device_argument())
 
-    def _which(self):
+    def _device_argument(self):
         """The device, as an argument where there may be several of its kind."""
         return [self.device] if self.device.type == "cuda" else []
 
